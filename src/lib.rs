@@ -1,1 +1,12 @@
-//! lib
+//! Emotion in conversation: a LLaMA that fits in your process.
+//!
+//! Read the modules in this order; each uses only those above it.
+//!
+//! - `error`: what can go wrong, with the numbers
+//! - `files`: bytes on disk to checked values (safetensors, config, tokenizer, adapters, dialogues)
+#![deny(unsafe_code)]
+
+pub mod error;
+pub mod files;
+
+pub use error::{Code, Error, Result};
