@@ -636,3 +636,238 @@ fn shortened(value: &Value) -> String {
         None => text,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn model() -> Config {
+        let json = json!({"model_type": "llama", "vocab_size": 71, "hidden_size": 32, "intermediate_size": 64,
+            "num_hidden_layers": 12, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6});
+        Config::from_json(json.as_object().unwrap().clone(), Path::new("config.json")).unwrap()
+    }
+
+    fn lora(changes: Value) -> Result<LoraConfig> {
+        let mut map = json!({"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]})
+            .as_object()
+            .unwrap()
+            .clone();
+        map.extend(changes.as_object().unwrap().clone());
+        LoraConfig::from_json(map)
+    }
+
+    fn paths(changes: Value) -> Vec<String> {
+        lora(changes).unwrap().pairs(&model()).unwrap().iter().map(|p| p.site.path(p.layer)).collect()
+    }
+
+    #[test]
+    fn names_match_whole_parts_at_the_end_of_a_path() {
+        assert_eq!(paths(json!({})).len(), 12);
+        assert_eq!(paths(json!({"target_modules": ["v_proj", "self_attn.q_proj", "proj"]})).len(), 24);
+        assert_eq!(paths(json!({"target_modules": ["1.mlp.up_proj"]})), ["model.layers.1.mlp.up_proj"]);
+        assert_eq!(paths(json!({"target_modules": ["model.layers.11.mlp.up_proj"]})), ["model.layers.11.mlp.up_proj"]);
+    }
+
+    #[test]
+    fn pairs_come_by_layer_then_in_the_order_of_sites() {
+        let all = lora(json!({"target_modules": "All-Linear"})).unwrap().pairs(&model()).unwrap();
+        assert_eq!(all.len(), 84);
+        assert!(all.is_sorted_by_key(|p| (p.layer, p.site)));
+    }
+
+    #[test]
+    fn an_expression_must_match_the_whole_path() {
+        let one = paths(json!({"target_modules": r".*\.1\d\.self_attn\.(q|k)_proj"}));
+        assert_eq!(
+            one,
+            [
+                "model.layers.10.self_attn.q_proj",
+                "model.layers.10.self_attn.k_proj",
+                "model.layers.11.self_attn.q_proj",
+                "model.layers.11.self_attn.k_proj"
+            ]
+        );
+        assert!(
+            lora(json!({"target_modules": "q_proj"})).unwrap().pairs(&model()).is_err(),
+            "a text is an expression, not a suffix"
+        );
+    }
+
+    #[test]
+    fn layers_choose_among_names_but_not_among_full_paths() {
+        let chosen = paths(
+            json!({"layers_to_transform": [1, 3], "target_modules": ["q_proj", "model.layers.5.self_attn.v_proj"]}),
+        );
+        assert_eq!(
+            chosen,
+            ["model.layers.1.self_attn.q_proj", "model.layers.3.self_attn.q_proj", "model.layers.5.self_attn.v_proj"]
+        );
+        assert_eq!(paths(json!({"layers_to_transform": 2})).len(), 1);
+        assert_eq!(paths(json!({"layers_to_transform": 2, "layers_pattern": "layers"})).len(), 1);
+        assert!(lora(json!({"layers_to_transform": 2, "layers_pattern": "blocks"})).unwrap().pairs(&model()).is_err());
+    }
+
+    #[test]
+    fn excluded_modules_get_no_pair() {
+        assert_eq!(paths(json!({"exclude_modules": r".*layers\.\d\..*"})).len(), 2);
+        assert_eq!(paths(json!({"target_modules": ["q_proj", "v_proj"], "exclude_modules": ["q_proj"]})).len(), 12);
+    }
+
+    #[test]
+    fn the_first_matching_pattern_sets_rank_and_alpha() {
+        let config = lora(json!({
+            "target_modules": ["q_proj", "v_proj"], "rank_pattern": {"layers.1.self_attn.q_proj": 2, "q_proj": 4, "proj": 9},
+            "alpha_pattern": {r"layers\.\d+\.self_attn\.v_proj": 3},
+        }));
+        let pairs = config.unwrap().pairs(&model()).unwrap();
+        let of = |layer: usize, site: Site| {
+            let p = pairs.iter().find(|p| p.layer == layer && p.site == site).unwrap();
+            (p.rank, p.alpha, p.scale)
+        };
+        assert_eq!(of(1, Site::Q), (2, 16.0, 8.0));
+        assert_eq!(of(11, Site::Q), (4, 16.0, 4.0));
+        assert_eq!(of(1, Site::V), (8, 3.0, 0.375));
+    }
+
+    #[test]
+    fn rslora_divides_by_the_root_of_the_rank() {
+        let pairs = lora(json!({"use_rslora": true, "r": 4})).unwrap().pairs(&model()).unwrap();
+        assert_eq!(pairs[0].scale, 8.0);
+    }
+
+    #[test]
+    fn what_peft_does_and_this_does_not_is_refused_by_name() {
+        for (changes, word) in [
+            (json!({"use_dora": true}), "use_dora"),
+            (json!({"modules_to_save": ["lm_head"]}), "modules_to_save"),
+            (json!({"bias": "all"}), "bias"),
+            (json!({"lora_bias": true}), "lora_bias"),
+            (json!({"fan_in_fan_out": true}), "fan_in_fan_out"),
+            (json!({"peft_type": "IA3"}), "IA3"),
+            (json!({"init_lora_weights": "pissa"}), "pissa"),
+            (json!({"task_type": "SEQ_CLS"}), "SEQ_CLS"),
+            (json!({"something_new": {"a": 1}}), "something_new"),
+            (json!({"trainable_token_indices": [1]}), "trainable_token_indices"),
+            (json!({"layer_replication": [[0, 4]]}), "layer_replication"),
+        ] {
+            let error = lora(changes).unwrap_err();
+            assert!(error.code() == Code::Unsupported && error.text().contains(word), "{error}");
+        }
+        lora(json!({"something_new": null, "other": false, "third": {}, "bias": "none", "qalora_group_size": 16}))
+            .unwrap();
+    }
+
+    #[test]
+    fn the_embedding_and_the_output_matrix_are_refused_as_targets() {
+        for targets in [json!(["q_proj", "lm_head"]), json!(["embed_tokens"]), json!(".*")] {
+            let error = lora(json!({"target_modules": targets})).unwrap().pairs(&model()).unwrap_err();
+            assert_eq!(error.code(), Code::Unsupported, "{error}");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_its_value() {
+        for (changes, word) in [
+            (json!({"r": 0}), "r is 0"),
+            (json!({"r": "eight"}), "eight"),
+            (json!({"lora_dropout": 1.0}), "lora_dropout is 1"),
+            (json!({"rank_pattern": {"q_proj": -1}}), "-1"),
+            (json!({"target_modules": [1]}), "[1]"),
+        ] {
+            let error = lora(changes).unwrap_err();
+            assert!(error.code() == Code::BadFile && error.text().contains(word), "{error}");
+        }
+        for changes in [
+            json!({"target_modules": "(q_proj"}),
+            json!({"rank_pattern": {"(": 1}}),
+            json!({"target_modules": ["query"]}),
+        ] {
+            assert_eq!(lora(changes).unwrap().pairs(&model()).unwrap_err().code(), Code::InvalidArgument);
+        }
+    }
+
+    fn adapter(changes: Value) -> (LoraConfig, Vec<Pair>) {
+        let config = lora(changes).unwrap();
+        let pair = |spec: PairSpec| {
+            let [a, b] = spec.shapes(&model()).map(|[rows, cols]| (0..rows * cols).map(|i| i as f32 - 3.5).collect());
+            Pair { spec, a, b }
+        };
+        let pairs = config.pairs(&model()).unwrap().into_iter().map(pair).collect();
+        (config, pairs)
+    }
+
+    #[test]
+    fn what_is_written_reads_back_the_same() {
+        for changes in [
+            json!({}),
+            json!({"target_modules": "all-linear", "use_rslora": true, "base_model_name_or_path": "org/name", "lora_alpha": 0.5}),
+            json!({"target_modules": r".*\.0\.mlp\..*", "rank_pattern": {"up_proj": 3}, "alpha_pattern": {"down_proj": 1.5}, "lora_dropout": 0.05}),
+            json!({"layers_to_transform": [2], "layers_pattern": ["layers"], "exclude_modules": ["k_proj"]}),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let (config, pairs) = adapter(changes);
+            write(dir.path(), &config, &pairs, &model()).unwrap();
+            assert_eq!(read(dir.path(), &model()).unwrap(), (config, pairs));
+        }
+    }
+
+    #[test]
+    fn an_adapter_for_another_base_is_refused_with_both_shapes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (config, pairs) = adapter(json!({}));
+        write(dir.path(), &config, &pairs, &model()).unwrap();
+        let other = Config { hidden_size: 48, ..model() };
+        let error = read(dir.path(), &other).unwrap_err();
+        assert!(["[8, 32]", "[8, 48]", "another base"].iter().all(|w| error.text().contains(w)), "{error}");
+        let fewer = Config { n_layers: 2, ..model() };
+        assert!(
+            read(dir.path(), &fewer)
+                .unwrap_err()
+                .text()
+                .contains("layers.10.self_attn.q_proj.lora_A.weight and 19 more")
+        );
+        let more = Config { n_layers: 13, ..model() };
+        assert!(
+            read(dir.path(), &more)
+                .unwrap_err()
+                .text()
+                .contains("lacks tensor base_model.model.model.layers.12.self_attn.q_proj.lora_A.weight")
+        );
+    }
+
+    #[test]
+    fn another_rank_than_the_settings_say_is_told_as_such() {
+        let dir = tempfile::tempdir().unwrap();
+        let (config, pairs) = adapter(json!({}));
+        write(dir.path(), &LoraConfig { rank: 4, ..config }, &pairs, &model()).unwrap();
+        let error = read(dir.path(), &model()).unwrap_err();
+        assert!(["[8, 32]", "[4, 32]", "rank"].iter().all(|w| error.text().contains(w)), "{error}");
+    }
+
+    #[test]
+    fn a_weight_that_is_no_number_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let (config, mut pairs) = adapter(json!({}));
+        pairs[3].b[5] = f32::NAN;
+        write(dir.path(), &config, &pairs, &model()).unwrap();
+        let error = read(dir.path(), &model()).unwrap_err();
+        assert!(
+            error.code() == Code::Numeric
+                && error.text().contains("layers.3.self_attn.q_proj.lora_B.weight has NaN as value 5"),
+            "{error}"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_settings_never_panic(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+            let mut text = adapter(json!({"rank_pattern": {"up_proj": 3}, "layers_to_transform": [2]})).0.to_json().to_string().into_bytes();
+            let at = at.index(text.len());
+            text[at] = byte;
+            if let Ok(map) = serde_json::from_slice(&text) {
+                let _ = LoraConfig::from_json(map).and_then(|c| c.pairs(&model()));
+            }
+        }
+    }
+}
