@@ -8,7 +8,6 @@ use crate::{Code, Error, Result};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::HashMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -146,14 +145,7 @@ pub const MELD_LABELS: [&str; 7] = ["neutral", "joy", "surprise", "anger", "sadn
 const MAX_BYTES: u64 = 1 << 30;
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    let refuse = |error| Error::io("read", path, &error);
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(refuse)?;
-    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(refuse)?;
-    if bytes.len() as u64 > MAX_BYTES {
-        return Err(Error::bad_file(path, format!("longer than {MAX_BYTES} bytes; split it into several files")));
-    }
-    Ok(bytes)
+    super::read_bounded(path, MAX_BYTES)
 }
 
 /// The bytes as text, without a byte order mark.
