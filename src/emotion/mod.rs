@@ -1,6 +1,7 @@
 //! Emotion in conversation: labels, templates, dialogues to forests to probabilities, and how good they are.
 
 pub mod baseline;
+pub mod framing;
 pub mod labels;
 pub mod metrics;
 pub mod template;
