@@ -85,6 +85,15 @@ def script_word(r: random.Random) -> str:
     return "".join(chr(r.randint(first, last)) for _ in range(r.randint(1, 8)))
 
 
+def made_up_word(r: random.Random) -> str:
+    """Syllables in the manner of English: merges that no list of real words would reach."""
+    syllables = [r.choice(["b", "br", "c", "ch", "d", "f", "gr", "h", "j", "k", "l", "m", "pl", "qu", "r", "s", "st", "th", "tr", "v", "w", "x", "z", ""])
+                 + r.choice(["a", "e", "i", "o", "u", "ee", "ou", "ai", "io", "y"]) + r.choice(["", "n", "r", "st", "ng", "ck", "tion", "ment", "s", "ly", "ed"])
+                 for _ in range(r.randint(1, 4))]
+    word = "".join(syllables)
+    return r.choice([word, word, word.capitalize(), word.upper()])
+
+
 def number(r: random.Random) -> str:
     return r.choice([str(r.randint(0, 10 ** r.randint(1, 12))), f"{r.random():.{r.randint(1, 9)}f}", f"{r.randint(0, 23):02}:{r.randint(0, 59):02}",
                      f"{r.randint(1, 28)}/{r.randint(1, 12)}/{r.randint(1900, 2030)}", f"{r.randint(1, 999)},{r.randint(0, 999):03}", f"-{r.randint(1, 99)}°"])
@@ -101,8 +110,8 @@ def mixed_text(size: int, seed: int) -> str:
     r = random.Random(seed)
     vocabulary, pieces, length = words(), [], 0
     makers = [lambda: r.choice(vocabulary), lambda: r.choice(vocabulary).upper(), lambda: saying(r), lambda: number(r), lambda: script_word(r),
-              lambda: r.choice(EMOJI), lambda: r.choice(CONTRACTIONS), lambda: r.choice(MARKS), lambda: code(r)]
-    weights = [10, 1, 3, 3, 3, 2, 3, 3, 1]
+              lambda: r.choice(EMOJI), lambda: r.choice(CONTRACTIONS), lambda: r.choice(MARKS), lambda: code(r), lambda: made_up_word(r)]
+    weights = [10, 1, 3, 3, 3, 2, 3, 3, 1, 6]
     while length < size:
         piece = r.choices(makers, weights)[0]() + (" " if r.random() < 0.6 else r.choice(SPACES) if r.random() < 0.5 else "")
         pieces.append(piece)
