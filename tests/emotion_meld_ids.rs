@@ -11,6 +11,7 @@ use dialoguellm::emotion::{Labels, Prompter, Template};
 use dialoguellm::files::dialogues::{Dialogue, Source, Split};
 use dialoguellm::files::{Config, Tokenizer};
 use dialoguellm::model::Builder;
+use dialoguellm::train::Group;
 use std::path::Path;
 
 const SPLITS: [Split; 3] = [Split::Train, Split::Dev, Split::Test];
@@ -37,10 +38,10 @@ fn llama_style() -> (Tokenizer, Ends) {
     (tokenizer, Ends { bos, eos, context: 4096 })
 }
 
-/// The ids that a prompt of `dialogue` about turn `t` must have, its answer and end included.
-type Expected = fn(&Tokenizer, Ends, &Dialogue, usize) -> Vec<u32>;
+/// The ids that a prompt of `dialogue` about turn `t` must have, its answer and end included, cut at some length.
+type Expected = fn(&Tokenizer, Ends, Option<usize>, &Dialogue, usize) -> Vec<u32>;
 
-fn dialogue_form(tokenizer: &Tokenizer, _: Ends, dialogue: &Dialogue, t: usize) -> Vec<u32> {
+fn dialogue_form(tokenizer: &Tokenizer, _: Ends, _: Option<usize>, dialogue: &Dialogue, t: usize) -> Vec<u32> {
     let lines: String = dialogue.turns[..=t].iter().map(|turn| format!("{}: {}\n", turn.speaker, turn.text)).collect();
     let turn = &dialogue.turns[t];
     let text = format!(
@@ -53,7 +54,8 @@ fn dialogue_form(tokenizer: &Tokenizer, _: Ends, dialogue: &Dialogue, t: usize) 
     tokenizer.encode(&text, true).unwrap()
 }
 
-fn paper_form(tokenizer: &Tokenizer, ends: Ends, dialogue: &Dialogue, t: usize) -> Vec<u32> {
+fn paper_form(tokenizer: &Tokenizer, ends: Ends, longest: Option<usize>, dialogue: &Dialogue, t: usize) -> Vec<u32> {
+    let longest = longest.unwrap();
     let pad = "            ";
     let context = match t {
         0 => String::new(),
@@ -68,8 +70,8 @@ fn paper_form(tokenizer: &Tokenizer, ends: Ends, dialogue: &Dialogue, t: usize) 
         dialogue.turns[t].text
     );
     let mut ids = tokenizer.encode(&text, true).unwrap();
-    ids.truncate(256);
-    if ids.len() < 256 {
+    ids.truncate(longest);
+    if ids.len() < longest {
         ids.extend(ends.eos);
     }
     ids
@@ -109,38 +111,65 @@ fn one_forest(taught: &Taught) -> usize {
     builder.len()
 }
 
-/// The figure that `design` gives, if the split and tokenizer are the ones it was counted on.
-fn check(name: &str, (tokenizer, ends): (Tokenizer, Ends), template: &str, labels: Labels, expected: Expected) {
+fn check(name: &str, (tokenizer, ends): (Tokenizer, Ends), template: &Template, labels: Labels, expected: Expected) {
     for split in SPLITS {
         let Some(dialogues) = meld(split) else { return };
         let turns: Vec<(&Dialogue, usize)> =
             dialogues.iter().flat_map(|dialogue| (0..dialogue.turns.len()).map(move |t| (dialogue, t))).collect();
-        let taught = taught(&Template::built_in(template).unwrap(), labels.clone(), &tokenizer, ends, &dialogues);
-        assert_eq!(taught.turns, turns.len());
-        let forests = check_paths(&taught, |i| expected(&tokenizer, ends, turns[i].0, turns[i].1));
+        let taught = taught(template, labels.clone(), &tokenizer, ends, &dialogues);
+        assert_eq!((taught.turns, taught.lost, taught.shortened), (turns.len(), 0, 0));
+        let forests = check_paths(&taught, |i| expected(&tokenizer, ends, template.max_tokens, turns[i].0, turns[i].1));
         let (linear, one) = (taught.linear_tokens, one_forest(&taught));
-        println!("{name} {template} {}: {linear} linear, {forests} in a forest a group, {one} in one", split.name());
+        let (split, form) = (split.name(), &template.name);
+        println!("{name} {form} {split}: {linear} linear, {forests} in a forest a group, {one} in one");
     }
+}
+
+fn built_in(name: &str) -> Template {
+    Template::built_in(name).unwrap()
 }
 
 #[test]
 fn dialogue_form_gpt2_style() {
     let Some(model) = gpt2_style() else { return };
-    check("gpt2-style", model, "dialogue", Labels::meld(), dialogue_form);
+    check("gpt2-style", model, &built_in("dialogue"), Labels::meld(), dialogue_form);
 }
 
 #[test]
 fn dialogue_form_llama_style() {
-    check("llama-style", llama_style(), "dialogue", Labels::meld(), dialogue_form);
+    check("llama-style", llama_style(), &built_in("dialogue"), Labels::meld(), dialogue_form);
 }
 
 #[test]
 fn papers_form_gpt2_style() {
     let Some(model) = gpt2_style() else { return };
-    check("gpt2-style", model, "dialoguellm", Labels::meld_as_in_the_paper(), paper_form);
+    check("gpt2-style", model, &built_in("dialoguellm"), Labels::meld_as_in_the_paper(), paper_form);
 }
 
 #[test]
 fn papers_form_llama_style() {
-    check("llama-style", llama_style(), "dialoguellm", Labels::meld_as_in_the_paper(), paper_form);
+    // a vocabulary of 320 tokens spells almost letter by letter: 256 tokens would end before the context
+    let template = Template { max_tokens: Some(2048), ..built_in("dialoguellm") };
+    check("llama-style", llama_style(), &template, Labels::meld_as_in_the_paper(), paper_form);
+}
+
+/// The counts of the design: a question that does not repeat the utterance, 1,459,000 tokens as linear prompts and
+/// 253,000 with one trunk a dialogue.
+#[test]
+fn a_short_question_costs_what_the_design_says() {
+    let (Some((tokenizer, ends)), Some(dialogues)) = (gpt2_style(), meld(Split::Train)) else { return };
+    let template = Template { question: "Emotion of {{ target.speaker }}:".into(), ..built_in("dialogue") };
+    let taught = taught(&template, Labels::meld(), &tokenizer, ends, &dialogues);
+    let forest = |group: &Group| {
+        let mut builder = Builder::new(0);
+        group.prompts.iter().for_each(|prompt| _ = builder.insert(0, &prompt.ids));
+        builder.len()
+    };
+    let forests: usize = taught.groups.iter().map(forest).sum();
+    println!(
+        "short question train: {} linear, {forests} in a forest a group, {} in one",
+        taught.linear_tokens,
+        one_forest(&taught)
+    );
+    assert_eq!((taught.linear_tokens, forests), (1_458_914, 253_343));
 }
