@@ -66,6 +66,12 @@ impl<'a> Matrix<'a> {
         &self.bytes[i * len..][..len]
     }
 
+    /// Rows `rows` as a matrix of their own.
+    pub fn slice_rows(&self, rows: std::ops::Range<usize>) -> Matrix<'a> {
+        let len = self.cols * self.dtype.size();
+        Self { bytes: &self.bytes[rows.start * len..rows.end * len], rows: rows.len(), ..*self }
+    }
+
     /// Value `(i, j)`, widened exactly. For references and edges; fast paths read whole rows.
     pub fn at<R: Real>(&self, i: usize, j: usize) -> R {
         let row = self.row(i);
