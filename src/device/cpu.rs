@@ -8,7 +8,7 @@ use super::{AttentionGradient, Device, HeadTarget, Operand, Out, PairAt, Plan, P
 use crate::Result;
 use crate::files::safetensors::Tensors;
 use dialoguellm_kernels::attention::Heads;
-use dialoguellm_kernels::{Elem, Isa, Kernels, Matrix, Real, linear};
+use dialoguellm_kernels::{Elem, Isa, Kernels, Matrix, Real, dropout, linear};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -442,7 +442,11 @@ impl<E: Elem> Device for Cpu<E> {
 
     fn add_noise(&self, x: &mut Buffer<E::Real>, keys: &[u64], scale: &[f32]) {
         let cols = x.cols;
-        self.each_row(x.values_mut(), cols, |i, x| self.kernels.add_noise(x, keys[i], scale[i]));
+        self.each_row(x.values_mut(), cols, |i, x| {
+            for (channel, x) in (0..).zip(x) {
+                *x += E::Real::from_f32(scale[i] * dropout::uniform(keys[i], channel));
+            }
+        });
     }
 
     fn rmsnorm(&self, x: &Buffer<E::Real>, w: &Self::Vector, eps: f64) -> (Buffer<E>, Buffer<E::Real>) {

@@ -40,8 +40,8 @@ impl Adapter {
         for (i, slot) in slots.iter().enumerate() {
             let bound = 1.0 / (slot.at.inputs as f32).sqrt();
             let key = dropout::key(seed, 0, i as u64, 0, 0);
-            for (channel, value) in params[slot.at.a..][..slot.at.rank * slot.at.inputs].iter_mut().enumerate() {
-                *value = bound * dropout::uniform(key, channel as u64);
+            for (channel, value) in (0..).zip(&mut params[slot.at.a..][..slot.at.rank * slot.at.inputs]) {
+                *value = bound * dropout::uniform(key, channel);
             }
         }
         Ok(Self { config, slots, params })
