@@ -5,10 +5,16 @@
 //! - `error`: what can go wrong, with the numbers
 //! - `files`: bytes on disk to checked values (safetensors, config, tokenizer, adapters, dialogues)
 //! - `model`: the network on a token forest, forward and backward
+//! - `conversation`: one token timeline, kept in the KV cache
+//! - `train`: token sequences to an adapter
 #![deny(unsafe_code)]
 
+pub mod conversation;
 pub mod error;
+#[cfg(test)]
+mod fake;
 pub mod files;
 pub mod model;
+pub mod train;
 
 pub use error::{Code, Error, Result};

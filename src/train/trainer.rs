@@ -14,6 +14,7 @@ use super::schedule::Rate;
 use crate::model::engine::{Cancel, Learning, Noise, Pass};
 use crate::model::{Adapter, Model};
 use crate::{Code, Error, Result};
+use dialoguellm_kernels::dropout;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 use std::sync::Arc;
@@ -312,7 +313,7 @@ impl Trainer {
             self.order = (0..self.groups.len() as u32).collect();
             if self.options.shuffle {
                 let seed = self.options.seed;
-                self.order.sort_by_cached_key(|&g| (draw(seed, epoch, u64::from(g)), g));
+                self.order.sort_by_cached_key(|&g| (dropout::key(seed, epoch, 0, u64::from(g), 0), g));
             }
             self.ordered = Some(epoch);
         }
@@ -447,14 +448,5 @@ fn check_finite(params: &[f32]) -> Result<()> {
     }
 }
 
-/// 64 random bits that depend on nothing but the three numbers: SplitMix64's finaliser (Steele et al. 2014), chained.
-fn draw(seed: u64, stream: u64, index: u64) -> u64 {
-    let mix = |x: u64| {
-        let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
-    };
-    let golden = 0x9e37_79b9_7f4a_7c15u64;
-    let keyed = |state: u64, word: u64| mix(state.wrapping_add(golden).wrapping_add(word.wrapping_mul(golden)));
-    keyed(keyed(keyed(golden, seed), stream), index)
-}
+#[cfg(test)]
+mod tests;
