@@ -1,7 +1,7 @@
 //! Cross-entropy: -log p_t = lse - z_t, lse = log sum_v e^(z_v), p_v = e^(z_v - lse)
 //!
-//! shapes   logits [V], one row per call; targets (t, g_t) with g_t = d loss / d (-log p_t): several where a row of the
-//!          forest has several children, none where only the log-sum is asked for
+//! shapes   logits [V] or a run of them, one row per call; targets (t, g_t) with g_t = d loss / d (-log p_t): several
+//!          where a row of the forest has several children; total is their sum over the whole row
 //! types    logits Real; lse Real; dlogits E
 //! rounding once, at dlogits. The sum runs in 16 parts under the row's maximum, so that it cannot overflow
 //! alias    none
@@ -16,17 +16,17 @@ pub fn reference(logits: &[f64]) -> f64 {
     max + logits.iter().map(|z| (z - max).exp()).sum::<f64>().ln()
 }
 
-/// dz_v = sum_t g_t (p_v - [v = t]).
-pub fn reference_backward(dlogits: &mut [f64], logits: &[f64], lse: f64, targets: &[(u32, f64)]) {
+/// dz_v = sum_t g_t (p_v - [v = t]) = total p_v - sum of g_t with t = v.
+pub fn reference_backward(dlogits: &mut [f64], logits: &[f64], lse: f64, total: f64, targets: &[(u32, f64)]) {
     for v in 0..logits.len() {
-        let p = (logits[v] - lse).exp();
-        dlogits[v] = targets.iter().map(|&(t, g)| g * (p - f64::from(u8::from(t as usize == v)))).sum();
+        let own: f64 = targets.iter().filter(|&&(t, _)| t as usize == v).map(|&(_, g)| g).sum();
+        dlogits[v] = total * (logits[v] - lse).exp() - own;
     }
 }
 
 stamp! {
     log_sum: fn(logits: &[E::Real]) -> E::Real = log_sum_body;
-    backward: fn(dlogits: &mut [E], logits: &[E::Real], lse: E::Real, targets: &[(u32, E::Real)]) = body_backward;
+    backward: fn(dlogits: &mut [E], logits: &[E::Real], lse: E::Real, total: E::Real, targets: &[(u32, E::Real)]) = body_backward;
 }
 
 impl<E: Elem> Kernels<E> {
@@ -36,22 +36,24 @@ impl<E: Elem> Kernels<E> {
         unsafe { (self.cross_entropy.log_sum)(logits) }
     }
 
-    /// dlogits = sum over targets (t, g) of g (p - onehot t), p = e^(logits - lse); g = d loss / d (-log p_t).
+    /// dlogits = total p - sum over targets (t, g) of g onehot t, p = e^(logits - lse); g = d loss / d (-log p_t).
     ///
-    /// dlogits, logits \[V\]; `lse` is [`Kernels::log_sum_exp`]'s. A target may come more than once. Panics where the
-    /// lengths differ or a target is not below V.
+    /// dlogits, logits \[V\] or a run of a row's logits; `lse` ([`Kernels::log_sum_exp`]) and `total`, the sum of g, are
+    /// the whole row's, `targets` those in the run, counted from its start. A target may come more than once. Panics
+    /// where the lengths differ or a target is outside the run.
     pub fn cross_entropy_backward(
         &self,
         dlogits: &mut [E],
         logits: &[E::Real],
         lse: E::Real,
+        total: E::Real,
         targets: &[(u32, E::Real)],
     ) {
         assert!(dlogits.len() == logits.len(), "cross_entropy_backward: dlogits and logits are one row each");
         let inside = targets.iter().all(|&(t, _)| (t as usize) < logits.len());
         assert!(inside, "cross_entropy_backward: a target is outside a row of {} logits", logits.len());
         // SAFETY: this table's level is one that the machine has.
-        unsafe { (self.cross_entropy.backward)(dlogits, logits, lse, targets) }
+        unsafe { (self.cross_entropy.backward)(dlogits, logits, lse, total, targets) }
     }
 }
 
@@ -79,17 +81,21 @@ fn maximum<R: Real>(x: &[R]) -> R {
 }
 
 #[inline(always)]
-fn body_backward<E: Elem>(dlogits: &mut [E], logits: &[E::Real], lse: E::Real, targets: &[(u32, E::Real)]) {
-    let mut all = E::Real::ZERO;
-    targets.iter().for_each(|&(_, g)| all += g);
+fn body_backward<E: Elem>(
+    dlogits: &mut [E],
+    logits: &[E::Real],
+    lse: E::Real,
+    total: E::Real,
+    targets: &[(u32, E::Real)],
+) {
     for (d, z) in dlogits.iter_mut().zip(logits) {
-        *d = E::narrow(all * Real::exp(*z - lse));
+        *d = E::narrow(total * Real::exp(*z - lse));
     }
     for &(t, _) in targets {
         // Again from the logit, so that a target's value is rounded once; a repeated target writes the same value again.
         let mut own = E::Real::ZERO;
         targets.iter().filter(|&&(u, _)| u == t).for_each(|&(_, g)| own += g);
-        dlogits[t as usize] = E::narrow(all * Real::exp(logits[t as usize] - lse) - own);
+        dlogits[t as usize] = E::narrow(total * Real::exp(logits[t as usize] - lse) - own);
     }
 }
 
@@ -131,7 +137,7 @@ mod tests {
         let targets = [(0, g(0.5)), (n as u32 / 2, g(0.25)), (n as u32 - 1, g(1.0))];
         let wide_targets = targets.map(|(t, g)| (t, g.to_f64()));
         let mut want = vec![0.0; n];
-        reference_backward(&mut want, &wide(&logits), lse.to_f64(), &wide_targets);
+        reference_backward(&mut want, &wide(&logits), lse.to_f64(), 1.75, &wide_targets);
         let plain: Vec<E> = (0..n)
             .map(|v| {
                 let p = E::Real::from_f64((logits[v] - lse).to_f64().exp());
@@ -144,7 +150,7 @@ mod tests {
             .collect();
         for &isa in Isa::available() {
             let mut d = vec![E::default(); n];
-            E::kernels(isa).cross_entropy_backward(&mut d, &logits, lse, &targets);
+            E::kernels(isa).cross_entropy_backward(&mut d, &logits, lse, g(1.75), &targets);
             check(&d, &plain, &want).unwrap_or_else(|e| panic!("{} {isa:?} V = {n}: {e}", E::NAME));
         }
     }
@@ -172,13 +178,25 @@ mod tests {
         let targets = [(2, 0.5), (4, 0.75), (2, 0.25)];
         let loss = |z: &[f64]| targets.iter().map(|&(t, g)| g * (reference(z) - z[t as usize])).sum::<f64>();
         let mut d = vec![0.0; 6];
-        reference_backward(&mut d, &logits, reference(&logits), &targets);
+        reference_backward(&mut d, &logits, reference(&logits), 1.5, &targets);
         is_the_slope("dlogits", &d, &logits, loss).unwrap();
         for &isa in Isa::available() {
             let mut got = vec![0.0; 6];
-            f64::kernels(isa).cross_entropy_backward(&mut got, &logits, reference(&logits), &targets);
+            f64::kernels(isa).cross_entropy_backward(&mut got, &logits, reference(&logits), 1.5, &targets);
             is_the_slope("the form's dlogits", &got, &logits, loss).unwrap();
         }
+    }
+
+    #[test]
+    fn a_row_cut_in_runs_has_the_same_gradient() {
+        let logits: Vec<f32> = Random::new(5).vec(40);
+        let kernels = f32::kernels(Isa::best(None));
+        let lse = kernels.log_sum_exp(&logits);
+        let (mut whole, mut cut) = ([0.0; 40], [0.0; 40]);
+        kernels.cross_entropy_backward(&mut whole, &logits, lse, 1.5, &[(3, 0.5), (30, 1.0)]);
+        kernels.cross_entropy_backward(&mut cut[..16], &logits[..16], lse, 1.5, &[(3, 0.5)]);
+        kernels.cross_entropy_backward(&mut cut[16..], &logits[16..], lse, 1.5, &[(14, 1.0)]);
+        assert_eq!(whole, cut);
     }
 
     #[test]

@@ -22,6 +22,13 @@ pub fn keeps(key: u64, channel: u32, p: f32) -> bool {
     hash(key, channel) >> 1 >= threshold(p)
 }
 
+/// A uniform number in [-1, 1) for `channel` of the row of `key`: NEFTune's noise and LoRA's first values.
+#[inline(always)]
+pub fn uniform(key: u64, channel: u32) -> f32 {
+    // the hash's upper 24 bits: every value is an f32, evenly spaced by 2^-23
+    (hash(key, channel) >> 8) as f32 / (1u32 << 23) as f32 - 1.0
+}
+
 /// y of x: the mask, one channel at a time.
 pub fn reference(y: &mut [f64], x: &[f64], key: u64, p: f32) {
     for i in 0..x.len() {
@@ -106,6 +113,16 @@ fn mix64(x: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn uniform_numbers_fill_their_range_evenly() {
+        let n = 100_000;
+        let all: Vec<f64> = (0..n).map(|channel| uniform(key(1, 2, 3, 4, 5), channel) as f64).collect();
+        assert!(all.iter().all(|x| (-1.0..1.0).contains(x)));
+        let mean = all.iter().sum::<f64>() / n as f64;
+        let square = all.iter().map(|x| x * x).sum::<f64>() / n as f64;
+        assert!(mean.abs() < 0.01 && (square - 1.0 / 3.0).abs() < 0.01, "mean {mean}, mean square {square}");
+    }
     use crate::Isa;
     use crate::proof::wide;
     use crate::testing::{Random, check, same_bits};

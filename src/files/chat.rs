@@ -160,11 +160,11 @@ mod tests {
             ("{% for k, v in {'a': 1}.items() %}{{ k }}={{ v }}{% endfor %}{{ {'a': 1}.keys() | join }}", "a=1a"),
             (
                 "{{ 'abc'.startswith('ab') and 'abc'.endswith('bc') }}{{ 'ab'.upper() }}{{ 'aa'.replace('a', 'b') }}",
-                "trueABbb",
+                "TrueABbb",
             ),
             (
                 "{{ messages[1:] | length }}{{ tools is none }}{{ pad_token is defined }}{{ strftime_now is defined }}",
-                "1truefalsefalse",
+                "1TrueFalseFalse",
             ),
         ] {
             assert_eq!(rendered(template).unwrap(), want, "{template}");

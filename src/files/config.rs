@@ -300,7 +300,8 @@ fn llama3(r: &Fields, before: Option<usize>, max_positions: usize) -> Result<Sca
     let [factor, low, high] =
         ["factor", "low_freq_factor", "high_freq_factor"].map(|name| r.number(name, None, positive));
     let (factor, low_freq_factor, high_freq_factor) = (factor?, low?, high?);
-    if !(low_freq_factor < high_freq_factor) {
+    if low_freq_factor >= high_freq_factor {
+        // both are finite here
         return Err(
             r.bad(format!("low_freq_factor {low_freq_factor} is not below high_freq_factor {high_freq_factor}"))
         );

@@ -3,13 +3,18 @@
 //! Every file may come from a stranger: counts are bounded before memory is asked for, offsets are checked before
 //! they are used, and what does not fit is one sentence naming the file, the place and both values.
 
+pub mod adapter;
 mod chat;
 pub mod config;
+pub mod fingerprint;
+pub mod folder;
 pub mod mmap;
 pub mod safetensors;
 pub mod tokenizer;
 
+pub use self::adapter::{LoraConfig, Pair, PairSpec, Site, Targets};
 pub use self::config::{Config, Rope, Scaling};
+pub use self::fingerprint::fingerprint;
 pub use self::mmap::{Access, Bytes};
 pub use self::safetensors::{TensorView, Tensors, Writer};
 pub use self::tokenizer::{Decoder, Tokenizer};
