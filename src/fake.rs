@@ -3,7 +3,7 @@
 //! h_t = sum over the path of emb(token) (1 + position / 64) / 2^age,  logits = U (h + scale B (A drop(h))): context,
 //! positions, cache, adapter and dropout all matter, and the gradient with respect to A and B is exact. All sums f64.
 
-use crate::files::adapter::LoraConfig;
+use crate::files::adapter::{LoraConfig, Targets};
 use crate::files::config::{Config, Rope, Scaling};
 use crate::model::engine::{Cache, Engine, Learning, LossGradient, Noise, Pass, Target};
 use crate::model::{Adapter, Model};
@@ -93,7 +93,8 @@ pub(crate) fn model_as(fingerprint: &str, precision: &'static str) -> (Arc<Model
 
 /// Rank 2 on one weight, B not zero.
 pub(crate) fn adapter(dropout: f64) -> Adapter {
-    let lora = LoraConfig { rank: 2, alpha: 4.0, dropout };
+    let targets = Targets::Names(vec!["q_proj".to_owned()]);
+    let lora = LoraConfig { rank: 2, alpha: 4.0, dropout, targets, ..LoraConfig::default() };
     let mut adapter = Adapter::new(lora, &config(), 5).unwrap();
     adapter.params_mut().iter_mut().enumerate().for_each(|(i, p)| *p = constant(3, i) as f32);
     adapter
