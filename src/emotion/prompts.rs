@@ -107,6 +107,16 @@ impl Prompter {
         &self.labels
     }
 
+    /// The longest prompt with answer that is asked.
+    pub fn longest_asked(&self) -> usize {
+        self.framer.longest_asked(self.labels.terminator())
+    }
+
+    /// Previous turns that the window shows of turn `target`.
+    pub fn history(&self, target: usize) -> usize {
+        self.renderer.history(target)
+    }
+
     /// A dialogue's turns, made ready once.
     pub fn script(&self, turns: &[Turn]) -> Script {
         Script(self.renderer.turns(turns))
@@ -117,7 +127,17 @@ impl Prompter {
     /// # Errors
     /// CONTEXT_FULL where the question alone does not fit; UNSUPPORTED where one answer's ids begin another's.
     pub fn question(&self, tokenizer: &Tokenizer, script: &Script, target: usize) -> Result<Question> {
-        let longest = self.framer.longest_asked(self.labels.terminator());
+        self.question_within(tokenizer, script, target, self.longest_asked())
+    }
+
+    /// As [`Prompter::question`], in at most `longest` tokens.
+    pub fn question_within(
+        &self,
+        tokenizer: &Tokenizer,
+        script: &Script,
+        target: usize,
+        longest: usize,
+    ) -> Result<Question> {
         let ask = |skip| {
             let parts = self.renderer.prompt(&script.0, target, skip)?;
             self.candidates(tokenizer, &parts, skip)?.ok_or_else(ambiguous)

@@ -124,7 +124,10 @@ fn a_short_last_batch_is_a_step_divided_by_its_own_targets() {
     let last = data_for(Loss::Answer).split_off(6);
     let mut alone = Trainer::new(model, fake::adapter(0.0), last, keep).unwrap();
     let reports = run(&mut all, 3);
-    assert_eq!(reports.iter().map(|r| (r.epoch, r.epoch_done)).collect::<Vec<_>>(), [(1, false), (1, false), (1, true)]);
+    assert_eq!(
+        reports.iter().map(|r| (r.epoch, r.epoch_done)).collect::<Vec<_>>(),
+        [(1, false), (1, false), (1, true)]
+    );
     assert_eq!(reports[2].loss, run(&mut alone, 1)[0].loss);
 }
 
@@ -377,7 +380,8 @@ mod dev {
         let then = first.adapter.params().to_vec();
         run(&mut first, 1);
         first.save(&dir.path().join("run")).unwrap();
-        let resumed = Trainer::resume(&dir.path().join("run"), fake::model().0, data_for(Loss::Answer), options(Loss::Answer));
+        let resumed =
+            Trainer::resume(&dir.path().join("run"), fake::model().0, data_for(Loss::Answer), options(Loss::Answer));
         let mut resumed = resumed.unwrap();
         assert!(!resumed.note_dev(score, Map::new()).unwrap());
         let (adapter, best) = resumed.finish();
@@ -407,7 +411,8 @@ mod log {
         first.save(&run_dir).unwrap();
         run(&mut first, 3); // lost
         drop(first);
-        let mut second = Trainer::resume(&run_dir, fake::model().0, data_for(Loss::Answer), options(Loss::Answer)).unwrap();
+        let mut second =
+            Trainer::resume(&run_dir, fake::model().0, data_for(Loss::Answer), options(Loss::Answer)).unwrap();
         second.log_to(&log).unwrap();
         run(&mut second, 2);
         assert_eq!(steps_in(&log), [1, 2, 3, 3, 4, 5, 6]);
@@ -540,7 +545,9 @@ mod checkpoints {
         let (_dir, path) = saved();
         let mut trainer = resume(&path).unwrap();
         run(&mut trainer, 1);
-        trainer.save_with(&path, |dir| std::fs::write(dir.join("labels"), "joy").map_err(|e| Error::io("write", dir, &e))).unwrap();
+        trainer
+            .save_with(&path, |dir| std::fs::write(dir.join("labels"), "joy").map_err(|e| Error::io("write", dir, &e)))
+            .unwrap();
         assert_eq!(std::fs::read_to_string(path.join("labels")).unwrap(), "joy");
         assert_eq!(resume(&path).unwrap().steps_made(), 6);
     }
