@@ -362,7 +362,8 @@ impl Sampling {
     /// InvalidArgument naming the field, its value and its range.
     pub fn check(&self) -> Result<()> {
         let Self { temperature, top_p, repetition_penalty, .. } = *self;
-        let wrong = |name: &str, value: f32, range: &str| Err(Error::invalid(format!("{name} is {value}, must be {range}")));
+        let wrong =
+            |name: &str, value: f32, range: &str| Err(Error::invalid(format!("{name} is {value}, must be {range}")));
         if !(temperature >= 0.0 && temperature.is_finite()) {
             return wrong("temperature", temperature, "0 or more");
         }
@@ -378,7 +379,8 @@ impl Sampling {
     /// Draws the token after `timeline` from its logits.
     fn pick(&self, mut logits: Vec<f32>, timeline: &[u32]) -> Result<u32> {
         if logits.iter().any(|x| x.is_nan()) || !logits.iter().any(|x| x.is_finite()) {
-            let text = format!("the logits after {} tokens are NaN or infinite: check the model's weights", timeline.len());
+            let text =
+                format!("the logits after {} tokens are NaN or infinite: check the model's weights", timeline.len());
             return Err(Error::new(Code::Numeric, text));
         }
         self.penalise(&mut logits, timeline);
@@ -442,3 +444,6 @@ fn at_quantile(candidates: &[(u32, f64)], uniform: f64) -> u32 {
     }
     candidates[candidates.len() - 1].0 // rounding only
 }
+
+#[cfg(test)]
+mod tests;

@@ -144,7 +144,8 @@ fn read_state(path: &Path) -> Result<State> {
     let format = value.get("format").and_then(Value::as_u64);
     let format = format.ok_or_else(|| Error::bad_file(path, "has no format number: it is no checkpoint of a run"))?;
     if !(1..=FORMAT).contains(&format) {
-        let text = format!("has checkpoint format {format}, this version reads formats up to {FORMAT}: use a newer one");
+        let text =
+            format!("has checkpoint format {format}, this version reads formats up to {FORMAT}: use a newer one");
         return Err(Error::unsupported(format!("{}: {text}", path.display())));
     }
     serde_json::from_value(value).map_err(|e| Error::bad_file(path, e))

@@ -134,10 +134,7 @@ mod tests {
             refusal(|p| p.ids = vec![1; 5]),
             format!("{place}it has 5 tokens, the model's context holds 4: shorten it")
         );
-        assert_eq!(
-            refusal(|p| p.ids[1] = 10),
-            format!("{place}token 1 is 10, the model's vocabulary ends before 10")
-        );
+        assert_eq!(refusal(|p| p.ids[1] = 10), format!("{place}token 1 is 10, the model's vocabulary ends before 10"));
         assert!(refusal(|p| p.answer = 0..2).contains("positions 0..2 of 3 tokens"));
         assert!(refusal(|p| p.answer = 2..4).contains("positions 2..4 of 3 tokens"));
         assert!(refusal(|p| p.weight = f32::NAN).contains("its weight is NaN"));

@@ -90,7 +90,8 @@ impl Options {
     /// # Errors
     /// InvalidArgument naming the field, its value and its range.
     pub fn check(&self) -> Result<()> {
-        let counts = [("epochs", self.epochs), ("batch", self.batch as u64), ("micro_tokens", self.micro_tokens as u64)];
+        let counts =
+            [("epochs", self.epochs), ("batch", self.batch as u64), ("micro_tokens", self.micro_tokens as u64)];
         for (name, value) in counts {
             require(value >= 1, name, value, "1 or more")?;
         }

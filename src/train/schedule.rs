@@ -192,7 +192,8 @@ mod tests {
     #[test]
     fn a_warm_up_ratio_is_rounded_up() {
         let steps = |n, warmup_ratio| Rate::new(&Options { warmup_ratio, ..Options::default() }, n).unwrap().warmup();
-        let cases = [(20, 0.06, 2), (20, 0.12, 3), (100, 0.03, 3), (7, 0.5, 4), (10, 0.3, 3), (1000, 0.001, 1), (3, 0.01, 1)];
+        let cases =
+            [(20, 0.06, 2), (20, 0.12, 3), (100, 0.03, 3), (7, 0.5, 4), (10, 0.3, 3), (1000, 0.001, 1), (3, 0.01, 1)];
         for (n, ratio, want) in cases {
             assert_eq!(steps(n, ratio), want, "{n} steps, ratio {ratio}");
         }

@@ -161,7 +161,9 @@ impl Trainer {
             ("training data", &state.data, &ours.data),
         ];
         if let Some((what, then, now)) = all.iter().find(|(_, then, now)| then != now) {
-            return Err(Error::invalid(format!("the run was begun with {what} {then}, this is {now}: resume with the same")));
+            return Err(Error::invalid(format!(
+                "the run was begun with {what} {then}, this is {now}: resume with the same"
+            )));
         }
         self.options.check_same(&state.options)?;
         if state.step > self.steps || state.skipped_in_a_row > state.skipped || state.skipped > state.step {
