@@ -444,3 +444,6 @@ fn at_quantile(candidates: &[(u32, f64)], uniform: f64) -> u32 {
     }
     candidates[candidates.len() - 1].0 // rounding only
 }
+
+#[cfg(test)]
+mod tests;

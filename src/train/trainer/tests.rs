@@ -269,6 +269,46 @@ fn a_run_saved_after_any_step_and_resumed_makes_the_same_bits() {
     }
 }
 
+/// This test is its own child process, which trains and saves without end until it is killed.
+#[test]
+fn a_run_killed_at_any_time_resumes_to_the_same_bits_as_an_unbroken_one() {
+    const DIR: &str = "DLLM_TEST_KILLED_RUN";
+    let settings = Options { max_steps: 60, ..options(Loss::Answer) };
+    let begin = |dir: &Path| match dir.exists() {
+        true => Trainer::resume(dir, fake::model().0, data_for(Loss::Answer), settings.clone()).unwrap(),
+        false => trainer(0.3, settings.clone()).0,
+    };
+    if let Some(dir) = std::env::var_os(DIR) {
+        let dir = Path::new(&dir);
+        let mut run_on = begin(dir);
+        while !run_on.is_done() {
+            run(&mut run_on, 1);
+            run_on.save(dir).unwrap();
+        }
+        loop {
+            run_on.save(dir).unwrap();
+        }
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("run");
+    let mut reached = Vec::new();
+    for kill in 0..20u64 {
+        let name = "train::trainer::tests::a_run_killed_at_any_time_resumes_to_the_same_bits_as_an_unbroken_one";
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args([name, "--exact"]).env(DIR, &dir).stdout(std::process::Stdio::null());
+        let mut child = child.spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_micros(15_000 + draw(kill, 40_000)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        reached.push(begin(&dir).steps_made());
+    }
+    assert!(reached.is_sorted() && reached[19] > 0, "{reached:?}");
+    let (mut killed, mut unbroken) = (begin(&dir), trainer(0.3, settings.clone()).0);
+    let left = (60 - killed.steps_made()) as usize;
+    (run(&mut killed, left), run(&mut unbroken, 60));
+    assert_eq!(bits(&killed), bits(&unbroken), "killed after {reached:?}");
+}
+
 #[test]
 fn a_cancel_in_the_middle_of_a_step_leaves_the_trainer_as_before_it() {
     let (mut calm, _) = trainer(0.3, options(Loss::Answer));
