@@ -1,6 +1,9 @@
-//! What several tests need: where data that are not part of this repository lie. A test that does not find its data
-//! returns early through here and nowhere else, so that every skip is a line on stderr.
-#![allow(dead_code)] // each test file uses the part it needs
+//! What integration tests share; among it, where data that are not part of this repository lie. A test that does not
+//! find its data returns early through here and nowhere else, so that every skip is a line on stderr.
+#![allow(dead_code, unreachable_pub)] // each test binary uses its own part
+
+pub mod golden;
+pub mod plain;
 
 use std::path::{Path, PathBuf};
 
@@ -12,11 +15,6 @@ pub fn shared_data(name: &str) -> Option<PathBuf> {
 /// The model folder `$DLLM_MODEL` (default: `models/smollm2`), if it is there.
 pub fn model_dir() -> Option<PathBuf> {
     present("DLLM_MODEL", "models/smollm2", "")
-}
-
-/// A golden folder of this repository, if this checkout has it.
-pub fn golden(name: &str) -> Option<PathBuf> {
-    present("DLLM_GOLDEN", "tests/golden", name)
 }
 
 fn present(variable: &str, default: &str, name: &str) -> Option<PathBuf> {
