@@ -7,7 +7,7 @@ use super::{Classifier, Labels};
 use crate::files::Config;
 use crate::files::dialogues::{Dialogue, Turn};
 use crate::model::engine::{Cache, Engine, Learning, LossGradient, Pass, Target};
-use crate::model::{Adapter, Forest, Model};
+use crate::model::{Forest, Model};
 use crate::{Error, Result};
 use dialoguellm_kernels::dropout::key;
 use std::sync::Arc;
