@@ -30,40 +30,48 @@ macro_rules! simd {
             type V = float32x4_t;
             const LANES: usize = 4;
             const ROWS: usize = 12;
-            #[inline(always)]
+            #[inline]
+            #[target_feature(enable = "neon")]
             unsafe fn zero() -> float32x4_t {
                 vdupq_n_f32(0.0)
             }
-            #[inline(always)]
+            #[inline]
+            #[target_feature(enable = "neon")]
             unsafe fn load(p: *const $elem) -> float32x4_t {
                 // SAFETY: the caller's four values.
                 unsafe { $load(p) }
             }
-            #[inline(always)]
+            #[inline]
+            #[target_feature(enable = "neon")]
             unsafe fn load_real(p: *const f32) -> float32x4_t {
                 // SAFETY: the caller's four values.
                 unsafe { vld1q_f32(p) }
             }
-            #[inline(always)]
+            #[inline]
+            #[target_feature(enable = "neon")]
             unsafe fn store(p: *mut f32, v: float32x4_t) {
                 // SAFETY: the caller's four values.
                 unsafe { vst1q_f32(p, v) }
             }
-            #[inline(always)]
+            #[inline]
+            #[target_feature(enable = "neon")]
             unsafe fn splat(x: f32) -> float32x4_t {
                 vdupq_n_f32(x)
             }
-            #[inline(always)]
+            #[inline]
+            #[target_feature(enable = "neon")]
             unsafe fn splat_pair(p: *const f32) -> float32x4_t {
                 // SAFETY: the caller's two values.
                 let pair = unsafe { p.cast::<f64>().read_unaligned() };
                 vreinterpretq_f32_f64(vdupq_n_f64(pair))
             }
-            #[inline(always)]
+            #[inline]
+            #[target_feature(enable = "neon")]
             unsafe fn mul_add(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
                 vfmaq_f32(c, a, b)
             }
-            #[inline(always)]
+            #[inline]
+            #[target_feature(enable = "neon")]
             unsafe fn store_pair_sums(p: *mut f32, v: float32x4_t) {
                 // SAFETY: the caller's two values.
                 unsafe { vst1_f32(p, vget_low_f32(vpaddq_f32(v, v))) }
