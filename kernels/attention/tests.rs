@@ -260,7 +260,7 @@ fn shapes() -> Vec<(Forest, Heads)> {
         (Forest::new(50, DIALOGUE, 3), heads(3, 1, 64)),
         (Forest::new(0, &[], 1), heads(3, 1, 16)),
     ];
-    shapes.extend([20, 47, 48, 49, 96, 97].map(|len| (line(len), heads(3, 1, 16))));
+    shapes.extend([3, 47, 48, 49, 96, 97].map(|len| (line(len), heads(3, 1, 16))));
     shapes.extend([2, 16, 34, 48, 64, 96, 128].map(|dim| (line(37), heads(2, 1, dim))));
     shapes
 }
@@ -425,7 +425,7 @@ fn one_key_has_weight_one() {
         let case = Case::<f32>::new(Forest::new(0, &[(None, 1)], 1), heads(3, 1, 16));
         let got = case.run(isa, 32, None);
         assert!(got.o.chunks(16).all(|o| o == case.v), "{isa:?}");
-        assert!(got.dq.iter().chain(&got.dk).all(|x| x.abs() <= 1e-6), "{isa:?}: {:?} {:?}", got.dq, got.dk);
+        assert!(got.dq.iter().chain(&got.dk).all(|x| *x == 0.0), "{isa:?}: {:?} {:?}", got.dq, got.dk);
         let sum = |c: usize| case.d_o.iter().skip(c).step_by(16).sum::<f32>();
         assert!((0..16).all(|c| (got.dv[c] - sum(c)).abs() <= 1e-6), "{isa:?}: {:?}", got.dv);
     }
