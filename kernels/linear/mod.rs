@@ -13,10 +13,14 @@
 //! A frozen W is packed by panels of 32 outputs, W or W^T alike, so that no transpose is stored; LoRA is a second term.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod gemv;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod pack;
 mod portable;
 mod tile;
@@ -141,6 +145,8 @@ impl<E: Elem> Forms<E> {
 impl Forms<f32> {
     pub(crate) const fn at(isa: Isa) -> Self {
         match isa {
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => neon::F32,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2::F32,
             #[cfg(target_arch = "x86_64")]
@@ -153,12 +159,16 @@ impl Forms<f32> {
 impl Forms<bf16> {
     pub(crate) const fn at(isa: Isa) -> Self {
         match isa {
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => neon::BF16,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2::BF16,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => avx512::BF16,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Bf16 | Isa::Amx => avx512::BF16_DOT,
+            Isa::Avx512Bf16 => avx512::BF16_DOT,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => Self { gemm: amx::gemm, ..avx512::BF16_DOT },
             _ => Self::portable(),
         }
     }

@@ -9,6 +9,7 @@ use crate::Result;
 use crate::files::safetensors::Tensors;
 use dialoguellm_kernels::attention::Heads;
 use dialoguellm_kernels::{Elem, Isa, Kernels, Matrix, Real, dropout, linear};
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -16,8 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub struct Cpu<E: Elem> {
     pool: Pool,
     kernels: &'static Kernels<E>,
-    acts: Arc<Arena<E>>,
-    reals: Arc<Arena<E::Real>>,
+    arena: Arc<Arena>,
 }
 
 /// Rows of row-wise operations that make one task.
@@ -29,20 +29,25 @@ const HEAD_COLS: usize = 4096;
 /// Bytes of packed weights that exist at a time.
 const PACKED_BYTES: usize = 16 << 20;
 
-/// Buffers between uses: the same few sizes are needed by every layer.
-struct Arena<T>(Mutex<Vec<Vec<T>>>);
+/// A cache line: packed panels load fastest from line to line.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line(#[allow(dead_code)] [u8; 64]); // only ever read as numbers
 
-impl<T: Copy + Default> Arena<T> {
-    /// A buffer of at least `len` values, contents unspecified.
-    fn take(&self, len: usize) -> Vec<T> {
+/// Buffers between uses: the same few sizes are needed by every layer.
+struct Arena(Mutex<Vec<Vec<Line>>>);
+
+impl Arena {
+    /// A buffer of at least `lines` lines, contents unspecified.
+    fn take(&self, lines: usize) -> Vec<Line> {
         let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = (0..free.len()).filter(|&i| free[i].len() >= len && free[i].len() <= 2 * len + 1024);
+        let fits = (0..free.len()).filter(|&i| free[i].len() >= lines && free[i].len() <= 2 * lines + 64);
         match fits.min_by_key(|&i| free[i].len()) {
             Some(best) => free.swap_remove(best),
-            None => vec![T::default(); len],
+            None => vec![Line([0; 64]); lines],
         }
     }
-    fn give(&self, buffer: Vec<T>) {
+    fn give(&self, buffer: Vec<Line>) {
         let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         free.push(buffer);
         if free.len() > 64 {
@@ -51,38 +56,42 @@ impl<T: Copy + Default> Arena<T> {
     }
 }
 
-/// A matrix whose buffer goes back to its arena.
-pub struct Buffer<T: Copy + Default> {
-    values: Vec<T>,
+/// A matrix of numbers whose memory goes back to its arena.
+pub struct Buffer<T: Elem> {
+    lines: Vec<Line>,
     rows: usize,
     cols: usize,
-    home: Arc<Arena<T>>,
+    home: Arc<Arena>,
+    values: PhantomData<T>,
 }
 
-impl<T: Copy + Default> Buffer<T> {
-    fn new(home: &Arc<Arena<T>>, rows: usize, cols: usize) -> Self {
-        Self { values: home.take(rows * cols), rows, cols, home: home.clone() }
+impl<T: Elem> Buffer<T> {
+    fn new(home: &Arc<Arena>, rows: usize, cols: usize) -> Self {
+        let lines = home.take((rows * cols * size_of::<T>()).div_ceil(size_of::<Line>()));
+        Self { lines, rows, cols, home: home.clone(), values: PhantomData }
     }
     /// All values, row-major.
     pub fn values(&self) -> &[T] {
-        &self.values[..self.rows * self.cols]
+        // SAFETY: `new` took enough lines, all initialised; any bytes are a number, and a line's alignment is enough.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.rows * self.cols) }
     }
     /// All values, row-major.
     pub fn values_mut(&mut self) -> &mut [T] {
-        &mut self.values[..self.rows * self.cols]
+        // SAFETY: as in `values`, and borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.rows * self.cols) }
     }
     fn row(&self, i: usize) -> &[T] {
-        &self.values[i * self.cols..][..self.cols]
+        &self.values()[i * self.cols..][..self.cols]
     }
 }
 
-impl<T: Copy + Default> Drop for Buffer<T> {
+impl<T: Elem> Drop for Buffer<T> {
     fn drop(&mut self) {
-        self.home.give(std::mem::take(&mut self.values));
+        self.home.give(std::mem::take(&mut self.lines));
     }
 }
 
-impl<T: Copy + Default + Send + Sync> Tensor for Buffer<T> {
+impl<T: Elem> Tensor for Buffer<T> {
     fn rows(&self) -> usize {
         self.rows
     }
@@ -119,9 +128,9 @@ pub struct RopeTable<R> {
 impl<E: Elem> Cpu<E> {
     /// A CPU with `threads` threads (0: one per core, 1: the caller's only) and instructions up to `limit`.
     pub fn new(threads: usize, limit: Option<Isa>) -> Result<Self> {
-        let pool = Pool::new(threads).map_err(|e| crate::Error::new(crate::Code::Io, format!("cannot start {threads} threads: {e}")))?;
-        let (acts, reals) = (Arc::new(Arena(Mutex::default())), Arc::new(Arena(Mutex::default())));
-        Ok(Self { pool, kernels: E::kernels(Isa::best(limit)), acts, reals })
+        let pool = Pool::new(threads)
+            .map_err(|e| crate::Error::new(crate::Code::Io, format!("cannot start {threads} threads: {e}")))?;
+        Ok(Self { pool, kernels: E::kernels(Isa::best(limit)), arena: Arc::new(Arena(Mutex::default())) })
     }
 
     /// The instruction level in use.
@@ -181,13 +190,19 @@ impl<E: Elem> Cpu<E> {
     }
 
     /// Columns `cols` of the product: every matrix is packed once, then tasks take runs of rows.
-    fn wide(&self, out: &mut Destination<E>, factors: &[Factor<E>], bias: Option<&[E::Real]>, rows: usize, cols: Range<usize>) {
+    fn wide(
+        &self,
+        out: &mut Destination<E>,
+        factors: &[Factor<E>],
+        bias: Option<&[E::Real]>,
+        rows: usize,
+        cols: Range<usize>,
+    ) {
         let packed: Vec<_> = factors.iter().map(|factor| self.pack(factor, cols.clone())).collect();
         let step = self.rows_per_task(rows);
         self.pool.run(rows.div_ceil(step), |task| {
             let at = task * step..rows.min((task + 1) * step);
-            let term = |(f, b): (&Factor<'_, E>, &'_ _)| term(f, Buffer::values(b), at.clone());
-            let terms: Vec<_> = factors.iter().zip(&packed).map(term).collect();
+            let terms = terms(factors, &packed, at.clone());
             // SAFETY: these rows belong to this task.
             let part = unsafe { out.part(at.clone(), cols.start) };
             self.kernels.gemm(part, out.cols, at.len(), cols.len(), &terms, bias);
@@ -199,9 +214,8 @@ impl<E: Elem> Cpu<E> {
         self.pool.run(n.div_ceil(linear::PANEL), |panel| {
             let cols = panel * linear::PANEL..n.min((panel + 1) * linear::PANEL);
             let packed: Vec<_> = factors.iter().map(|factor| self.pack_panel(factor, cols.start)).collect();
-            let term = |(f, b): (&Factor<'_, E>, &'_ _)| term(f, Buffer::values(b), 0..rows);
-            let terms: Vec<_> = factors.iter().zip(&packed).map(term).collect();
-            let mut sums = Buffer::new(&self.reals, rows, cols.len());
+            let terms = terms(factors, &packed, 0..rows);
+            let mut sums = Buffer::new(&self.arena, rows, cols.len());
             let bias = bias.map(|bias| &bias[cols.clone()]);
             self.kernels.gemm(linear::Out::Real(sums.values_mut()), cols.len(), rows, cols.len(), &terms, bias);
             for row in 0..rows {
@@ -214,7 +228,7 @@ impl<E: Elem> Cpu<E> {
     /// The panels of columns `cols`, one after the other.
     fn pack(&self, factor: &Factor<E>, cols: Range<usize>) -> Buffer<E> {
         let (panels, len) = (cols.len().div_ceil(linear::PANEL), linear::panel_len(factor.x.cols));
-        let mut packed = Buffer::new(&self.acts, panels, len);
+        let mut packed = Buffer::new(&self.arena, panels, len);
         let chunks = Chunks::new(packed.values_mut(), len);
         self.pool.run(panels, |panel| {
             // SAFETY: one task per panel.
@@ -225,14 +239,14 @@ impl<E: Elem> Cpu<E> {
     }
 
     fn pack_panel(&self, factor: &Factor<E>, n0: usize) -> Buffer<E> {
-        let mut packed = Buffer::new(&self.acts, 1, linear::panel_len(factor.x.cols));
+        let mut packed = Buffer::new(&self.arena, 1, linear::panel_len(factor.x.cols));
         self.kernels.pack(packed.values_mut(), &factor.w, factor.sum, n0, factor.scale);
         packed
     }
 
     /// Logits of the vocabulary's entries `cols`: `[rows, cols]`.
     fn head_block(&self, h: &Buffer<E>, w: &Matrix, cols: &Range<usize>) -> Buffer<E::Real> {
-        let mut logits = Buffer::new(&self.reals, h.rows, cols.len());
+        let mut logits = Buffer::new(&self.arena, h.rows, cols.len());
         let factor = Factor { x: h, w: w.slice_rows(cols.clone()), sum: Sum::OverCols, scale: 1.0 };
         self.product(Out::Real(&mut logits), &[factor], None);
         logits
@@ -241,7 +255,7 @@ impl<E: Elem> Cpu<E> {
     /// `c[m, n] += sum over rows of a[t, m] b[t, n]` in partial sums of fixed runs of rows; `[runs, m n]`.
     fn outer(&self, a: &Buffer<E>, b: &Buffer<E>) -> Buffer<E::Real> {
         let (m, n) = (a.cols, b.cols);
-        let mut parts = Buffer::new(&self.reals, a.rows.div_ceil(GRADIENT_ROWS), m * n);
+        let mut parts = Buffer::new(&self.arena, a.rows.div_ceil(GRADIENT_ROWS), m * n);
         let chunks = Chunks::new(parts.values_mut(), m * n);
         self.pool.run(chunks.count(), |task| {
             // SAFETY: one task per chunk.
@@ -263,7 +277,17 @@ struct Factor<'a, E: Elem> {
     scale: f32,
 }
 
-impl<E: Elem> Factor<'_, E> {
+impl<'a, E: Elem> Factor<'a, E> {
+    fn of(term: &Term<'a, Cpu<E>>) -> Self {
+        let (w, scale) = match term.w {
+            Operand::Frozen(w) => (w.matrix(), 1.0),
+            Operand::Lora { params, at, rows, cols, scale } => {
+                (Matrix::of_f32(&params[at..at + rows * cols], rows, cols), scale)
+            }
+        };
+        Factor { x: term.x, w, sum: term.sum, scale }
+    }
+
     /// Columns of the product.
     fn n(&self) -> usize {
         match self.sum {
@@ -273,9 +297,17 @@ impl<E: Elem> Factor<'_, E> {
     }
 }
 
-fn term<'a, E: Elem>(factor: &Factor<'a, E>, b: &'a [E], rows: Range<usize>) -> linear::Term<'a, E> {
-    let k = factor.x.cols;
-    linear::Term { a: &factor.x.values()[rows.start * k..rows.end * k], lda: k, b, k }
+/// Rows `rows` of every factor, with its packed matrix.
+fn terms<'a, E: Elem>(
+    factors: &[Factor<'a, E>],
+    packed: &'a [Buffer<E>],
+    rows: Range<usize>,
+) -> Vec<linear::Term<'a, E>> {
+    let term = |(factor, packed): (&Factor<'a, E>, &'a Buffer<E>)| {
+        let k = factor.x.cols;
+        linear::Term { a: &factor.x.values()[rows.start * k..rows.end * k], lda: k, b: packed.values(), k }
+    };
+    factors.iter().zip(packed).map(term).collect()
 }
 
 /// An output that tasks write parts of.
@@ -356,7 +388,7 @@ impl<E: Elem> Device for Cpu<E> {
     type Act = Buffer<E>;
     type Weight = Stored;
     type Vector = Vec<E::Real>;
-    type Params<'a> = &'a [f32];
+    type Params = [f32];
     type Gradient = Vec<E::Real>;
     type RopeTable = RopeTable<E::Real>;
 
@@ -386,11 +418,11 @@ impl<E: Elem> Device for Cpu<E> {
     }
 
     fn act(&self, rows: usize, cols: usize) -> Buffer<E> {
-        Buffer::new(&self.acts, rows, cols)
+        Buffer::new(&self.arena, rows, cols)
     }
 
     fn real(&self, rows: usize, cols: usize) -> Buffer<E::Real> {
-        Buffer::new(&self.reals, rows, cols)
+        Buffer::new(&self.arena, rows, cols)
     }
 
     fn zeros(&self, rows: usize, cols: usize) -> Buffer<E::Real> {
@@ -473,21 +505,7 @@ impl<E: Elem> Device for Cpu<E> {
     }
 
     fn matmul(&self, out: Out<Self>, terms: &[Term<Self>], bias: Option<&Self::Vector>) {
-        let factor = |term: &Term<'_, Self>| -> (Matrix<'_>, f32) {
-            match term.w {
-                Operand::Frozen(w) => (w.matrix(), 1.0),
-                Operand::Lora { params, at, rows, cols, scale } => {
-                    (Matrix::of_f32(&params[at..at + rows * cols], rows, cols), scale)
-                }
-            }
-        };
-        let factors: Vec<_> = terms
-            .iter()
-            .map(|term| {
-                let (w, scale) = factor(term);
-                Factor { x: term.x, w, sum: term.sum, scale }
-            })
-            .collect();
+        let factors: Vec<_> = terms.iter().map(Factor::of).collect();
         self.product(out, &factors, bias.map(Vec::as_slice));
     }
 
@@ -528,7 +546,8 @@ impl<E: Elem> Device for Cpu<E> {
             let run = &plan.query_runs[task];
             let (at, n) = (run.queries.start, run.queries.len());
             // SAFETY: a query belongs to one run.
-            let (o, lse) = unsafe { (o_rows.range(at * q.cols, n * q.cols), lse_rows.range(at * heads.q, n * heads.q)) };
+            let (o, lse) =
+                unsafe { (o_rows.range(at * q.cols, n * q.cols), lse_rows.range(at * heads.q, n * heads.q)) };
             let q = &q.values()[at * q.cols..][..n * q.cols];
             self.kernels.attention(o, lse, q, k.values(), v.values(), heads, &plan.block(run), &mut Vec::new());
         });
@@ -543,7 +562,9 @@ impl<E: Elem> Device for Cpu<E> {
         plan: &Plan,
     ) -> AttentionGradient<Self> {
         let mut delta = self.real(q.rows, heads.q);
-        self.each_row(delta.values_mut(), heads.q, |i, delta| self.kernels.attention_delta(delta, d_o.row(i), o.row(i), heads));
+        self.each_row(delta.values_mut(), heads.q, |i, delta| {
+            self.kernels.attention_delta(delta, d_o.row(i), o.row(i), heads)
+        });
         let mut dq = self.real(q.rows, q.cols);
         let dq_rows = Chunks::new(dq.values_mut(), 1);
         self.pool.run(plan.query_runs.len(), |task| {
@@ -566,7 +587,7 @@ impl<E: Elem> Device for Cpu<E> {
                 &mut Vec::new(),
             );
         });
-        let (mut dk, mut dv) = (self.real(k.rows, k.cols), self.real(v.rows, v.cols));
+        let (mut dk, mut dv) = (self.real(k.rows, k.cols), self.act(v.rows, v.cols));
         let (dk_rows, dv_rows) = (Chunks::new(dk.values_mut(), 1), Chunks::new(dv.values_mut(), 1));
         self.pool.run(plan.key_runs.len(), |task| {
             let run = &plan.key_runs[task];

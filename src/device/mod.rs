@@ -35,7 +35,7 @@ pub enum Operand<'a, D: Device> {
     /// `rows x cols` of an adapter's flat parameters from `at`, times `scale`.
     Lora {
         /// All parameters.
-        params: D::Params<'a>,
+        params: &'a D::Params,
         /// First value.
         at: usize,
         /// Rows.
@@ -67,14 +67,14 @@ pub enum Out<'a, D: Device> {
     Add(&'a mut D::Real),
 }
 
-/// Gradients of attention's inputs, in the type of sums.
+/// Gradients of attention's inputs; those of q and k still have to be rotated back.
 pub struct AttentionGradient<D: Device> {
     /// `[queries, H d]`.
     pub dq: D::Real,
     /// `[keys, K d]`.
     pub dk: D::Real,
     /// `[keys, K d]`.
-    pub dv: D::Real,
+    pub dv: D::Act,
 }
 
 /// Adapter gradients of one LoRA pair: where A's and B's lie in the flat vector, and their shape.
@@ -114,7 +114,7 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// A frozen vector: norm weight, bias.
     type Vector: Send + Sync;
     /// An adapter's parameters, seen by the device.
-    type Params<'a>: Copy;
+    type Params: ?Sized + Sync;
     /// An adapter's gradient, flat.
     type Gradient: Send;
     /// cos and sin of every angle, one row a position.
@@ -127,7 +127,7 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// Takes a stored vector.
     fn vector(&self, tensors: &Arc<Tensors>, name: &str, len: usize) -> Result<Self::Vector>;
     /// Makes an adapter's parameters visible.
-    fn params<'a>(&'a self, host: &'a [f32]) -> Self::Params<'a>;
+    fn params<'a>(&'a self, host: &'a [f32]) -> &'a Self::Params;
     /// A gradient of zeros.
     fn gradient(&self, len: usize) -> Self::Gradient;
     /// Adds a gradient to the host's.
@@ -157,7 +157,14 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// The norm and every row's 1 / rms `[T, 1]`.
     fn rmsnorm(&self, x: &Self::Real, w: &Self::Vector, eps: f64) -> (Self::Act, Self::Real);
     /// `dx += d norm`.
-    fn rmsnorm_backward(&self, dx: &mut Self::Real, dy: &Self::Real, x: &Self::Real, w: &Self::Vector, rstd: &Self::Real);
+    fn rmsnorm_backward(
+        &self,
+        dx: &mut Self::Real,
+        dy: &Self::Real,
+        x: &Self::Real,
+        w: &Self::Vector,
+        rstd: &Self::Real,
+    );
     /// `out = sum of terms + bias`.
     fn matmul(&self, out: Out<Self>, terms: &[Term<Self>], bias: Option<&Self::Vector>);
     /// cos and sin `[positions, d / 2]`, row-major.
@@ -167,7 +174,14 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// The inverse rotation.
     fn rope_backward(&self, dy: &Self::Real, table: &Self::RopeTable, at: &[u32]) -> Self::Act;
     /// The output `[queries, H d]` and the log-sum-exp of the scores `[queries, H]`.
-    fn attention(&self, q: &Self::Act, k: &Self::Act, v: &Self::Act, heads: Heads, plan: &Plan) -> (Self::Act, Self::Real);
+    fn attention(
+        &self,
+        q: &Self::Act,
+        k: &Self::Act,
+        v: &Self::Act,
+        heads: Heads,
+        plan: &Plan,
+    ) -> (Self::Act, Self::Real);
     /// Gradients of q, k, v.
     fn attention_backward(
         &self,
@@ -184,13 +198,13 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn dropout(&self, x: &Self::Act, keys: &[u64], p: f32) -> Self::Act;
     /// `dx += mask(dy)` with forward's mask.
     fn dropout_add(&self, dx: &mut Self::Real, dy: &Self::Real, keys: &[u64], p: f32);
-    /// `dA += du^T x` and `dB += dy^T us`.
+    /// `dA += du^T x` and `dB += dy^T us`, of (x, us) and (dy, du).
     fn lora_gradient(
         &self,
         gradient: &mut Self::Gradient,
         at: PairAt,
-        (x, us): (&Self::Act, &Self::Act),
-        (dy, du): (&Self::Act, &Self::Act),
+        x_us: (&Self::Act, &Self::Act),
+        dy_du: (&Self::Act, &Self::Act),
     );
 
     /// log p of every target and every row's log-sum-exp; the logits are never stored whole.

@@ -8,6 +8,7 @@ mod chat;
 pub mod config;
 pub mod fingerprint;
 pub mod folder;
+pub mod gguf;
 pub mod mmap;
 pub mod safetensors;
 pub mod tokenizer;

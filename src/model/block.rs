@@ -90,7 +90,8 @@ impl<D: Device> Saved<D> {
     pub fn bytes(&self) -> usize {
         let reals = [Some(&self.x), self.x_chosen.as_ref(), Some(&self.lse), Some(&self.m)];
         let acts = [&self.kv.k, &self.kv.v, &self.q, &self.o, &self.gate, &self.up];
-        reals.into_iter().flatten().map(Tensor::bytes).sum::<usize>() + acts.into_iter().map(Tensor::bytes).sum::<usize>()
+        reals.into_iter().flatten().map(Tensor::bytes).sum::<usize>()
+            + acts.into_iter().map(Tensor::bytes).sum::<usize>()
     }
 }
 
@@ -122,7 +123,8 @@ pub enum Depth {
 impl<D: Device> Block<D> {
     /// Takes layer `layer`'s weights.
     pub fn open(device: &D, tensors: &Arc<Tensors>, config: &Config, layer: usize) -> Result<Self> {
-        let norm = |name: &str| device.vector(tensors, &format!("model.layers.{layer}.{name}.weight"), config.hidden_size);
+        let norm =
+            |name: &str| device.vector(tensors, &format!("model.layers.{layer}.{name}.weight"), config.hidden_size);
         let linear = |site| Linear::open(device, tensors, config, layer, site);
         Ok(Self {
             attention_norm: norm("input_layernorm")?,
@@ -140,7 +142,14 @@ impl<D: Device> Block<D> {
     }
 
     /// The layer's output for all rows, or for the chosen ones where `last`; `layer` finds the cached keys.
-    pub fn forward(&self, ctx: &Context<D>, x: D::Real, seq: &Sequence<D>, layer: usize, last: bool) -> (D::Real, Saved<D>) {
+    pub fn forward(
+        &self,
+        ctx: &Context<D>,
+        x: D::Real,
+        seq: &Sequence<D>,
+        layer: usize,
+        last: bool,
+    ) -> (D::Real, Saved<D>) {
         let device = ctx.device;
         let (h, _) = device.rmsnorm(&x, &self.attention_norm, self.eps);
         let (rows, at, plan) = seq.queries(last);
@@ -231,11 +240,10 @@ impl<D: Device> Block<D> {
         let grads = device.attention_backward(&d_o, (&q, &kv.k, &kv.v, &o, &lse), self.heads, plan);
         let dq = device.rope_backward(&grads.dq, &seq.rope, at);
         let dk = device.rope_backward(&grads.dk, &seq.rope, &seq.at);
-        let dv = device.round(&grads.dv);
 
         let (h, rstd) = device.rmsnorm(&x, &self.attention_norm, self.eps);
         let k = self.k.backward(ctx, &dk, &h, lora.k, &seq.rows, gradient);
-        let v = self.v.backward(ctx, &dv, &h, lora.v, &seq.rows, gradient);
+        let v = self.v.backward(ctx, &grads.dv, &h, lora.v, &seq.rows, gradient);
         let Some(x_chosen) = x_chosen else {
             let q = self.q.backward(ctx, &dq, &h, lora.q, &seq.rows, gradient);
             return self.to_input(ctx, depth, &[q, k, v], &seq.rows, dm, (&x, &rstd));
@@ -281,10 +289,6 @@ impl<D: Device> Saved<D> {
 impl<D: Device> Sequence<'_, D> {
     /// The rows that ask: all, or in the last layer the chosen ones.
     fn queries(&self, last: bool) -> (&Rows, &[u32], &Plan) {
-        if last {
-            (&self.chosen.rows, &self.chosen.at, &self.chosen.plan)
-        } else {
-            (&self.rows, &self.at, &self.plan)
-        }
+        if last { (&self.chosen.rows, &self.chosen.at, &self.chosen.plan) } else { (&self.rows, &self.at, &self.plan) }
     }
 }

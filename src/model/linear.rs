@@ -36,7 +36,7 @@ impl<D: Device> Linear<D> {
     /// Takes the weight (and bias, where the config has one) of `site` in `layer`.
     pub fn open(device: &D, tensors: &Arc<Tensors>, config: &Config, layer: usize, site: Site) -> Result<Self> {
         let (outputs, inputs) = site.shape(config);
-        let name = format!("model.layers.{layer}.{}", site.peft_name());
+        let name = site.path(layer);
         let weight = device.weight(tensors, &format!("{name}.weight"), outputs, inputs)?;
         let attention = matches!(site, Site::Q | Site::K | Site::V | Site::O);
         let biased = if attention { config.attention_bias } else { config.mlp_bias };
@@ -83,11 +83,6 @@ impl<D: Device> Linear<D> {
         ctx.keys(1 + (self.layer * Site::ALL.len() + self.site as usize) as u64, rows)
     }
 
-    /// Whether `dy` is needed for a gradient of this map's own.
-    pub fn learns(&self, ctx: &Context<D>) -> bool {
-        self.slot(ctx).is_some()
-    }
-
     /// Adds dA and dB; the returned pull gives dx through [`pull_back`]. `x` is asked for only if there is a pair.
     pub fn backward<'a>(
         &'a self,
@@ -128,7 +123,9 @@ pub fn pull_back<D: Device>(ctx: &Context<D>, pulls: &[Pull<D>], rows: &Rows, in
 impl<D: Device> Pull<'_, D> {
     /// dx += drop'(du A), where an input was dropped.
     fn add_dropped(&self, ctx: &Context<D>, rows: &Rows, dx: &mut D::Real) {
-        let (Some(du), Some(slot), Some(keys)) = (&self.du, self.map.slot(ctx), self.map.keys(ctx, rows)) else { return };
+        let (Some(du), Some(slot), Some(keys)) = (&self.du, self.map.slot(ctx), self.map.keys(ctx, rows)) else {
+            return;
+        };
         let mut through = ctx.device.real(dx.rows(), dx.cols());
         let term = Term { x: du, w: ctx.a(slot, 1.0), sum: Sum::OverRows };
         ctx.device.matmul(Out::Real(&mut through), &[term], None);

@@ -7,7 +7,7 @@ use super::pass::{Context, Rows, plan};
 use super::{Adapter, Forest, rope};
 use crate::device::{Device, HeadTarget, Tensor};
 use crate::files::adapter::Site;
-use crate::files::config::Config;
+use crate::files::config::{Config, Scaling};
 use crate::files::safetensors::Tensors;
 use crate::{Code, Error, Result};
 use std::sync::Arc;
@@ -55,7 +55,12 @@ impl<D: Device> Llama<D> {
     }
 
     /// Everything about a forest that the layers share, for logits at `chosen` rows.
-    fn sequence<'a>(&self, forest: &Forest, chosen: Vec<u32>, past: Option<&'a [KeyValue<D>]>) -> Result<Sequence<'a, D>> {
+    fn sequence<'a>(
+        &self,
+        forest: &Forest,
+        chosen: Vec<u32>,
+        past: Option<&'a [KeyValue<D>]>,
+    ) -> Result<Sequence<'a, D>> {
         let angles = rope::angles(&self.config, forest)?;
         let rows = Rows::of(forest);
         let chosen = Chosen {
@@ -76,12 +81,14 @@ impl<D: Device> Llama<D> {
         }
         let held = cache.map_or(0, Cache::len);
         if forest.cached() > held {
-            return Err(Error::invalid(format!("a forest continues {} cached tokens, the cache holds {held}", forest.cached())));
+            return Err(Error::invalid(format!(
+                "a forest continues {} cached tokens, the cache holds {held}",
+                forest.cached()
+            )));
         }
-        let limit = self.config.max_position_embeddings;
-        let dynamic = matches!(self.config.rope.scaling, crate::files::config::Scaling::Dynamic { .. });
-        if forest.depth() > limit && !dynamic {
-            let text = format!("{} tokens do not fit the model's context of {limit} (max_position_embeddings)", forest.depth());
+        let limit = context_length(&self.config);
+        if forest.depth() > limit {
+            let text = format!("{} tokens do not fit the model's context of {limit}", forest.depth());
             return Err(Error::new(Code::ContextFull, text));
         }
         Ok(())
@@ -107,7 +114,13 @@ impl<D: Device> Llama<D> {
     }
 
     /// The final norm's input for the chosen rows; `each` takes what every layer leaves behind.
-    fn hidden(&self, ctx: &Context<D>, mut x: D::Real, seq: &Sequence<D>, mut each: impl FnMut(usize, Saved<D>)) -> Result<D::Real> {
+    fn hidden(
+        &self,
+        ctx: &Context<D>,
+        mut x: D::Real,
+        seq: &Sequence<D>,
+        mut each: impl FnMut(usize, Saved<D>),
+    ) -> Result<D::Real> {
         for (layer, block) in self.blocks.iter().enumerate() {
             ctx.cancel.check()?;
             let (y, saved) = block.forward(ctx, x, seq, layer, layer + 1 == self.blocks.len());
@@ -209,6 +222,16 @@ impl<D: Device> Llama<D> {
     }
 }
 
+/// Positions the rotations are made for: max_position_embeddings, stretched by linear scaling; dynamic scaling has no end.
+pub fn context_length(config: &Config) -> usize {
+    let trained = config.max_position_embeddings;
+    match config.rope.scaling {
+        Scaling::Linear { factor } => (trained as f64 * factor.max(1.0)) as usize,
+        Scaling::Dynamic { .. } => usize::MAX,
+        Scaling::None | Scaling::Llama3 { .. } => trained,
+    }
+}
+
 /// The lowest layer that learns, and how far down into it.
 fn lowest(adapter: Option<&Adapter>) -> Option<(usize, Depth)> {
     let slots = adapter?.slots();
@@ -229,7 +252,9 @@ fn finite(values: Vec<f64>) -> Result<Vec<f64>> {
         None => Ok(values),
         Some(value) => Err(Error::new(
             Code::Numeric,
-            format!("the model gave a log-probability of {value}: its weights or the adapter's are not finite, or overflow"),
+            format!(
+                "the model gave a log-probability of {value}: its weights or the adapter's are not finite, or overflow"
+            ),
         )),
     }
 }

@@ -23,6 +23,7 @@ pub struct Slot {
 #[derive(Clone, Debug)]
 pub struct Adapter {
     config: LoraConfig,
+    model: Config,
     slots: Vec<Slot>,
     params: Vec<f32>,
 }
@@ -44,7 +45,7 @@ impl Adapter {
                 *value = bound * dropout::uniform(key, channel);
             }
         }
-        Ok(Self { config, slots, params })
+        Ok(Self { config, model: model.clone(), slots, params })
     }
 
     /// Reads a PEFT folder. Errors: as [`adapter::read`].
@@ -57,12 +58,12 @@ impl Adapter {
             params.extend(pair.a);
             params.extend(pair.b);
         }
-        Ok(Self { config, slots, params })
+        Ok(Self { config, model: model.clone(), slots, params })
     }
 
     /// Writes a PEFT folder's files into `dir`. Errors: IO.
     pub fn write(&self, dir: &Path) -> Result<()> {
-        adapter::write(dir, &self.config, &self.pairs())
+        adapter::write(dir, &self.config, &self.pairs(), &self.model)
     }
 
     fn pairs(&self) -> Vec<Pair> {

@@ -14,7 +14,7 @@ pub struct Context<'a, D: Device> {
     /// LoRA pairs, if any.
     pub adapter: Option<&'a Adapter>,
     /// Their values, seen by the device.
-    pub params: Option<D::Params<'a>>,
+    pub params: Option<&'a D::Params>,
     /// A training step's randomness.
     pub noise: Option<Noise>,
     /// Asked once a layer.
@@ -56,9 +56,10 @@ pub struct Rows(Vec<(u64, u32)>);
 impl Rows {
     /// All rows of a forest.
     pub fn of(forest: &Forest) -> Self {
-        let rows = forest.spans().iter().flat_map(|span| {
-            (span.start..span.start + span.rows.len()).map(|position| (span.sample, position as u32))
-        });
+        let rows = forest
+            .spans()
+            .iter()
+            .flat_map(|span| (span.start..span.start + span.rows.len()).map(|position| (span.sample, position as u32)));
         Self(rows.collect())
     }
     /// Chosen ones.
@@ -71,7 +72,8 @@ impl Rows {
     }
     /// Keys of the counter-based generator: the same token gets the same mask however the forest is packed.
     pub fn keys(&self, noise: &Noise, module: u64) -> Vec<u64> {
-        let key = |&(sample, position): &(u64, u32)| dropout::key(noise.seed, noise.step, module, sample, position as u64);
+        let key =
+            |&(sample, position): &(u64, u32)| dropout::key(noise.seed, noise.step, module, sample, position as u64);
         self.0.iter().map(key).collect()
     }
 }

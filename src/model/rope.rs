@@ -85,9 +85,9 @@ fn frequencies(config: &Config, length: usize) -> Vec<f64> {
             let stretch = factor * length / original as f64 - (factor - 1.0);
             plain(theta * stretch.powf(d / (d - 2.0))).collect()
         }
-        Scaling::Llama3 { factor, low_freq_factor, high_freq_factor, original } => plain(theta)
-            .map(|f| llama3(f, factor, low_freq_factor, high_freq_factor, original as f64))
-            .collect(),
+        Scaling::Llama3 { factor, low_freq_factor, high_freq_factor, original } => {
+            plain(theta).map(|f| llama3(f, factor, low_freq_factor, high_freq_factor, original as f64)).collect()
+        }
     }
 }
 

@@ -136,7 +136,14 @@ impl Tape {
     }
 
     /// y = x W^T + b + (s x A^T) B^T, an operand or a sum. Returns y; the pair's leaves are (a, b).
-    fn linear(&mut self, x: usize, w: &Mat, bias: Option<&Mat>, pair: Option<(usize, usize, f64)>, operand: bool) -> usize {
+    fn linear(
+        &mut self,
+        x: usize,
+        w: &Mat,
+        bias: Option<&Mat>,
+        pair: Option<(usize, usize, f64)>,
+        operand: bool,
+    ) -> usize {
         let mode = self.mode;
         let (w, v) = (w.map(|w| mode.act(w)), self.values[x].clone());
         let bias = bias.cloned();
@@ -200,8 +207,11 @@ impl Tape {
         // P of every head, [t, t]
         let mut p = Vec::new();
         for h in 0..heads {
-            let score = Mat::from(t, t, |i, j| if j <= i { mode.real(dot(&qm, i, h, &km, j, h / group) * scale) } else { f64::NEG_INFINITY });
-            let max: Vec<f64> = (0..t).map(|i| (0..=i).map(|j| score.at(i, j)).fold(f64::NEG_INFINITY, f64::max)).collect();
+            let score = Mat::from(t, t, |i, j| {
+                if j <= i { mode.real(dot(&qm, i, h, &km, j, h / group) * scale) } else { f64::NEG_INFINITY }
+            });
+            let max: Vec<f64> =
+                (0..t).map(|i| (0..=i).map(|j| score.at(i, j)).fold(f64::NEG_INFINITY, f64::max)).collect();
             let e = Mat::from(t, t, |i, j| mode.real((score.at(i, j) - max[i]).exp()));
             let total: Vec<f64> = (0..t).map(|i| mode.sum((0..=i).map(|j| e.at(i, j)))).collect();
             p.push(Mat::from(t, t, |i, j| mode.real(e.at(i, j) / total[i])));
@@ -295,7 +305,8 @@ impl Plain {
                 tape.linear(x, w(name), self.weights.get(&format!("{module}.bias")), pair, operand)
             };
             let h = tape.norm(x, w("input_layernorm"), self.eps);
-            let (q, k) = (linear(&mut tape, h, "self_attn.q_proj", false), linear(&mut tape, h, "self_attn.k_proj", false));
+            let (q, k) =
+                (linear(&mut tape, h, "self_attn.q_proj", false), linear(&mut tape, h, "self_attn.k_proj", false));
             let v = linear(&mut tape, h, "self_attn.v_proj", true);
             let (q, k) = (tape.rope(q, self.head_dim, self.theta), tape.rope(k, self.head_dim, self.theta));
             let o = tape.attention(q, k, v, self.heads, self.kv_heads, self.head_dim);
@@ -337,10 +348,12 @@ impl Run {
             }
         }
         let grads = self.tape.backward(d.map(|d| mode.act(d)));
-        let grad = |leaf: usize| grads[leaf].clone().unwrap_or_else(|| {
-            let value = &self.tape.values[leaf];
-            Mat::zeros(value.rows, value.cols)
-        });
+        let grad = |leaf: usize| {
+            grads[leaf].clone().unwrap_or_else(|| {
+                let value = &self.tape.values[leaf];
+                Mat::zeros(value.rows, value.cols)
+            })
+        };
         self.leaves.iter().map(|(name, &(a, b))| (name.clone(), (grad(a), grad(b)))).collect()
     }
 }
