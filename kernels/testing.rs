@@ -4,7 +4,11 @@
 //! implementation in the same types (same input roundings, sequential sums, one rounding at the output). It knows no
 //! operation. NaN fails every comparison here, so each is written `!(error <= bound)`.
 
+#![allow(clippy::neg_cmp_op_on_partial_ord)] // see above
+
 use crate::{Elem, Real};
+#[cfg(target_arch = "x86_64")]
+use crate::{Kernels, bf16};
 
 /// The smallest normal f32: what a kernel may lose where the processor flushes denormals to zero.
 const SMALLEST_NORMAL: f64 = 1.1754943508222875e-38;
@@ -137,6 +141,15 @@ impl Random {
     pub fn vec<E: Elem>(&mut self, len: usize) -> Vec<E> {
         (0..len).map(|_| E::narrow(E::Real::from_f64(self.signed()))).collect()
     }
+}
+
+/// The AMX forms on a machine that may lack AMX: `tests/amxtrap` emulates what traps.
+///
+/// # Safety
+/// [`crate::Isa::Avx512Bf16`] is available, and AMX instructions either run or are emulated on this thread.
+#[cfg(target_arch = "x86_64")]
+pub unsafe fn amx() -> &'static Kernels<bf16> {
+    Kernels::<bf16>::amx()
 }
 
 #[cfg(test)]

@@ -122,7 +122,7 @@ pub struct Generated {
 impl Conversation {
     /// An empty timeline.
     pub fn new(model: Arc<Model>, adapter: Option<Arc<Adapter>>, options: Options) -> Self {
-        let most = model.engine().config().max_position_embeddings;
+        let most = model.context_length();
         let limit = if options.context == 0 { most } else { options.context.min(most) };
         let cache = model.engine().cache();
         Self { model, adapter, limit, cancel: options.cancel, tokens: Vec::new(), cache }

@@ -1,28 +1,25 @@
 //! AVX2 with FMA: vectors of eight f32, tiles of 6 rows by 2 vectors in 15 of 16 registers.
 
-use super::pack::{Plain, Transpose};
+use super::pack::{self as packing, Transpose};
 use super::tile::{Pairs, Simd};
-use super::{Forms, Out, Sum, Term, gemv, pack, tile, tn};
+use super::{Forms, Out, Sum, Term, gemv, tile, tn};
 use crate::{Elem, Matrix, bf16};
 use std::arch::x86_64::*;
 
 pub(super) struct Avx2;
 
 pub(super) const F32: Forms<f32> =
-    Forms { pack: pack_plain::<f32>, gemm: gemm::<f32>, gemm_tn: gemm_tn::<f32>, dots: dots::<f32> };
+    Forms { pack: pack::<f32>, gemm: gemm::<f32>, gemm_tn: gemm_tn::<f32>, dots: dots::<f32> };
 pub(super) const BF16: Forms<bf16> =
-    Forms { pack: pack_bf16, gemm: gemm::<bf16>, gemm_tn: gemm_tn::<bf16>, dots: dots::<bf16> };
+    Forms { pack: pack::<bf16>, gemm: gemm::<bf16>, gemm_tn: gemm_tn::<bf16>, dots: dots::<bf16> };
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn pack_plain<E: Elem>(panel: &mut [E], w: &Matrix, sum: Sum, n0: usize, scale: f32) {
+unsafe fn pack<E: Elem>(panel: &mut [E], w: &Matrix, sum: Sum, n0: usize, scale: f32)
+where
+    Avx2: Transpose<E>,
+{
     // SAFETY: the caller's, here and in the forms below.
-    unsafe { pack::pack::<E, Plain>(panel, w, sum, n0, scale) }
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn pack_bf16(panel: &mut [bf16], w: &Matrix, sum: Sum, n0: usize, scale: f32) {
-    // SAFETY: see `pack_plain`.
-    unsafe { pack::pack::<bf16, Avx2>(panel, w, sum, n0, scale) }
+    unsafe { packing::pack::<E, Avx2>(panel, w, sum, n0, scale) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -36,7 +33,7 @@ unsafe fn gemm<E: Elem<Real = f32>>(
 ) where
     Avx2: Simd<E>,
 {
-    // SAFETY: see `pack_plain`.
+    // SAFETY: see `pack`.
     unsafe { tile::gemm::<Pairs<E, Avx2>>(out, ldc, rows, n, terms, bias) }
 }
 
@@ -53,13 +50,13 @@ unsafe fn gemm_tn<E: Elem<Real = f32>>(
 ) where
     Avx2: Simd<E>,
 {
-    // SAFETY: see `pack_plain`.
+    // SAFETY: see `pack`.
     unsafe { tn::gemm_tn::<E, Avx2>(c, m, n, a, lda, b, ldb, rows) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn dots<E: Elem<Real = f32>>(y: &mut [f32], w: &Matrix, n0: usize, x: &[E]) {
-    // SAFETY: see `pack_plain`.
+    // SAFETY: see `pack`.
     unsafe { gemv::dots(y, w, n0, x) }
 }
 
@@ -129,27 +126,51 @@ fn widen(x: __m128i) -> __m256 {
     _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x)))
 }
 
-impl Transpose<bf16> for Avx2 {
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    unsafe fn pairs(panel: &mut [bf16], rows: &pack::Rows<bf16>) {
-        let done = panel.len() / pack::PAIRS / 8 * 8;
-        for (block, to) in panel.chunks_exact_mut(8 * pack::PAIRS).enumerate() {
-            for j in (0..super::PANEL).step_by(8) {
-                // SAFETY: eight rows from j on have 16 values from 16 `block` on; `to` has eight rows of 32 pairs.
-                unsafe { transpose8(to.as_mut_ptr().add(2 * j), rows[j][16 * block..].as_ptr()) };
+macro_rules! transpose {
+    ($elem:ty, $pairs:literal, $block:ident) => {
+        impl Transpose<$elem> for Avx2 {
+            #[inline]
+            #[target_feature(enable = "avx2")]
+            unsafe fn pairs(panel: &mut [$elem], rows: &packing::Rows<$elem>) {
+                let done = panel.len() / packing::PAIRS / $pairs * $pairs;
+                for (block, to) in panel.chunks_exact_mut($pairs * packing::PAIRS).enumerate() {
+                    for j in (0..super::PANEL).step_by($pairs) {
+                        // SAFETY: as many rows from j on have so many pairs from the block on; `to` has a row for each.
+                        unsafe { $block(to.as_mut_ptr().add(2 * j), rows[j][2 * $pairs * block..].as_ptr()) };
+                    }
+                }
+                packing::rest(panel, rows, done);
             }
         }
-        pack::rest(panel, rows, done);
+    };
+}
+transpose!(bf16, 8, transpose8);
+transpose!(f32, 4, transpose4);
+
+/// Four rows of four pairs, rows `packing::BLOCK` values apart, to four rows of a panel.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn transpose4(to: *mut f32, from: *const f32) {
+    // SAFETY: the caller's.
+    let r: [__m256d; 4] = std::array::from_fn(|i| unsafe { _mm256_loadu_pd(from.add(i * packing::BLOCK).cast()) });
+    let even = [_mm256_unpacklo_pd(r[0], r[1]), _mm256_unpacklo_pd(r[2], r[3])];
+    let odd = [_mm256_unpackhi_pd(r[0], r[1]), _mm256_unpackhi_pd(r[2], r[3])];
+    for (p, [upper, lower]) in [even, odd].into_iter().enumerate() {
+        // SAFETY: the caller's.
+        unsafe {
+            let row = |p: usize| to.add(p * packing::PAIRS).cast();
+            _mm256_storeu_pd(row(p), _mm256_permute2f128_pd::<0x20>(upper, lower));
+            _mm256_storeu_pd(row(p + 2), _mm256_permute2f128_pd::<0x31>(upper, lower));
+        }
     }
 }
 
-/// Eight rows of eight pairs, rows `pack::BLOCK` values apart, to eight rows of a panel.
+/// Eight rows of eight pairs, rows `packing::BLOCK` values apart, to eight rows of a panel.
 #[inline]
 #[target_feature(enable = "avx2")]
 unsafe fn transpose8(to: *mut bf16, from: *const bf16) {
     // SAFETY: the caller's.
-    let r: [__m256i; 8] = std::array::from_fn(|i| unsafe { _mm256_loadu_si256(from.add(i * pack::BLOCK).cast()) });
+    let r: [__m256i; 8] = std::array::from_fn(|i| unsafe { _mm256_loadu_si256(from.add(i * packing::BLOCK).cast()) });
     // Pairs of rows, then quadruples: `quads[q]` has pair q of rows 0..4 below and pair q + 4 above.
     let lo = |i: usize| _mm256_unpacklo_epi32(r[i], r[i + 1]);
     let hi = |i: usize| _mm256_unpackhi_epi32(r[i], r[i + 1]);
@@ -166,7 +187,7 @@ unsafe fn transpose8(to: *mut bf16, from: *const bf16) {
     for p in 0..4 {
         // SAFETY: the caller's.
         unsafe {
-            let row = |p: usize| to.add(p * pack::PAIRS).cast();
+            let row = |p: usize| to.add(p * packing::PAIRS).cast();
             _mm256_storeu_si256(row(p), _mm256_permute2x128_si256::<0x20>(upper[p], lower[p]));
             _mm256_storeu_si256(row(p + 4), _mm256_permute2x128_si256::<0x31>(upper[p], lower[p]));
         }

@@ -2,9 +2,9 @@
 //! through vdpbf16ps, which multiplies twice as much and flushes denormals.
 
 use super::avx2::Avx2;
-use super::pack::Plain;
+use super::pack::{self as packing, Transpose};
 use super::tile::{Pairs, Simd, Tile};
-use super::{Forms, Out, Sum, Term, gemv, pack, tile, tn};
+use super::{Forms, Out, Sum, Term, gemv, tile, tn};
 use crate::{Elem, Matrix, bf16};
 use std::arch::x86_64::*;
 
@@ -12,22 +12,19 @@ pub(super) struct Avx512;
 pub(super) struct Dot;
 
 pub(super) const F32: Forms<f32> =
-    Forms { pack: pack_plain::<f32>, gemm: gemm::<f32>, gemm_tn: gemm_tn::<f32>, dots: dots::<f32> };
+    Forms { pack: pack::<f32>, gemm: gemm::<f32>, gemm_tn: gemm_tn::<f32>, dots: dots::<f32> };
 pub(super) const BF16: Forms<bf16> =
-    Forms { pack: pack_bf16, gemm: gemm::<bf16>, gemm_tn: gemm_tn::<bf16>, dots: dots::<bf16> };
+    Forms { pack: pack::<bf16>, gemm: gemm::<bf16>, gemm_tn: gemm_tn::<bf16>, dots: dots::<bf16> };
 pub(super) const BF16_DOT: Forms<bf16> =
-    Forms { pack: pack_bf16, gemm: gemm_dot, gemm_tn: gemm_tn::<bf16>, dots: dots::<bf16> };
+    Forms { pack: pack::<bf16>, gemm: gemm_dot, gemm_tn: gemm_tn::<bf16>, dots: dots::<bf16> };
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-unsafe fn pack_plain<E: Elem>(panel: &mut [E], w: &Matrix, sum: Sum, n0: usize, scale: f32) {
+unsafe fn pack<E: Elem>(panel: &mut [E], w: &Matrix, sum: Sum, n0: usize, scale: f32)
+where
+    Avx2: Transpose<E>,
+{
     // SAFETY: the caller's, here and in the forms below.
-    unsafe { pack::pack::<E, Plain>(panel, w, sum, n0, scale) }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-unsafe fn pack_bf16(panel: &mut [bf16], w: &Matrix, sum: Sum, n0: usize, scale: f32) {
-    // SAFETY: see `pack_plain`.
-    unsafe { pack::pack::<bf16, Avx2>(panel, w, sum, n0, scale) }
+    unsafe { packing::pack::<E, Avx2>(panel, w, sum, n0, scale) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
@@ -41,7 +38,7 @@ unsafe fn gemm<E: Elem<Real = f32>>(
 ) where
     Avx512: Simd<E>,
 {
-    // SAFETY: see `pack_plain`.
+    // SAFETY: see `pack`.
     unsafe { tile::gemm::<Pairs<E, Avx512>>(out, ldc, rows, n, terms, bias) }
 }
 
@@ -58,13 +55,13 @@ unsafe fn gemm_tn<E: Elem<Real = f32>>(
 ) where
     Avx512: Simd<E>,
 {
-    // SAFETY: see `pack_plain`.
+    // SAFETY: see `pack`.
     unsafe { tn::gemm_tn::<E, Avx512>(c, m, n, a, lda, b, ldb, rows) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 unsafe fn dots<E: Elem<Real = f32>>(y: &mut [f32], w: &Matrix, n0: usize, x: &[E]) {
-    // SAFETY: see `pack_plain`.
+    // SAFETY: see `pack`.
     unsafe { gemv::dots(y, w, n0, x) }
 }
 
@@ -136,7 +133,7 @@ fn widen(x: __m256i) -> __m512 {
 
 #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 unsafe fn gemm_dot(out: Out<bf16>, ldc: usize, rows: usize, n: usize, terms: &[Term<bf16>], bias: Option<&[f32]>) {
-    // SAFETY: see `pack_plain`.
+    // SAFETY: see `pack`.
     unsafe { tile::gemm::<Dot>(out, ldc, rows, n, terms, bias) }
 }
 

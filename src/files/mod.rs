@@ -9,6 +9,7 @@ pub mod config;
 pub mod dialogues;
 pub mod fingerprint;
 pub mod folder;
+pub mod gguf;
 pub mod mmap;
 pub mod safetensors;
 pub mod tokenizer;

@@ -103,7 +103,7 @@ impl Trainer {
     pub fn new(model: Arc<Model>, adapter: Adapter, groups: Vec<Group>, options: Options) -> Result<Self> {
         options.check()?;
         let config = model.engine().config();
-        data::check(&groups, config.vocab_size, config.max_position_embeddings)?;
+        data::check(&groups, config.vocab_size, model.context_length())?;
         options.loss.check(&groups)?;
         check_finite(adapter.params())?;
         let per_epoch = groups.len().div_ceil(options.batch) as u64;

@@ -4,6 +4,7 @@
 
 pub mod golden;
 pub mod plain;
+pub mod random;
 
 use std::path::{Path, PathBuf};
 
