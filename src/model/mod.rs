@@ -18,6 +18,7 @@ pub use llama::Llama;
 pub use lora::Adapter;
 
 use crate::device::Cpu;
+use crate::files::fingerprint::fingerprint;
 use crate::files::{Access, Config, Tensors, Tokenizer};
 use crate::{Error, Result};
 use dialoguellm_kernels::{Isa, bf16};
@@ -56,6 +57,7 @@ impl Default for OpenOptions {
 pub struct Model {
     tokenizer: Tokenizer,
     engine: Box<dyn Engine>,
+    fingerprint: String,
 }
 
 impl Model {
@@ -73,12 +75,16 @@ impl Model {
             Precision::F32 => Box::new(Llama::open(Cpu::<f32>::new(options.threads, isa)?, config, &tensors)?),
             Precision::Bf16 => Box::new(Llama::open(Cpu::<bf16>::new(options.threads, isa)?, config, &tensors)?),
         };
-        Ok(Self { tokenizer, engine })
+        Ok(Self { tokenizer, engine, fingerprint: fingerprint(dir, &tensors)? })
     }
 
-    /// A model of parts: an engine of the caller's own behind a tokenizer.
-    pub fn from_parts(tokenizer: Tokenizer, engine: Box<dyn Engine>) -> Self {
-        Self { tokenizer, engine }
+    /// A model of parts: an engine of the caller's own behind a tokenizer. `fingerprint` says which base it is.
+    pub fn from_parts(tokenizer: Tokenizer, engine: Box<dyn Engine>, fingerprint: String) -> Self {
+        Self { tokenizer, engine, fingerprint }
+    }
+    /// Which base model this is: what adapters and checkpoints made on it are checked against.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
     }
     /// Text to tokens and back.
     pub fn tokenizer(&self) -> &Tokenizer {
