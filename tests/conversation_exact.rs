@@ -86,6 +86,7 @@ fn alone(model: &Model, text: &[u32]) -> Vec<Vec<f32>> {
 }
 
 fn assert_same(name: &str, what: &str, a: &[Vec<f32>], b: &[Vec<f32>]) {
+    assert!(!a.is_empty() && a.concat().len() == b.concat().len(), "{name}: {what} have different lengths");
     let pairs = a.concat().into_iter().zip(b.concat());
     let worst =
         pairs.map(|(a, b)| (a - b).abs()).fold(0.0f32, |w, d| if d.is_nan() { f32::INFINITY } else { w.max(d) });

@@ -117,9 +117,10 @@ impl Options {
     /// # Errors
     /// InvalidArgument naming every field that differs, with both values.
     pub(crate) fn check_same(&self, saved: &serde_json::Value) -> Result<()> {
-        let ours = as_stored(self)?;
+        let (ours, defaults) = (as_stored(self)?, as_stored(&Self::default())?);
         let differs = |(name, value): (&String, &serde_json::Value)| {
-            let then = saved.get(name).unwrap_or(&serde_json::Value::Null);
+            // A checkpoint older than a setting was made with what is now its default.
+            let then = saved.get(name).unwrap_or(&defaults[name]);
             let matters = name != "activation_mib" && name != "skip_limit";
             (matters && then != value).then(|| format!("{name} was {then} and is {value}"))
         };
@@ -204,5 +205,14 @@ mod tests {
         assert_eq!(same.check_same(&saved), Ok(()));
         let error = Options { epochs: 9, batch: 4, ..same }.check_same(&saved).unwrap_err().to_string();
         assert!(error.contains("epochs was 3 and is 9, batch was 8 and is 4"), "{error}");
+    }
+
+    #[test]
+    fn a_setting_that_an_old_checkpoint_does_not_know_had_its_default() {
+        let mut saved = as_stored(&Options::default()).unwrap();
+        saved.as_object_mut().unwrap().remove("neftune");
+        assert_eq!(Options::default().check_same(&saved), Ok(()));
+        let error = Options { neftune: 5.0, ..Options::default() }.check_same(&saved).unwrap_err().to_string();
+        assert!(error.contains("neftune was 0.0 and is 5.0"), "{error}");
     }
 }

@@ -491,6 +491,24 @@ mod log {
 mod checkpoints {
     use super::*;
 
+    /// tests/checkpoints/format_1 was written by this library's first version: five steps of `options(Answer)` with
+    /// dropout 0.3, a dev score of 0.625 after the second, the third skipped for a NaN loss.
+    #[test]
+    fn the_first_format_still_opens() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/checkpoints/format_1");
+        let mut old = resume(&path).unwrap();
+        assert_eq!((old.steps_made(), old.skipped()), (5, 1));
+        assert_eq!(old.best(), Some(Best { score: 0.625, step: 2, epoch: 1 }));
+        let (mut new, script) = trainer(0.3, options(Loss::Answer));
+        run(&mut new, 2);
+        script.then(&[Event::NanLoss]);
+        run(&mut new, 3);
+        for (old, new) in old.adapter.params().iter().zip(new.adapter.params()) {
+            assert!((old - new).abs() <= 1e-5 * new.abs(), "{old} against {new}");
+        }
+        run(&mut old, 1);
+    }
+
     /// A saved run of five steps.
     fn saved() -> (tempfile::TempDir, std::path::PathBuf) {
         let dir = tempfile::tempdir().unwrap();
