@@ -62,9 +62,9 @@ fn ask(model: &Model, forest: &Forest, targets: &[Target]) -> Vec<f32> {
 fn bulk(model: &Model) -> Vec<Vec<Vec<f32>>> {
     let (turns, mut builder) = (turns(), Builder::new(0));
     for turn in 1..=turns.len() {
-        leaves()
-            .iter()
-            .for_each(|leaf| drop(builder.insert(0, &[turns[..turn].concat(), leaf[..4].to_vec()].concat())));
+        for leaf in leaves() {
+            builder.insert(0, &[&turns[..turn].concat(), &leaf[..4]].concat());
+        }
     }
     let (forest, rows) = builder.build();
     let of_leaf = |rows: &Vec<u32>, leaf: &Vec<u32>| {

@@ -181,7 +181,8 @@ mod tests {
             options.check().map_err(|e| e.to_string())
         };
         assert_eq!(says(&|_| {}), Ok(()));
-        let bad: [(&dyn Fn(&mut Options), &str); 10] = [
+        type Bad<'a> = (&'a dyn Fn(&mut Options), &'a str);
+        let bad: [Bad; 10] = [
             (&|o| o.epochs = 0, "epochs is 0, must be 1 or more"),
             (&|o| o.batch = 0, "batch is 0, must be 1 or more"),
             (&|o| o.micro_tokens = 0, "micro_tokens is 0, must be 1 or more"),

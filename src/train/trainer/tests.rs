@@ -187,7 +187,8 @@ fn weight_decay_takes_its_share_of_a_and_b_alike() {
     let plain = Options { warmup_ratio: 0.0, weight_decay: 0.0, ..options(Loss::Answer) };
     let decayed = Options { weight_decay: 0.5, ..plain.clone() };
     let ((mut plain, _), (mut decayed, _)) = (trainer(0.0, plain), trainer(0.0, decayed));
-    (run(&mut plain, 1), run(&mut decayed, 1));
+    run(&mut plain, 1);
+    run(&mut decayed, 1);
     let start = fake::adapter(0.0);
     for ((start, plain), decayed) in start.params().iter().zip(plain.adapter.params()).zip(decayed.adapter.params()) {
         let diff = plain - decayed - start * 1e-2 * 0.5;
@@ -305,7 +306,8 @@ fn a_run_killed_at_any_time_resumes_to_the_same_bits_as_an_unbroken_one() {
     assert!(reached.is_sorted() && reached[19] > 0, "{reached:?}");
     let (mut killed, mut unbroken) = (begin(&dir), trainer(0.3, settings.clone()).0);
     let left = (60 - killed.steps_made()) as usize;
-    (run(&mut killed, left), run(&mut unbroken, 60));
+    run(&mut killed, left);
+    run(&mut unbroken, 60);
     assert_eq!(bits(&killed), bits(&unbroken), "killed after {reached:?}");
 }
 
