@@ -8,10 +8,12 @@
 //! - `model`: the network on a token forest, forward and backward
 //! - `conversation`: one token timeline, kept in the KV cache
 //! - `train`: token sequences to an adapter
+//! - `emotion`: dialogues to probabilities over labels
 #![deny(unsafe_code)]
 
 pub mod conversation;
 pub mod device;
+pub mod emotion;
 pub mod error;
 #[cfg(test)]
 mod fake;

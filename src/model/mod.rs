@@ -18,8 +18,7 @@ pub use llama::Llama;
 pub use lora::Adapter;
 
 use crate::device::Cpu;
-use crate::files::fingerprint::fingerprint;
-use crate::files::{Access, Config, Tensors, Tokenizer};
+use crate::files::{Access, Config, Tensors, Tokenizer, fingerprint};
 use crate::{Error, Result};
 use dialoguellm_kernels::{Isa, bf16};
 use std::path::Path;
@@ -67,6 +66,7 @@ impl Model {
         let tokenizer = Tokenizer::open(dir)?;
         tokenizer.check(&config)?;
         let tensors = Arc::new(Tensors::open(dir, options.access)?);
+        let fingerprint = fingerprint::fingerprint(dir, &tensors)?;
         let isa = match options.isa {
             Some(isa) => Some(isa),
             None => isa_of_environment()?,
@@ -75,14 +75,14 @@ impl Model {
             Precision::F32 => Box::new(Llama::open(Cpu::<f32>::new(options.threads, isa)?, config, &tensors)?),
             Precision::Bf16 => Box::new(Llama::open(Cpu::<bf16>::new(options.threads, isa)?, config, &tensors)?),
         };
-        Ok(Self { tokenizer, engine, fingerprint: fingerprint(dir, &tensors)? })
+        Ok(Self { tokenizer, engine, fingerprint })
     }
 
-    /// A model of parts: an engine of the caller's own behind a tokenizer. `fingerprint` says which base it is.
+    /// A model of parts: an engine of the caller's own behind a tokenizer, told apart from others by `fingerprint`.
     pub fn from_parts(tokenizer: Tokenizer, engine: Box<dyn Engine>, fingerprint: String) -> Self {
         Self { tokenizer, engine, fingerprint }
     }
-    /// Which base model this is: what adapters and checkpoints made on it are checked against.
+    /// Which base model this is, as adapters and checkpoints record it: see [`crate::files::fingerprint`].
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
