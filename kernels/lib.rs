@@ -15,8 +15,11 @@ pub mod embedding;
 pub mod isa;
 pub mod linear;
 pub mod matrix;
+#[cfg(test)]
+mod proof;
 pub mod rmsnorm;
 pub mod rope;
+mod stamp;
 pub mod swiglu;
 mod table;
 #[doc(hidden)]

@@ -49,3 +49,11 @@ macro_rules! tables {
     )*};
 }
 tables!(f32: F32, bf16: BF16, f64: F64);
+
+#[cfg(target_arch = "x86_64")]
+impl Kernels<bf16> {
+    /// The AMX table on any machine, for the test that emulates its instructions.
+    pub(crate) fn amx() -> &'static Self {
+        &BF16[Isa::Amx as usize]
+    }
+}

@@ -4,9 +4,21 @@
 //!
 //! - `error`: what can go wrong, with the numbers
 //! - `files`: bytes on disk to checked values (safetensors, config, tokenizer, adapters, dialogues)
+//! - `device`: where tensors live and who works on them
+//! - `model`: the network on a token forest, forward and backward
+//! - `conversation`: one token timeline, kept in the KV cache
+//! - `train`: token sequences to an adapter
+//! - `emotion`: dialogues to probabilities over labels
 #![deny(unsafe_code)]
 
+pub mod conversation;
+pub mod device;
+pub mod emotion;
 pub mod error;
+#[cfg(test)]
+mod fake;
 pub mod files;
+pub mod model;
+pub mod train;
 
 pub use error::{Code, Error, Result};

@@ -1,12 +1,257 @@
-//! linear.
+//! Linear: y = x W^T + b, its gradient dx = dy W, and LoRA's terms in the same sum       Hu et al. 2021, eq. 3
+//!
+//! shapes   `x [T, k]`, `y [T, n]`, rows of any stride; W as the file has it, any of three types, any alignment
+//! types    x, W packed as E; sums and bias E::Real; y as E, or as E::Real stored or added
+//! rounding W once at packing (none from bf16 to bf16), y once at the end; sums in Real, in order of k, as two sums
+//!          over even and odd k that are added at the end, or as pairs (vdpbf16ps, which flushes denormals, and AMX)
+//! alias    none; a row's bits depend on that row and on W alone
+//! cost     2 T n k flops: bound by the multipliers once T is a few dozen, by the reading of W below that
+//! source   the panel layout is that of Intel's VNNI and AMX instructions (SDM, TDPBF16PS); tile shapes as in
+//!          Goto and van de Geijn 2008 and the BLIS papers
+//! used by  every projection of the model, forward and backward, and the output head
+//!
+//! A frozen W is packed by panels of 32 outputs, W or W^T alike, so that no transpose is stored; LoRA is a second term.
 
-use crate::{Elem, Isa};
-use std::marker::PhantomData;
+#[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod gemv;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod pack;
+mod portable;
+mod tile;
+mod tn;
 
-pub(crate) struct Forms<E: Elem>(PhantomData<E>);
+#[cfg(test)]
+mod tests;
+
+use crate::{Elem, Isa, Kernels, Matrix, bf16};
+use portable::Portable;
+
+/// Output columns of one packed panel.
+pub const PANEL: usize = 32;
+
+/// `y[T, n] += x[T, k] w[n, k]^T`, in f64: what every form is held to.
+pub fn reference(y: &mut [f64], x: &[f64], w: &[f64], n: usize, k: usize) {
+    for (y, x) in y.chunks_exact_mut(n).zip(x.chunks_exact(k)) {
+        for (y, w) in y.iter_mut().zip(w.chunks_exact(k)) {
+            *y += x.iter().zip(w).map(|(x, w)| x * w).sum::<f64>();
+        }
+    }
+}
+
+/// `dx[T, k] += dy[T, n] w[n, k]` and `dw[n, k] += dy^T x`, in f64.
+pub fn reference_backward(dx: &mut [f64], dw: &mut [f64], dy: &[f64], x: &[f64], w: &[f64], n: usize, k: usize) {
+    for ((dx, dy), x) in dx.chunks_exact_mut(k).zip(dy.chunks_exact(n)).zip(x.chunks_exact(k)) {
+        for ((dy, w), dw) in dy.iter().zip(w.chunks_exact(k)).zip(dw.chunks_exact_mut(k)) {
+            for c in 0..k {
+                dx[c] += dy * w[c];
+                dw[c] += dy * x[c];
+            }
+        }
+    }
+}
+
+/// Which index of a matrix `[rows, cols]` a product sums over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sum {
+    /// y = x W^T: an output for each row of W, sums over its columns.
+    OverCols,
+    /// dx = dy W: an output for each column of W, sums over its rows.
+    OverRows,
+}
+
+impl Sum {
+    /// (outputs, summed) of `w`.
+    pub fn shape(self, w: &Matrix) -> (usize, usize) {
+        match self {
+            Sum::OverCols => (w.rows(), w.cols()),
+            Sum::OverRows => (w.cols(), w.rows()),
+        }
+    }
+}
+
+/// Values of one packed panel over `k` summed values: an odd `k` is padded by one zero.
+pub const fn panel_len(k: usize) -> usize {
+    PANEL * 2 * k.div_ceil(2)
+}
+
+/// One product a b of a sum of products.
+#[derive(Clone, Copy, Debug)]
+pub struct Term<'a, E> {
+    /// `[rows, k]` with row stride `lda`.
+    pub a: &'a [E],
+    /// Values from one row of `a` to the next.
+    pub lda: usize,
+    /// ceil(n / PANEL) packed panels. Aligned to 64 bytes they load fastest.
+    pub b: &'a [E],
+    /// Values summed over.
+    pub k: usize,
+}
+
+/// Where a product goes: `[rows, n]`, the first written column first.
+#[derive(Debug)]
+pub enum Out<'a, E: Elem> {
+    /// c = result, rounded.
+    Store(&'a mut [E]),
+    /// c = result.
+    Real(&'a mut [E::Real]),
+    /// c += result.
+    Add(&'a mut [E::Real]),
+}
+
+impl<E: Elem> Out<'_, E> {
+    fn len(&self) -> usize {
+        match self {
+            Out::Store(c) => c.len(),
+            Out::Real(c) | Out::Add(c) => c.len(),
+        }
+    }
+
+    /// Writes consecutive columns from `at` on; the one place where a result is rounded.
+    #[inline(always)]
+    fn put(&mut self, at: usize, sums: &[E::Real]) {
+        match self {
+            Out::Store(c) => c[at..][..sums.len()].iter_mut().zip(sums).for_each(|(c, s)| *c = E::narrow(*s)),
+            Out::Real(c) => c[at..][..sums.len()].copy_from_slice(sums),
+            Out::Add(c) => c[at..][..sums.len()].iter_mut().zip(sums).for_each(|(c, s)| *c += *s),
+        }
+    }
+}
+
+type Pack<E> = unsafe fn(&mut [E], &Matrix, Sum, usize, f32);
+type Gemm<E, R> = unsafe fn(Out<E>, usize, usize, usize, &[Term<E>], Option<&[R]>);
+type GemmTn<E, R> = unsafe fn(&mut [R], usize, usize, &[E], usize, &[E], usize, usize);
+type Dots<E, R> = unsafe fn(&mut [R], &Matrix, usize, &[E]);
+
+/// The forms of one level. All need that level's instructions and the lengths that the wrappers below check.
+pub(crate) struct Forms<E: Elem> {
+    pack: Pack<E>,
+    gemm: Gemm<E, E::Real>,
+    gemm_tn: GemmTn<E, E::Real>,
+    dots: Dots<E, E::Real>,
+}
 
 impl<E: Elem> Forms<E> {
-    pub(crate) const fn at(_isa: Isa) -> Self {
-        Self(PhantomData)
+    const fn portable() -> Self {
+        Self {
+            pack: pack::pack::<E, pack::Plain>,
+            gemm: tile::gemm::<tile::Pairs<E, Portable>>,
+            gemm_tn: tn::gemm_tn::<E, Portable>,
+            dots: gemv::dots::<E>,
+        }
     }
+}
+
+impl Forms<f32> {
+    pub(crate) const fn at(isa: Isa) -> Self {
+        match isa {
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => neon::F32,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2::F32,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => avx512::F32,
+            _ => Self::portable(),
+        }
+    }
+}
+
+impl Forms<bf16> {
+    pub(crate) const fn at(isa: Isa) -> Self {
+        match isa {
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => neon::BF16,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2::BF16,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512::BF16,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => avx512::BF16_DOT,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => Self { gemm: amx::gemm, ..avx512::BF16_DOT },
+            _ => Self::portable(),
+        }
+    }
+}
+
+impl Forms<f64> {
+    pub(crate) const fn at(_isa: Isa) -> Self {
+        Self::portable()
+    }
+}
+
+impl<E: Elem> Kernels<E> {
+    /// Packs the outputs `n0..n0 + PANEL` of `w` over the whole sum: `panel` is `[k/2][PANEL][2]`, absent outputs and
+    /// the pad of an odd `k` zero. Each value is `narrow(w * scale)`, rounded once when the product is exact in Real
+    /// (a power of two, a bf16 weight) and twice otherwise; scale 1 from bf16 to bf16 copies bits.
+    ///
+    /// `panel` has [`panel_len`] values; `n0` is below the number of outputs.
+    pub fn pack(&self, panel: &mut [E], w: &Matrix, sum: Sum, n0: usize, scale: f32) {
+        let (n, k) = sum.shape(w);
+        assert_eq!(panel.len(), panel_len(k), "a panel over {k} values");
+        assert!(n0 < n, "panel at output {n0} of {n}");
+        // SAFETY: a table exists only for levels this machine has; lengths are checked above.
+        unsafe { (self.linear.pack)(panel, w, sum, n0, scale) }
+    }
+
+    /// `c[i, j] = bias[j] +` the sum over `terms` of `sum_k a[i, k] b[k, j]`, for i < rows, j < n; one rounding.
+    ///
+    /// `out` has row stride `ldc` and begins at the first written column. Nothing past a row's `k` values is read.
+    /// A row's bits do not depend on `rows`, on its index or on `n`.
+    pub fn gemm(&self, out: Out<E>, ldc: usize, rows: usize, n: usize, terms: &[Term<E>], bias: Option<&[E::Real]>) {
+        if rows == 0 || n == 0 {
+            return;
+        }
+        assert!(strided(out.len(), rows, ldc, n), "output of {}: {rows} rows of {n}, stride {ldc}", out.len());
+        assert!(bias.is_none_or(|bias| bias.len() == n), "bias of other than {n} values");
+        for Term { a, lda, b, k } in terms.iter().copied() {
+            assert!(strided(a.len(), rows, lda, k), "input of {}: {rows} rows of {k}, stride {lda}", a.len());
+            assert!(b.len() >= n.div_ceil(PANEL) * panel_len(k), "{} packed values for {n} of {k}", b.len());
+        }
+        // SAFETY: as in `pack`.
+        unsafe { (self.linear.gemm)(out, ldc, rows, n, terms, bias) }
+    }
+
+    /// `c[i, j] +=` the sum over t < rows of `a[t, i] b[t, j]`, for i < m, j < n: a weight's gradient. For small m (LoRA's rank).
+    ///
+    /// The sums start from `c` and run in order of t: two calls over halves of the rows give the bits of one.
+    pub fn gemm_tn(
+        &self,
+        c: &mut [E::Real],
+        m: usize,
+        n: usize,
+        a: &[E],
+        lda: usize,
+        b: &[E],
+        ldb: usize,
+        rows: usize,
+    ) {
+        if rows == 0 || m == 0 || n == 0 {
+            return;
+        }
+        assert_eq!(c.len(), m * n, "a gradient of {m} x {n}");
+        assert!(strided(a.len(), rows, lda, m), "a of {}: {rows} rows of {m}, stride {lda}", a.len());
+        assert!(strided(b.len(), rows, ldb, n), "b of {}: {rows} rows of {n}, stride {ldb}", b.len());
+        // SAFETY: as in `pack`.
+        unsafe { (self.linear.gemm_tn)(c, m, n, a, lda, b, ldb, rows) }
+    }
+
+    /// `y[j] = sum_k w[n0 + j, k] x[k]`, on the matrix where it lies: for few rows, where packing would not pay.
+    pub fn dots(&self, y: &mut [E::Real], w: &Matrix, n0: usize, x: &[E]) {
+        assert_eq!(x.len(), w.cols(), "x for a matrix of {} columns", w.cols());
+        assert!(y.len() <= w.rows() && n0 <= w.rows() - y.len(), "rows {n0} + {} of {}", y.len(), w.rows());
+        // SAFETY: as in `pack`.
+        unsafe { (self.linear.dots)(y, w, n0, x) }
+    }
+}
+
+/// Do `rows` (at least one) rows of `width` lie in `len` values without overlap?
+fn strided(len: usize, rows: usize, stride: usize, width: usize) -> bool {
+    let end = (rows - 1).checked_mul(stride).and_then(|last| last.checked_add(width));
+    (stride >= width || rows == 1) && end.is_some_and(|end| end <= len)
 }

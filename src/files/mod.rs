@@ -8,6 +8,7 @@
 pub mod adapter;
 mod chat;
 pub mod config;
+pub mod dialogues;
 pub mod fingerprint;
 pub mod folder;
 pub mod gguf;
@@ -17,6 +18,7 @@ pub mod tokenizer;
 
 pub use self::adapter::{LoraConfig, Pair, PairSpec, Site, Targets};
 pub use self::config::{Config, Rope, Scaling};
+pub use self::dialogues::{Dialogue, Turn};
 pub use self::fingerprint::fingerprint;
 pub use self::mmap::{Access, Bytes};
 pub use self::safetensors::{TensorView, Tensors, Writer};

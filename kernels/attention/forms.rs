@@ -1,0 +1,104 @@
+//! Which registers each number type uses at each level, and the tiles compiled for them.
+
+use super::lanes::Lanes;
+use super::product::{self, Left, Out, Products, Right, Span};
+use super::{Block, Heads, KeyBlock, backward, forward};
+use crate::{Elem, Isa, Real};
+use half::bf16;
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{__m256, __m512};
+
+type Forward<E, R> = unsafe fn(&mut [E], &mut [R], &[E], &[E], &[E], Heads, &Block, &mut Vec<R>);
+type Delta<E, R> = unsafe fn(&mut [R], &[E], &[E], Heads);
+type BackwardQ<E, R> = unsafe fn(&mut [R], &[E], &[E], &[E], &[E], &[R], &[R], Heads, &Block, &mut Vec<R>);
+type BackwardKv<E, R> =
+    unsafe fn(&mut [R], &mut [E], &[E], &[E], &[E], &[E], &[R], &[R], Heads, &KeyBlock, &mut Vec<R>);
+
+/// Attention's forms for one number type at one level.
+pub(crate) struct Forms<E: Elem> {
+    pub(super) forward: Forward<E, E::Real>,
+    pub(super) delta: Delta<E, E::Real>,
+    pub(super) backward_q: BackwardQ<E, E::Real>,
+    pub(super) backward_kv: BackwardKv<E, E::Real>,
+}
+
+/// Compiles the tiles under a level's features, generic over the registers L.
+macro_rules! level {
+    ($name:ident $(, $features:literal)?) => {
+        mod $name {
+            use super::*;
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn set<R: Real, L: Lanes<R>>(c: Out<R>, a: Left<R>, b: Right<R>, terms: usize) {
+                product::set::<R, L>(c, a, b, terms);
+            }
+            $(#[target_feature(enable = $features)])?
+            unsafe fn add<R: Real, L: Lanes<R>>(c: Out<R>, a: Left<R>, b: Right<R>, terms: usize, span: Span) {
+                product::add::<R, L>(c, a, b, terms, span);
+            }
+            const fn products<R: Real, L: Lanes<R>>() -> Products<R> {
+                // SAFETY: only this level's forms use them.
+                unsafe { Products::new(set::<R, L>, add::<R, L>) }
+            }
+
+            pub(super) const fn forms<E: Elem, L: Lanes<E::Real>>() -> Forms<E> {
+                Forms {
+                    forward: self::forward::<E, L>,
+                    delta: self::delta::<E, L>,
+                    backward_q: self::backward_q::<E, L>,
+                    backward_kv: self::backward_kv::<E, L>,
+                }
+            }
+            $(#[target_feature(enable = $features)])?
+            unsafe fn forward<E: Elem, L: Lanes<E::Real>>(
+                o: &mut [E], lse: &mut [E::Real], q: &[E], k: &[E], v: &[E],
+                heads: Heads, block: &Block, scratch: &mut Vec<E::Real>,
+            ) {
+                forward::forward::<E>(o, lse, q, k, v, heads, block, scratch, &const { products::<E::Real, L>() });
+            }
+            $(#[target_feature(enable = $features)])?
+            unsafe fn delta<E: Elem, L: Lanes<E::Real>>(delta: &mut [E::Real], d_o: &[E], o: &[E], heads: Heads) {
+                forward::delta::<E, L>(delta, d_o, o, heads);
+            }
+            $(#[target_feature(enable = $features)])?
+            unsafe fn backward_q<E: Elem, L: Lanes<E::Real>>(
+                dq: &mut [E::Real], d_o: &[E], q: &[E], k: &[E], v: &[E], lse: &[E::Real], delta: &[E::Real],
+                heads: Heads, block: &Block, scratch: &mut Vec<E::Real>,
+            ) {
+                backward::backward_q::<E>(dq, d_o, q, k, v, lse, delta, heads, block, scratch, &const { products::<E::Real, L>() });
+            }
+            $(#[target_feature(enable = $features)])?
+            unsafe fn backward_kv<E: Elem, L: Lanes<E::Real>>(
+                dk: &mut [E::Real], dv: &mut [E], d_o: &[E], q: &[E], k: &[E], v: &[E], lse: &[E::Real], delta: &[E::Real],
+                heads: Heads, block: &KeyBlock, scratch: &mut Vec<E::Real>,
+            ) {
+                backward::backward_kv::<E>(dk, dv, d_o, q, k, v, lse, delta, heads, block, scratch, &const { products::<E::Real, L>() });
+            }
+        }
+    };
+}
+level!(portable);
+#[cfg(target_arch = "x86_64")]
+level!(avx2, "avx2,fma,f16c");
+#[cfg(target_arch = "x86_64")]
+level!(avx512, "avx512f,avx512bw,avx512dq,avx512vl");
+
+macro_rules! at {
+    ($elem:ty, $real:ty, $avx2:ty, $avx512:ty) => {
+        impl Forms<$elem> {
+            /// The forms of `isa`, which the machine that calls them must have.
+            pub(crate) const fn at(isa: Isa) -> Self {
+                match isa {
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx2 => avx2::forms::<$elem, $avx2>(),
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => avx512::forms::<$elem, $avx512>(),
+                    _ => portable::forms::<$elem, [$real; 4]>(),
+                }
+            }
+        }
+    };
+}
+at!(f32, f32, __m256, __m512);
+at!(bf16, f32, __m256, __m512);
+at!(f64, f64, [f64; 4], [f64; 8]);

@@ -1,0 +1,145 @@
+//! How much of one core's multipliers the linear kernels use: `cargo bench -p dialoguellm-kernels --bench linear`.
+//!
+//! The roof is measured in the same run, on registers alone. Packing is timed with the product, once per call, as the
+//! model does it. The best of several runs counts: others use this machine too. An argument names the levels to run.
+
+use dialoguellm_kernels::linear::{Out, PANEL, Sum, Term, panel_len};
+use dialoguellm_kernels::testing::Random;
+use dialoguellm_kernels::{Dtype, Elem, Isa, Kernels, Matrix, bf16};
+use std::time::{Duration, Instant};
+
+/// (n, k) of SmolLM2-135M's projections.
+const SHAPES: [(usize, usize); 4] = [(576, 576), (1536, 576), (576, 1536), (192, 576)];
+
+fn main() {
+    let named: Vec<Isa> = std::env::args().filter_map(|arg| Isa::named(&arg)).collect();
+    for isa in Isa::available().iter().filter(|isa| named.is_empty() || named.contains(isa)) {
+        products::<bf16>(*isa);
+        products::<f32>(*isa);
+        gradients::<bf16>(*isa);
+        decode(*isa);
+    }
+}
+
+/// Seconds of the fastest run: at least 5, until 0.2 s have passed.
+fn best(mut run: impl FnMut()) -> f64 {
+    let (start, mut best) = (Instant::now(), f64::INFINITY);
+    for i in 0.. {
+        if i >= 5 && start.elapsed() > Duration::from_millis(200) {
+            break;
+        }
+        let once = Instant::now();
+        run();
+        best = best.min(once.elapsed().as_secs_f64());
+    }
+    best
+}
+
+fn products<E: Elem>(isa: Isa) {
+    let roof = roof::gflops(isa, E::NAME);
+    println!("{} {}: roof {roof:.0} GFLOP/s; % of it, packing included (without)", isa.name(), E::NAME);
+    let kernels = E::kernels(isa);
+    for (n, k) in SHAPES {
+        print!("  n {n:4} k {k:4}:");
+        for rows in [1, 8, 64, 256, 512, 1024, 2048] {
+            let (packed, ready) = product(kernels, rows, n, k);
+            let percent = |seconds| 2.0 * (rows * n * k) as f64 / seconds / 1e9 / roof * 100.0;
+            print!("  T {rows} {:.0} ({:.0})", percent(packed), percent(ready));
+        }
+        println!();
+    }
+}
+
+/// Seconds with and without packing.
+fn product<E: Elem>(kernels: &Kernels<E>, rows: usize, n: usize, k: usize) -> (f64, f64) {
+    let mut random = Random::new(1);
+    let bytes: Vec<u8> = random.vec::<bf16>(n * k).iter().flat_map(|x| x.to_le_bytes()).collect();
+    let w = Matrix::new(Dtype::Bf16, &bytes, n, k).expect("n * k values");
+    let a: Vec<E> = random.vec(rows * k);
+    let mut c = vec![E::default(); rows * n];
+    let mut panels = vec![E::default(); n.div_ceil(PANEL) * panel_len(k) + 32];
+    let aligned = panels.as_ptr().align_offset(64);
+    let mut run = |pack: bool| {
+        let panels = &mut panels[aligned..][..n.div_ceil(PANEL) * panel_len(k)];
+        for (p, panel) in panels.chunks_exact_mut(panel_len(k)).enumerate().filter(|_| pack) {
+            kernels.pack(panel, &w, Sum::OverCols, p * PANEL, 1.0);
+        }
+        kernels.gemm(Out::Store(&mut c), n, rows, n, &[Term { a: &a, lda: k, b: panels, k }], None);
+    };
+    (best(|| run(true)), best(|| run(false)))
+}
+
+fn gradients<E: Elem>(isa: Isa) {
+    let (m, n, rows, roof) = (16, 576, 1024, roof::gflops(isa, "f32"));
+    let (a, b): (Vec<E>, Vec<E>) = (Random::new(1).vec(rows * m), Random::new(2).vec(rows * n));
+    let mut c = Random::new(3).vec(m * n);
+    let seconds = best(|| E::kernels(isa).gemm_tn(&mut c, m, n, &a, m, &b, n, rows));
+    let percent = 2.0 * (m * n * rows) as f64 / seconds / 1e9 / roof * 100.0;
+    println!("  gradient {m} x {n} over {rows} rows: {percent:.0} % of f32's roof");
+}
+
+/// The output head of SmolLM2-135M for one token: bound by memory.
+fn decode(isa: Isa) {
+    let (n, k) = (49152, 576);
+    let bytes: Vec<u8> = (0..n * k).flat_map(|i| bf16::narrow((i % 251) as f32).to_le_bytes()).collect();
+    let w = Matrix::new(Dtype::Bf16, &bytes, n, k).expect("n * k values");
+    let x: Vec<bf16> = Random::new(1).vec(k);
+    let mut y = vec![0.0; n];
+    let seconds = best(|| bf16::kernels(isa).dots(&mut y, &w, 0, &x));
+    println!("  dots {n} x {k}: {:.1} GB/s", bytes.len() as f64 / seconds / 1e9);
+}
+
+/// What the multipliers do when nothing else is asked of the core.
+#[cfg(target_arch = "x86_64")]
+mod roof {
+    use super::{Isa, best};
+    use std::arch::x86_64::*;
+    use std::hint::black_box;
+
+    const STEPS: usize = 200_000;
+
+    pub fn gflops(isa: Isa, elem: &str) -> f64 {
+        // SAFETY: `isa` is one of this machine's levels.
+        let run = || unsafe {
+            match (isa, elem) {
+                (Isa::Avx512Bf16 | Isa::Amx, "bf16") => (dot(), 64),
+                (Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx, _) => (fma512(), 32),
+                (Isa::Avx2, _) => (fma256(), 16),
+                _ => (sse(), 8),
+            }
+        };
+        let mut flops = 0;
+        let seconds = best(|| flops = run().1);
+        (STEPS * 12 * flops) as f64 / seconds / 1e9
+    }
+
+    macro_rules! roof {
+        ($name:ident, $features:literal, $zero:ident, $step:expr) => {
+            #[target_feature(enable = $features)]
+            unsafe fn $name() {
+                let mut sums = [black_box($zero()); 12];
+                let (a, b) = (black_box($zero()), black_box($zero()));
+                for _ in 0..STEPS {
+                    sums.iter_mut().for_each(|sum| *sum = $step(*sum, a, b));
+                }
+                black_box(sums);
+            }
+        };
+    }
+    roof!(fma256, "avx2,fma", _mm256_setzero_ps, |c, a, b| _mm256_fmadd_ps(a, b, c));
+    roof!(fma512, "avx512f", _mm512_setzero_ps, |c, a, b| _mm512_fmadd_ps(a, b, c));
+    roof!(sse, "sse2", _mm_setzero_ps, |c, a, b| _mm_add_ps(c, _mm_mul_ps(a, b)));
+    roof!(dot, "avx512f,avx512bf16", _mm512_setzero_ps, |c, a, b| {
+        // SAFETY: vectors of the same size; every bit pattern is a vector of bf16.
+        let bits = |x: __m512| unsafe { std::mem::transmute::<__m512, __m512bh>(x) };
+        _mm512_dpbf16_ps(c, bits(a), bits(b))
+    });
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+mod roof {
+    /// Not known here: figures then read as percent of 1 GFLOP/s.
+    pub fn gflops(_isa: super::Isa, _elem: &str) -> f64 {
+        1.0
+    }
+}

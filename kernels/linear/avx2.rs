@@ -1,0 +1,195 @@
+//! AVX2 with FMA: vectors of eight f32, tiles of 6 rows by 2 vectors in 15 of 16 registers.
+
+use super::pack::{self as packing, Transpose};
+use super::tile::{Pairs, Simd};
+use super::{Forms, Out, Sum, Term, gemv, tile, tn};
+use crate::{Elem, Matrix, bf16};
+use std::arch::x86_64::*;
+
+pub(super) struct Avx2;
+
+pub(super) const F32: Forms<f32> =
+    Forms { pack: pack::<f32>, gemm: gemm::<f32>, gemm_tn: gemm_tn::<f32>, dots: dots::<f32> };
+pub(super) const BF16: Forms<bf16> =
+    Forms { pack: pack::<bf16>, gemm: gemm::<bf16>, gemm_tn: gemm_tn::<bf16>, dots: dots::<bf16> };
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn pack<E: Elem>(panel: &mut [E], w: &Matrix, sum: Sum, n0: usize, scale: f32)
+where
+    Avx2: Transpose<E>,
+{
+    // SAFETY: the caller's, here and in the forms below.
+    unsafe { packing::pack::<E, Avx2>(panel, w, sum, n0, scale) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn gemm<E: Elem<Real = f32>>(
+    out: Out<E>,
+    ldc: usize,
+    rows: usize,
+    n: usize,
+    terms: &[Term<E>],
+    bias: Option<&[f32]>,
+) where
+    Avx2: Simd<E>,
+{
+    // SAFETY: see `pack`.
+    unsafe { tile::gemm::<Pairs<E, Avx2>>(out, ldc, rows, n, terms, bias) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn gemm_tn<E: Elem<Real = f32>>(
+    c: &mut [f32],
+    m: usize,
+    n: usize,
+    a: &[E],
+    lda: usize,
+    b: &[E],
+    ldb: usize,
+    rows: usize,
+) where
+    Avx2: Simd<E>,
+{
+    // SAFETY: see `pack`.
+    unsafe { tn::gemm_tn::<E, Avx2>(c, m, n, a, lda, b, ldb, rows) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn dots<E: Elem<Real = f32>>(y: &mut [f32], w: &Matrix, n0: usize, x: &[E]) {
+    // SAFETY: see `pack`.
+    unsafe { gemv::dots(y, w, n0, x) }
+}
+
+macro_rules! simd {
+    ($elem:ty, $load:expr) => {
+        impl Simd<$elem> for Avx2 {
+            type V = __m256;
+            const LANES: usize = 8;
+            const ROWS: usize = 6;
+            #[inline]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            unsafe fn zero() -> __m256 {
+                _mm256_setzero_ps()
+            }
+            #[inline]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            unsafe fn load(p: *const $elem) -> __m256 {
+                // SAFETY: the caller's eight values.
+                unsafe { $load(p) }
+            }
+            #[inline]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            unsafe fn load_real(p: *const f32) -> __m256 {
+                // SAFETY: the caller's eight values.
+                unsafe { _mm256_loadu_ps(p) }
+            }
+            #[inline]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            unsafe fn store(p: *mut f32, v: __m256) {
+                // SAFETY: the caller's eight values.
+                unsafe { _mm256_storeu_ps(p, v) }
+            }
+            #[inline]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            unsafe fn splat(x: f32) -> __m256 {
+                _mm256_set1_ps(x)
+            }
+            #[inline]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            unsafe fn splat_pair(p: *const f32) -> __m256 {
+                // SAFETY: the caller's two values.
+                let pair = unsafe { p.cast::<f64>().read_unaligned() };
+                _mm256_castpd_ps(_mm256_set1_pd(pair))
+            }
+            #[inline]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            unsafe fn mul_add(a: __m256, b: __m256, c: __m256) -> __m256 {
+                _mm256_fmadd_ps(a, b, c)
+            }
+            #[inline]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            unsafe fn store_pair_sums(p: *mut f32, v: __m256) {
+                let sums = _mm256_hadd_ps(v, v); // 01 23 01 23 | 45 67 45 67
+                let sums = _mm256_permute4x64_pd::<0b1000>(_mm256_castps_pd(sums));
+                // SAFETY: the caller's four values.
+                unsafe { _mm_storeu_ps(p, _mm256_castps256_ps128(_mm256_castpd_ps(sums))) }
+            }
+        }
+    };
+}
+simd!(f32, |p: *const f32| _mm256_loadu_ps(p));
+simd!(bf16, |p: *const bf16| widen(_mm_loadu_si128(p.cast())));
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn widen(x: __m128i) -> __m256 {
+    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x)))
+}
+
+macro_rules! transpose {
+    ($elem:ty, $pairs:literal, $block:ident) => {
+        impl Transpose<$elem> for Avx2 {
+            #[inline]
+            #[target_feature(enable = "avx2")]
+            unsafe fn pairs(panel: &mut [$elem], rows: &packing::Rows<$elem>) {
+                let done = panel.len() / packing::PAIRS / $pairs * $pairs;
+                for (block, to) in panel.chunks_exact_mut($pairs * packing::PAIRS).enumerate() {
+                    for j in (0..super::PANEL).step_by($pairs) {
+                        // SAFETY: as many rows from j on have so many pairs from the block on; `to` has a row for each.
+                        unsafe { $block(to.as_mut_ptr().add(2 * j), rows[j][2 * $pairs * block..].as_ptr()) };
+                    }
+                }
+                packing::rest(panel, rows, done);
+            }
+        }
+    };
+}
+transpose!(bf16, 8, transpose8);
+transpose!(f32, 4, transpose4);
+
+/// Four rows of four pairs, rows `packing::BLOCK` values apart, to four rows of a panel.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn transpose4(to: *mut f32, from: *const f32) {
+    // SAFETY: the caller's.
+    let r: [__m256d; 4] = std::array::from_fn(|i| unsafe { _mm256_loadu_pd(from.add(i * packing::BLOCK).cast()) });
+    let even = [_mm256_unpacklo_pd(r[0], r[1]), _mm256_unpacklo_pd(r[2], r[3])];
+    let odd = [_mm256_unpackhi_pd(r[0], r[1]), _mm256_unpackhi_pd(r[2], r[3])];
+    for (p, [upper, lower]) in [even, odd].into_iter().enumerate() {
+        // SAFETY: the caller's.
+        unsafe {
+            let row = |p: usize| to.add(p * packing::PAIRS).cast();
+            _mm256_storeu_pd(row(p), _mm256_permute2f128_pd::<0x20>(upper, lower));
+            _mm256_storeu_pd(row(p + 2), _mm256_permute2f128_pd::<0x31>(upper, lower));
+        }
+    }
+}
+
+/// Eight rows of eight pairs, rows `packing::BLOCK` values apart, to eight rows of a panel.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn transpose8(to: *mut bf16, from: *const bf16) {
+    // SAFETY: the caller's.
+    let r: [__m256i; 8] = std::array::from_fn(|i| unsafe { _mm256_loadu_si256(from.add(i * packing::BLOCK).cast()) });
+    // Pairs of rows, then quadruples: `quads[q]` has pair q of rows 0..4 below and pair q + 4 above.
+    let lo = |i: usize| _mm256_unpacklo_epi32(r[i], r[i + 1]);
+    let hi = |i: usize| _mm256_unpackhi_epi32(r[i], r[i + 1]);
+    let quads = |i: usize| {
+        let (a, b, c, d) = (lo(i), lo(i + 2), hi(i), hi(i + 2));
+        [
+            _mm256_unpacklo_epi64(a, b),
+            _mm256_unpackhi_epi64(a, b),
+            _mm256_unpacklo_epi64(c, d),
+            _mm256_unpackhi_epi64(c, d),
+        ]
+    };
+    let (upper, lower) = (quads(0), quads(4));
+    for p in 0..4 {
+        // SAFETY: the caller's.
+        unsafe {
+            let row = |p: usize| to.add(p * packing::PAIRS).cast();
+            _mm256_storeu_si256(row(p), _mm256_permute2x128_si256::<0x20>(upper[p], lower[p]));
+            _mm256_storeu_si256(row(p + 4), _mm256_permute2x128_si256::<0x31>(upper[p], lower[p]));
+        }
+    }
+}

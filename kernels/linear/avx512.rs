@@ -1,0 +1,183 @@
+//! AVX-512: vectors of sixteen f32, tiles of 12 rows by 2 vectors in 27 of 32 registers; bf16 widened, or by pairs
+//! through vdpbf16ps, which multiplies twice as much and flushes denormals.
+
+use super::avx2::Avx2;
+use super::pack::{self as packing, Transpose};
+use super::tile::{Pairs, Simd, Tile};
+use super::{Forms, Out, Sum, Term, gemv, tile, tn};
+use crate::{Elem, Matrix, bf16};
+use std::arch::x86_64::*;
+
+pub(super) struct Avx512;
+pub(super) struct Dot;
+
+pub(super) const F32: Forms<f32> =
+    Forms { pack: pack::<f32>, gemm: gemm::<f32>, gemm_tn: gemm_tn::<f32>, dots: dots::<f32> };
+pub(super) const BF16: Forms<bf16> =
+    Forms { pack: pack::<bf16>, gemm: gemm::<bf16>, gemm_tn: gemm_tn::<bf16>, dots: dots::<bf16> };
+pub(super) const BF16_DOT: Forms<bf16> =
+    Forms { pack: pack::<bf16>, gemm: gemm_dot, gemm_tn: gemm_tn::<bf16>, dots: dots::<bf16> };
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+unsafe fn pack<E: Elem>(panel: &mut [E], w: &Matrix, sum: Sum, n0: usize, scale: f32)
+where
+    Avx2: Transpose<E>,
+{
+    // SAFETY: the caller's, here and in the forms below.
+    unsafe { packing::pack::<E, Avx2>(panel, w, sum, n0, scale) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+unsafe fn gemm<E: Elem<Real = f32>>(
+    out: Out<E>,
+    ldc: usize,
+    rows: usize,
+    n: usize,
+    terms: &[Term<E>],
+    bias: Option<&[f32]>,
+) where
+    Avx512: Simd<E>,
+{
+    // SAFETY: see `pack`.
+    unsafe { tile::gemm::<Pairs<E, Avx512>>(out, ldc, rows, n, terms, bias) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+unsafe fn gemm_tn<E: Elem<Real = f32>>(
+    c: &mut [f32],
+    m: usize,
+    n: usize,
+    a: &[E],
+    lda: usize,
+    b: &[E],
+    ldb: usize,
+    rows: usize,
+) where
+    Avx512: Simd<E>,
+{
+    // SAFETY: see `pack`.
+    unsafe { tn::gemm_tn::<E, Avx512>(c, m, n, a, lda, b, ldb, rows) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+unsafe fn dots<E: Elem<Real = f32>>(y: &mut [f32], w: &Matrix, n0: usize, x: &[E]) {
+    // SAFETY: see `pack`.
+    unsafe { gemv::dots(y, w, n0, x) }
+}
+
+macro_rules! simd {
+    ($elem:ty, $load:expr) => {
+        impl Simd<$elem> for Avx512 {
+            type V = __m512;
+            const LANES: usize = 16;
+            const ROWS: usize = 12;
+            #[inline]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+            unsafe fn zero() -> __m512 {
+                _mm512_setzero_ps()
+            }
+            #[inline]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+            unsafe fn load(p: *const $elem) -> __m512 {
+                // SAFETY: the caller's sixteen values.
+                unsafe { $load(p) }
+            }
+            #[inline]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+            unsafe fn load_real(p: *const f32) -> __m512 {
+                // SAFETY: the caller's sixteen values.
+                unsafe { _mm512_loadu_ps(p) }
+            }
+            #[inline]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+            unsafe fn store(p: *mut f32, v: __m512) {
+                // SAFETY: the caller's sixteen values.
+                unsafe { _mm512_storeu_ps(p, v) }
+            }
+            #[inline]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+            unsafe fn splat(x: f32) -> __m512 {
+                _mm512_set1_ps(x)
+            }
+            #[inline]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+            unsafe fn splat_pair(p: *const f32) -> __m512 {
+                // SAFETY: the caller's two values.
+                let pair = unsafe { p.cast::<f64>().read_unaligned() };
+                _mm512_castpd_ps(_mm512_set1_pd(pair))
+            }
+            #[inline]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+            unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
+                _mm512_fmadd_ps(a, b, c)
+            }
+            #[inline]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+            unsafe fn store_pair_sums(p: *mut f32, v: __m512) {
+                let swapped = _mm512_permute_ps::<0b10_11_00_01>(v);
+                let sums = _mm512_maskz_compress_ps(0x5555, _mm512_add_ps(v, swapped));
+                // SAFETY: the caller's eight values.
+                unsafe { _mm256_storeu_ps(p, _mm512_castps512_ps256(sums)) }
+            }
+        }
+    };
+}
+simd!(f32, |p: *const f32| _mm512_loadu_ps(p));
+simd!(bf16, |p: *const bf16| widen(_mm256_loadu_si256(p.cast())));
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn widen(x: __m256i) -> __m512 {
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x)))
+}
+
+#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+unsafe fn gemm_dot(out: Out<bf16>, ldc: usize, rows: usize, n: usize, terms: &[Term<bf16>], bias: Option<&[f32]>) {
+    // SAFETY: see `pack`.
+    unsafe { tile::gemm::<Dot>(out, ldc, rows, n, terms, bias) }
+}
+
+/// Sixteen columns of sums; `pair` and `columns` hold their bf16 bits in the same type.
+impl Tile for Dot {
+    type E = bf16;
+    type A = bf16;
+    type V = __m512;
+    const COLS: usize = 16;
+    const ROWS: usize = 12;
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn zero() -> __m512 {
+        _mm512_setzero_ps()
+    }
+    #[inline(always)]
+    fn stage(x: bf16) -> bf16 {
+        x
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn pair(p: *const bf16) -> __m512 {
+        // SAFETY: the caller's two values.
+        let pair = unsafe { p.cast::<f32>().read_unaligned() };
+        _mm512_set1_ps(pair)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn columns(p: *const bf16) -> __m512 {
+        // SAFETY: the caller's sixteen pairs.
+        unsafe { _mm512_loadu_ps(p.cast()) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx512bf16,avx512f")]
+    unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: vectors of the same size; every bit pattern is a vector of bf16.
+        let (a, b) =
+            unsafe { (std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b)) };
+        _mm512_dpbf16_ps(c, a, b)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn finish(p: *mut f32, v: __m512) {
+        // SAFETY: the caller's sixteen values.
+        unsafe { _mm512_storeu_ps(p, v) }
+    }
+}

@@ -1,0 +1,285 @@
+//! The tiled product, written once for every instruction level: a level brings vectors ([`Simd`]) or a dot product of
+//! its own ([`Tile`]), this file brings the loops. It knows no instruction and no thread.
+//!
+//! One tile is ROWS rows by some vectors of columns, held in registers over a chunk of k. Rows of `a` are copied
+//! ("staged") to the stack a chunk at a time: widened once for all 32 columns, padded to pairs, and with a fixed stride
+//! that never maps all rows to one cache set as a stride of 4096 bytes would.
+
+use super::{Out, PANEL, Term, panel_len};
+use crate::{Elem, Real};
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+
+/// Vectors of `E::Real`.
+///
+/// Every method needs the instructions of its level; `load`, `load_real` and `store` move LANES values at any
+/// alignment, `splat_pair` reads two.
+pub(super) trait Simd<E: Elem> {
+    /// LANES values of `E::Real`.
+    type V: Copy;
+    /// Values of one vector.
+    const LANES: usize;
+    /// Rows of the register tile, at most [`MAX_ROWS`].
+    const ROWS: usize;
+    unsafe fn zero() -> Self::V;
+    unsafe fn load(p: *const E) -> Self::V;
+    unsafe fn load_real(p: *const E::Real) -> Self::V;
+    unsafe fn store(p: *mut E::Real, v: Self::V);
+    unsafe fn splat(x: E::Real) -> Self::V;
+    /// p0, p1, p0, p1, ..
+    unsafe fn splat_pair(p: *const E::Real) -> Self::V;
+    /// c + a b
+    unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// Stores v0 + v1, v2 + v3, ..: LANES / 2 values.
+    unsafe fn store_pair_sums(p: *mut E::Real, v: Self::V);
+}
+
+/// One level's way to multiply staged pairs of `a` with packed pairs of `b`.
+pub(super) trait Tile {
+    /// What is packed.
+    type E: Elem;
+    /// What rows of `a` are staged as.
+    type A: Copy + Default;
+    /// COLS sums, or 2 COLS partial sums.
+    type V: Copy;
+    /// Columns of one vector.
+    const COLS: usize;
+    /// Rows of the register tile, at most [`MAX_ROWS`].
+    const ROWS: usize;
+    unsafe fn zero() -> Self::V;
+    fn stage(x: Self::E) -> Self::A;
+    /// One pair of staged values in every column.
+    unsafe fn pair(p: *const Self::A) -> Self::V;
+    /// COLS packed pairs.
+    unsafe fn columns(p: *const Self::E) -> Self::V;
+    unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// Stores the COLS finished sums.
+    unsafe fn finish(p: *mut <Self::E as Elem>::Real, v: Self::V);
+}
+
+/// The tile of a level that multiplies single values: even and odd k in neighbouring lanes, added at the end, so that
+/// the pair layout serves f32 and widened bf16 as it is.
+pub(super) struct Pairs<E, S>(PhantomData<(E, S)>);
+
+impl<E: Elem, S: Simd<E>> Tile for Pairs<E, S> {
+    type E = E;
+    type A = E::Real;
+    type V = S::V;
+    const COLS: usize = S::LANES / 2;
+    const ROWS: usize = S::ROWS;
+    #[inline(always)]
+    unsafe fn zero() -> S::V {
+        // SAFETY: the caller's, here and below.
+        unsafe { S::zero() }
+    }
+    #[inline(always)]
+    fn stage(x: E) -> E::Real {
+        x.widen()
+    }
+    #[inline(always)]
+    unsafe fn pair(p: *const E::Real) -> S::V {
+        // SAFETY: see `zero`.
+        unsafe { S::splat_pair(p) }
+    }
+    #[inline(always)]
+    unsafe fn columns(p: *const E) -> S::V {
+        // SAFETY: see `zero`.
+        unsafe { S::load(p) }
+    }
+    #[inline(always)]
+    unsafe fn mul_add(a: S::V, b: S::V, c: S::V) -> S::V {
+        // SAFETY: see `zero`.
+        unsafe { S::mul_add(a, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn finish(p: *mut E::Real, v: S::V) {
+        // SAFETY: see `zero`.
+        unsafe { S::store_pair_sums(p, v) }
+    }
+}
+
+/// The most rows any level holds in registers.
+pub(super) const MAX_ROWS: usize = 12;
+/// Vectors of columns of the register tile: 24 sums, 2 of b and 1 of a use 27 of 32 registers; 12, 2, 1 use 15 of 16.
+const VECS: usize = 2;
+/// The most vectors of sums a panel needs: NEON's 12 rows of 16 vectors.
+const MAX_VECS: usize = 192;
+/// Bytes of one row's chunk, and of the gap that spreads rows over cache sets.
+const CHUNK_BYTES: usize = 1024;
+const GAP_BYTES: usize = 64;
+/// Bytes of `a` that stay in the second-level cache while all panels pass by.
+const BLOCK_BYTES: usize = 256 << 10;
+
+/// Staged rows of `a`, and the sums of one panel between chunks of k.
+#[repr(C, align(64))]
+struct Scratch<V> {
+    a: [MaybeUninit<u8>; MAX_ROWS * (CHUNK_BYTES + GAP_BYTES)],
+    c: [MaybeUninit<V>; MAX_VECS],
+}
+
+const fn chunk<A>() -> usize {
+    CHUNK_BYTES / size_of::<A>()
+}
+const fn stride<A>() -> usize {
+    (CHUNK_BYTES + GAP_BYTES) / size_of::<A>()
+}
+
+/// The driver: blocks of rows that fit the cache, then panels, then tiles.
+///
+/// # Safety
+/// The level of `T` must be there, and lengths as [`crate::Kernels::gemm`] checks them.
+#[inline(always)]
+pub(super) unsafe fn gemm<T: Tile>(
+    mut out: Out<T::E>,
+    ldc: usize,
+    rows: usize,
+    n: usize,
+    terms: &[Term<T::E>],
+    bias: Option<&[<T::E as Elem>::Real]>,
+) {
+    let mut scratch = Scratch {
+        a: [MaybeUninit::uninit(); MAX_ROWS * (CHUNK_BYTES + GAP_BYTES)],
+        c: [MaybeUninit::uninit(); MAX_VECS],
+    };
+    let block = block_rows::<T>(terms);
+    for first in (0..rows).step_by(block) {
+        let end = rows.min(first + block);
+        for j in (0..n).step_by(PANEL) {
+            let cols = PANEL.min(n - j);
+            let bias = bias.map(|bias| &bias[j..j + cols]);
+            for i in (first..end).step_by(T::ROWS) {
+                let m = T::ROWS.min(end - i);
+                // SAFETY: the caller's; the tile lies within rows and n.
+                unsafe {
+                    sum::<T>(&mut scratch, i, m, j / PANEL, terms);
+                    emit::<T>(&scratch, &mut out, i * ldc + j, ldc, m, cols, bias);
+                }
+            }
+        }
+    }
+}
+
+fn block_rows<T: Tile>(terms: &[Term<T::E>]) -> usize {
+    let row: usize = terms.iter().map(|t| t.k * size_of::<T::E>()).sum();
+    (BLOCK_BYTES / row.max(1) / T::ROWS).clamp(1, 1 << 10) * T::ROWS
+}
+
+/// All terms of `m` rows from `i` on, times one panel, into the scratch's sums.
+#[inline(always)]
+unsafe fn sum<T: Tile>(scratch: &mut Scratch<T::V>, i: usize, m: usize, panel: usize, terms: &[Term<T::E>]) {
+    let c = scratch.c.as_mut_ptr().cast::<T::V>();
+    for v in 0..m * (PANEL / T::COLS) {
+        // SAFETY: ROWS * PANEL / COLS vectors fit MAX_VECS for every level.
+        unsafe { c.add(v).write(T::zero()) };
+    }
+    for term in terms {
+        let b = &term.b[panel * panel_len(term.k)..][..panel_len(term.k)];
+        for from in (0..term.k).step_by(chunk::<T::A>()) {
+            let len = chunk::<T::A>().min(term.k - from);
+            let a = scratch.a.as_mut_ptr().cast::<T::A>();
+            // SAFETY: m rows of a chunk fit `a`; the chunk's pairs of b begin at an even `from`.
+            unsafe {
+                stage::<T>(a, term, i, m, from, len);
+                sections::<T>(c, a, b.as_ptr().add(from * PANEL), m, len.div_ceil(2));
+            }
+        }
+    }
+}
+
+/// Copies `len` values of each of `m` rows, and a zero behind an odd `len`.
+#[inline(always)]
+unsafe fn stage<T: Tile>(to: *mut T::A, term: &Term<T::E>, i: usize, m: usize, from: usize, len: usize) {
+    for r in 0..m {
+        let row = &term.a[(i + r) * term.lda + from..][..len];
+        // SAFETY: a row's stride exceeds a chunk, so the pad fits as well.
+        unsafe {
+            let to = to.add(r * stride::<T::A>());
+            for (j, x) in row.iter().enumerate() {
+                to.add(j).write(T::stage(*x));
+            }
+            to.add(len).write(T::A::default());
+        }
+    }
+}
+
+/// The staged rows times each register tile's columns of the panel in turn.
+#[inline(always)]
+unsafe fn sections<T: Tile>(c: *mut T::V, a: *const T::A, b: *const T::E, m: usize, pairs: usize) {
+    for section in 0..PANEL / T::COLS / VECS {
+        // SAFETY: the sums of a section lie together, row by row; its columns are part of each packed pair row.
+        unsafe {
+            let c = c.add(section * VECS * m);
+            let b = b.add(section * VECS * T::COLS * 2);
+            tile::<T>(m, c, a, b, pairs);
+        }
+    }
+}
+
+/// [`inner`] for 1 to ROWS rows: a register tile's size is part of its type.
+#[inline(always)]
+unsafe fn tile<T: Tile>(m: usize, c: *mut T::V, a: *const T::A, b: *const T::E, pairs: usize) {
+    macro_rules! rows {
+        ($($m:literal)*) => {
+            match m {
+                // SAFETY: the caller's; c has m rows of sums.
+                $($m if $m <= T::ROWS => unsafe { inner::<T, $m>(c, a, b, pairs) },)*
+                _ => unreachable!("a tile has 1 to {} rows, not {m}", T::ROWS),
+            }
+        };
+    }
+    rows!(1 2 3 4 5 6 7 8 9 10 11 12)
+}
+
+/// M rows by VECS vectors over `pairs` pairs of k, in order.
+///
+/// # Safety
+/// `c` has M VECS sums, `a` M staged rows, `b` `pairs` pair rows of a panel, and the level of `T` is there.
+#[inline(always)]
+unsafe fn inner<T: Tile, const M: usize>(c: *mut T::V, a: *const T::A, b: *const T::E, pairs: usize) {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut sums = c.cast::<[[T::V; VECS]; M]>().read();
+        for p in 0..pairs {
+            let b = b.add(p * PANEL * 2);
+            let b: [T::V; VECS] = std::array::from_fn(|v| T::columns(b.add(v * T::COLS * 2)));
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let a = T::pair(a.add(r * stride::<T::A>() + p * 2));
+                for (sum, b) in sums.iter_mut().zip(b) {
+                    *sum = T::mul_add(a, b, *sum);
+                }
+            }
+        }
+        c.cast::<[[T::V; VECS]; M]>().write(sums);
+    }
+}
+
+/// Finishes the sums, adds the bias and writes the rows.
+#[inline(always)]
+unsafe fn emit<T: Tile>(
+    scratch: &Scratch<T::V>,
+    out: &mut Out<T::E>,
+    at: usize,
+    ldc: usize,
+    m: usize,
+    cols: usize,
+    bias: Option<&[<T::E as Elem>::Real]>,
+) {
+    let c = scratch.c.as_ptr().cast::<T::V>();
+    let mut row = [<T::E as Elem>::Real::ZERO; PANEL];
+    for r in 0..m {
+        for v in 0..PANEL / T::COLS {
+            let (section, v_in) = (v / VECS, v % VECS);
+            // SAFETY: `sum` wrote these; a row has PANEL columns.
+            unsafe { T::finish(row.as_mut_ptr().add(v * T::COLS), *c.add((section * m + r) * VECS + v_in)) };
+        }
+        add_bias(&mut row, bias);
+        out.put(at + r * ldc, &row[..cols]);
+    }
+}
+
+#[inline(always)]
+pub(super) fn add_bias<R: Real>(row: &mut [R; PANEL], bias: Option<&[R]>) {
+    if let Some(bias) = bias {
+        row.iter_mut().zip(bias).for_each(|(row, bias)| *row += *bias);
+    }
+}

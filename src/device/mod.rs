@@ -1,0 +1,216 @@
+//! Where tensors live and who works on them.
+//!
+//! [`Device`] is the whole vocabulary the network is written in: tensors of two kinds, frozen weights, and one method
+//! per operation. It knows nothing of layers, adapters' files or forests; a [`Plan`] tells attention who sees whom.
+
+pub mod cpu;
+mod plan;
+#[allow(unsafe_code)] // work is handed to threads as raw slices; every use says why it is sound
+mod pool;
+
+pub use cpu::Cpu;
+pub use dialoguellm_kernels::linear::Sum;
+pub use plan::{KeyRun, Plan, QueryRun};
+pub use pool::Pool;
+
+use crate::Result;
+use crate::files::safetensors::Tensors;
+use dialoguellm_kernels::attention::Heads;
+use std::sync::Arc;
+
+/// A row-major matrix on a device.
+pub trait Tensor: Send + Sync {
+    /// Rows.
+    fn rows(&self) -> usize;
+    /// Columns, contiguous.
+    fn cols(&self) -> usize;
+    /// Bytes it occupies.
+    fn bytes(&self) -> usize;
+}
+
+/// The right-hand matrix of a product.
+pub enum Operand<'a, D: Device> {
+    /// A frozen weight, as stored.
+    Frozen(&'a D::Weight),
+    /// `rows x cols` of an adapter's flat parameters from `at`, times `scale`.
+    Lora {
+        /// All parameters.
+        params: &'a D::Params,
+        /// First value.
+        at: usize,
+        /// Rows.
+        rows: usize,
+        /// Columns.
+        cols: usize,
+        /// Applied before the rounding to the operand type.
+        scale: f32,
+    },
+}
+
+/// One product `x w` of a sum of products.
+pub struct Term<'a, D: Device> {
+    /// `[T, k]`.
+    pub x: &'a D::Act,
+    /// The matrix.
+    pub w: Operand<'a, D>,
+    /// `OverCols`: x w^T, `OverRows`: x w.
+    pub sum: Sum,
+}
+
+/// Where a product goes.
+pub enum Out<'a, D: Device> {
+    /// Rounded once to the operand type.
+    Act(&'a mut D::Act),
+    /// Kept in the type of sums.
+    Real(&'a mut D::Real),
+    /// Added to what is there: a residual.
+    Add(&'a mut D::Real),
+}
+
+/// Gradients of attention's inputs; those of q and k still have to be rotated back.
+pub struct AttentionGradient<D: Device> {
+    /// `[queries, H d]`.
+    pub dq: D::Real,
+    /// `[keys, K d]`.
+    pub dk: D::Real,
+    /// `[keys, K d]`.
+    pub dv: D::Act,
+}
+
+/// Adapter gradients of one LoRA pair: where A's and B's lie in the flat vector, and their shape.
+#[derive(Clone, Copy, Debug)]
+pub struct PairAt {
+    /// First value of A `[rank, inputs]`.
+    pub a: usize,
+    /// First value of B `[outputs, rank]`.
+    pub b: usize,
+    /// Rank.
+    pub rank: usize,
+    /// Input width.
+    pub inputs: usize,
+    /// Output width.
+    pub outputs: usize,
+}
+
+/// A target's row among the rows handed to the head, its token, and in backward d loss / d log p.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadTarget {
+    /// Row of the head's input.
+    pub row: u32,
+    /// Token.
+    pub token: u32,
+    /// d loss / d log p; unused in forward.
+    pub gradient: f64,
+}
+
+/// Tensors and the operations on them. Every operation's equation and rounding is in `kernels/<operation>/mod.rs`.
+pub trait Device: Send + Sync + Sized + 'static {
+    /// Sums: the residual stream and gradients.
+    type Real: Tensor;
+    /// GEMM operands.
+    type Act: Tensor;
+    /// A frozen matrix.
+    type Weight: Send + Sync;
+    /// A frozen vector: norm weight, bias.
+    type Vector: Send + Sync;
+    /// An adapter's parameters, seen by the device.
+    type Params: ?Sized + Sync;
+    /// An adapter's gradient, flat.
+    type Gradient: Send;
+    /// cos and sin of every angle, one row a position.
+    type RopeTable: Send + Sync;
+
+    /// The operand type's name.
+    fn precision(&self) -> &'static str;
+    /// Takes a stored matrix; a host device keeps it where it is mapped.
+    fn weight(&self, tensors: &Arc<Tensors>, name: &str, rows: usize, cols: usize) -> Result<Self::Weight>;
+    /// Takes a stored vector.
+    fn vector(&self, tensors: &Arc<Tensors>, name: &str, len: usize) -> Result<Self::Vector>;
+    /// Makes an adapter's parameters visible.
+    fn params<'a>(&'a self, host: &'a [f32]) -> &'a Self::Params;
+    /// A gradient of zeros.
+    fn gradient(&self, len: usize) -> Self::Gradient;
+    /// Adds a gradient to the host's.
+    fn add_gradient(&self, from: Self::Gradient, to: &mut [f32]);
+
+    /// A tensor of unspecified values.
+    fn act(&self, rows: usize, cols: usize) -> Self::Act;
+    /// A tensor of unspecified values.
+    fn real(&self, rows: usize, cols: usize) -> Self::Real;
+    /// A tensor of zeros.
+    fn zeros(&self, rows: usize, cols: usize) -> Self::Real;
+    /// A copy.
+    fn copy(&self, x: &Self::Real) -> Self::Real;
+    /// Rounds to the operand type.
+    fn round(&self, x: &Self::Real) -> Self::Act;
+    /// Chosen rows of `x`.
+    fn gather(&self, x: &Self::Real, rows: &[u32]) -> Self::Real;
+    /// Adds row i of `x` to row `rows[i]` of `y`.
+    fn scatter_add(&self, y: &mut Self::Real, x: &Self::Real, rows: &[u32]);
+    /// The first `rows` rows of `past`, then `new`.
+    fn concat(&self, past: &Self::Act, rows: usize, new: &Self::Act) -> Self::Act;
+
+    /// `[ids.len(), D]`.
+    fn embed(&self, table: &Self::Weight, ids: &[u32]) -> Self::Real;
+    /// Adds `alpha / sqrt(T D)` times a uniform number in [-1, 1) to every value; `scale` is that factor a row.
+    fn add_noise(&self, x: &mut Self::Real, keys: &[u64], scale: &[f32]);
+    /// The norm and every row's 1 / rms `[T, 1]`.
+    fn rmsnorm(&self, x: &Self::Real, w: &Self::Vector, eps: f64) -> (Self::Act, Self::Real);
+    /// `dx += d norm`.
+    fn rmsnorm_backward(
+        &self,
+        dx: &mut Self::Real,
+        dy: &Self::Real,
+        x: &Self::Real,
+        w: &Self::Vector,
+        rstd: &Self::Real,
+    );
+    /// `out = sum of terms + bias`.
+    fn matmul(&self, out: Out<Self>, terms: &[Term<Self>], bias: Option<&Self::Vector>);
+    /// cos and sin `[positions, d / 2]`, row-major.
+    fn rope_table(&self, cos: &[f64], sin: &[f64], half: usize) -> Self::RopeTable;
+    /// Rotates every head of every row by the table's row `at[i]`.
+    fn rope(&self, x: &Self::Real, table: &Self::RopeTable, at: &[u32]) -> Self::Act;
+    /// The inverse rotation.
+    fn rope_backward(&self, dy: &Self::Real, table: &Self::RopeTable, at: &[u32]) -> Self::Act;
+    /// The output `[queries, H d]` and the log-sum-exp of the scores `[queries, H]`.
+    fn attention(
+        &self,
+        q: &Self::Act,
+        k: &Self::Act,
+        v: &Self::Act,
+        heads: Heads,
+        plan: &Plan,
+    ) -> (Self::Act, Self::Real);
+    /// Gradients of q, k, v.
+    fn attention_backward(
+        &self,
+        d_o: &Self::Act,
+        saved: (&Self::Act, &Self::Act, &Self::Act, &Self::Act, &Self::Real), // q, k, v, o, lse
+        heads: Heads,
+        plan: &Plan,
+    ) -> AttentionGradient<Self>;
+    /// `silu(gate) * up`.
+    fn swiglu(&self, gate: &Self::Act, up: &Self::Act) -> Self::Act;
+    /// Gradients of gate and up.
+    fn swiglu_backward(&self, dh: &Self::Act, gate: &Self::Act, up: &Self::Act) -> (Self::Act, Self::Act);
+    /// LoRA's dropout: row i is masked by `keys[i]`, kept values are divided by 1 - p.
+    fn dropout(&self, x: &Self::Act, keys: &[u64], p: f32) -> Self::Act;
+    /// `dx += mask(dy)` with forward's mask.
+    fn dropout_add(&self, dx: &mut Self::Real, dy: &Self::Real, keys: &[u64], p: f32);
+    /// `dA += du^T x` and `dB += dy^T us`, of (x, us) and (dy, du).
+    fn lora_gradient(
+        &self,
+        gradient: &mut Self::Gradient,
+        at: PairAt,
+        x_us: (&Self::Act, &Self::Act),
+        dy_du: (&Self::Act, &Self::Act),
+    );
+
+    /// log p of every target and every row's log-sum-exp; the logits are never stored whole.
+    fn head(&self, h: &Self::Act, w: &Self::Weight, targets: &[HeadTarget]) -> (Vec<f64>, Vec<f64>);
+    /// d loss / d h, given the log-sum-exps of forward.
+    fn head_backward(&self, h: &Self::Act, w: &Self::Weight, lse: &[f64], targets: &[HeadTarget]) -> Self::Real;
+    /// Logits `[rows, V]`.
+    fn logits(&self, h: &Self::Act, w: &Self::Weight) -> Vec<f32>;
+}

@@ -1,0 +1,254 @@
+//! Threads that wait for work: a fixed number per pool, none when it is one, nothing global.
+//!
+//! A job is a number of tasks; the caller works too. Which thread takes which task is left to chance, so a task's
+//! result may depend on its number only, never on who runs it: that is what makes results equal on any number of threads.
+
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+/// A fixed set of threads; joined when dropped.
+pub struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    /// One job at a time: a second caller waits here.
+    callers: Mutex<()>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    work: Condvar,
+    done: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    job: Option<Job>,
+    /// Counts jobs, so that a worker takes each only once.
+    number: u64,
+    working: usize,
+    panic: Option<Box<dyn std::any::Any + Send>>,
+    closing: bool,
+}
+
+/// A borrowed closure whose lifetime `run` guarantees by not returning before every worker let go of it.
+#[derive(Clone, Copy)]
+struct Job {
+    task: *const (dyn Fn(usize) + Sync),
+    next: *const AtomicUsize,
+    tasks: usize,
+}
+// SAFETY: the closure is Sync, the counter atomic, and both outlive the job (see `Pool::run`).
+unsafe impl Send for Job {}
+
+impl Pool {
+    /// `threads` including the caller; 0 means one per core. With one, nothing is started.
+    pub fn new(threads: usize) -> std::io::Result<Pool> {
+        let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
+        let threads = if threads == 0 { cores() } else { threads };
+        let shared = Arc::new(Shared { state: Mutex::default(), work: Condvar::new(), done: Condvar::new() });
+        let mut pool = Pool { shared, workers: Vec::new(), callers: Mutex::default() };
+        for i in 1..threads {
+            let shared = pool.shared.clone();
+            let name = format!("dialoguellm-{i}");
+            pool.workers.push(std::thread::Builder::new().name(name).spawn(move || shared.serve())?);
+        }
+        Ok(pool)
+    }
+
+    /// Threads that work on a job, the caller included.
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Calls `task(i)` for every `i < tasks`, each once, and returns when all have returned. A panic in one is passed on.
+    pub fn run(&self, tasks: usize, task: impl Fn(usize) + Sync) {
+        if self.workers.is_empty() || tasks <= 1 {
+            return (0..tasks).for_each(task);
+        }
+        let _turn = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = AtomicUsize::new(0);
+        let task: &(dyn Fn(usize) + Sync) = &task;
+        // SAFETY: only the lifetime is erased; this function keeps both borrows alive until no worker holds the job.
+        let task: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(task) };
+        let job = Job { task, next: &next, tasks };
+        self.shared.publish(job);
+        let mine = catch_unwind(AssertUnwindSafe(|| job.work()));
+        let theirs = self.shared.withdraw();
+        if let Err(panic) = mine.and(theirs.map_or(Ok(()), Err)) {
+            resume_unwind(panic);
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.lock().closing = true;
+        self.shared.work.notify_all();
+        for worker in self.workers.drain(..) {
+            let _ = worker.join(); // a worker only ends by closing; its panics were passed on
+        }
+    }
+}
+
+impl Job {
+    fn work(&self) {
+        // SAFETY: `Pool::run` keeps both alive while any thread is between publish and withdraw.
+        let (task, next) = unsafe { (&*self.task, &*self.next) };
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            if i >= self.tasks {
+                return;
+            }
+            task(i);
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&self, job: Job) {
+        let mut state = self.lock();
+        state.job = Some(job);
+        state.number += 1;
+        drop(state);
+        self.work.notify_all();
+    }
+
+    /// Takes the job back and waits for the threads that hold it; returns the first panic.
+    fn withdraw(&self) -> Option<Box<dyn std::any::Any + Send>> {
+        let mut state = self.lock();
+        state.job = None;
+        while state.working > 0 {
+            state = self.done.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.panic.take()
+    }
+
+    fn serve(&self) {
+        let mut seen = 0;
+        loop {
+            let Some(job) = self.wait_for_job(&mut seen) else { return };
+            let result = catch_unwind(AssertUnwindSafe(|| job.work()));
+            let mut state = self.lock();
+            if let Err(panic) = result {
+                state.panic.get_or_insert(panic);
+            }
+            state.working -= 1;
+            if state.working == 0 {
+                self.done.notify_all();
+            }
+        }
+    }
+
+    fn wait_for_job(&self, seen: &mut u64) -> Option<Job> {
+        let mut state = self.lock();
+        loop {
+            if state.closing {
+                return None;
+            }
+            if let Some(job) = state.job
+                && state.number != *seen
+            {
+                *seen = state.number;
+                state.working += 1;
+                return Some(job);
+            }
+            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// A slice cut into chunks of `size` (the last may be shorter), each of which one task may write.
+pub struct Chunks<'a, T> {
+    first: *mut T,
+    len: usize,
+    size: usize,
+    slice: PhantomData<&'a mut [T]>,
+}
+// SAFETY: `get` hands every chunk to one task only, by its contract.
+unsafe impl<T: Send> Sync for Chunks<'_, T> {}
+
+impl<'a, T> Chunks<'a, T> {
+    /// Cuts `slice`.
+    pub fn new(slice: &'a mut [T], size: usize) -> Self {
+        Self { first: slice.as_mut_ptr(), len: slice.len(), size: size.max(1), slice: PhantomData }
+    }
+    /// Chunks there are.
+    pub fn count(&self) -> usize {
+        self.len.div_ceil(self.size)
+    }
+    /// Chunk `i`.
+    ///
+    /// # Safety
+    /// No two live borrows of the same `i`.
+    #[allow(clippy::mut_from_ref)] // the point of this type
+    pub unsafe fn get(&self, i: usize) -> &mut [T] {
+        // SAFETY: the caller's promise for this range.
+        unsafe { self.range(i * self.size, self.size.min(self.len - i * self.size)) }
+    }
+    /// `len` values from `at`.
+    ///
+    /// # Safety
+    /// No two live borrows that overlap.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn range(&self, at: usize, len: usize) -> &mut [T] {
+        assert!(at + len <= self.len);
+        // SAFETY: inside the slice borrowed for 'a; disjoint from other borrows by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.first.add(at), len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once_on_any_number_of_threads() {
+        for threads in [1, 2, 3, 7] {
+            let pool = Pool::new(threads).unwrap();
+            for tasks in [0, 1, 2, 100] {
+                let counts: Vec<_> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+                pool.run(tasks, |i| {
+                    counts[i].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_in_a_task_reaches_the_caller_and_the_pool_lives_on() {
+        let pool = Pool::new(3).unwrap();
+        let result = catch_unwind(AssertUnwindSafe(|| pool.run(50, |i| assert!(i != 20, "twenty"))));
+        assert!(result.is_err());
+        let sum = AtomicUsize::new(0);
+        pool.run(10, |i| {
+            sum.fetch_add(i, Ordering::Relaxed);
+        });
+        assert_eq!(sum.into_inner(), 45);
+    }
+
+    #[test]
+    fn two_callers_share_one_pool() {
+        let pool = Pool::new(2).unwrap();
+        let sum = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        pool.run(5, |i| {
+                            sum.fetch_add(i, Ordering::Relaxed);
+                        });
+                    }
+                });
+            }
+        });
+        assert_eq!(sum.into_inner(), 4 * 200 * 10);
+    }
+}

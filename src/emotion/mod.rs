@@ -1,0 +1,24 @@
+//! Emotion in conversation: labels, templates, dialogues to forests to probabilities, and how good they are.
+//!
+//! Read in this order: `labels`, `template`, `framing` and `prompts` make token sequences; `card`, `classifier` and `live`
+//! ask the model; `metrics` and `baseline` judge the answers.
+
+pub mod baseline;
+pub mod card;
+pub mod classifier;
+pub mod framing;
+pub mod labels;
+pub mod live;
+pub mod metrics;
+pub mod prompts;
+mod spread;
+pub mod template;
+#[cfg(test)]
+mod testing;
+
+pub use card::Card;
+pub use classifier::{Bulk, Classifier};
+pub use labels::{Labels, Terminator};
+pub use live::Live;
+pub use prompts::Prompter;
+pub use template::Template;

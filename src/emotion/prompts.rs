@@ -1,0 +1,547 @@
+//! Dialogues to token sequences: the question about a turn with all its answers, and the groups a trainer learns from.
+//!
+//! Every linear prompt, its answer included, is tokenised whole; what prompts share is found afterwards, in their ids.
+//! Knows templates, labels and the tokenizer; no model.
+
+use super::framing::{Ends, Framer, Framing, shared};
+use super::labels::{Labels, Terminator};
+use super::spread::spread;
+use super::template::{Grouping, Parts, Renderer, Template, Truncation};
+use crate::files::Tokenizer;
+use crate::files::dialogues::{Dialogue, Pair, Turn};
+use crate::train::{Choice, Group, Loss, Prompt};
+use crate::{Code, Error, Result};
+use minijinja::value::Value;
+
+/// A template and a label set made ready for a model's tokenizer.
+pub struct Prompter {
+    renderer: Renderer,
+    framer: Framer,
+    labels: Labels,
+    grouping: Grouping,
+}
+
+/// The turns of a dialogue, made ready for a template.
+pub struct Script(Vec<Value>);
+
+/// A question about a turn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// The ids that the prompt has with every answer.
+    pub prompt: Vec<u32>,
+    /// For every label, the ids that follow; none begins another.
+    pub answers: Vec<Vec<u32>>,
+    /// Turns of the window that were left out so that it fits.
+    pub skipped: usize,
+}
+
+impl Question {
+    /// The prompt with the answer of `label`, as the tokenizer gave it.
+    pub fn whole(&self, label: usize) -> Vec<u32> {
+        [&self.prompt[..], &self.answers[label]].concat()
+    }
+
+    /// Tokens of the prompt with its longest answer.
+    pub fn longest(&self) -> usize {
+        self.prompt.len() + self.answers.iter().map(Vec::len).max().unwrap_or(0)
+    }
+}
+
+/// What decides the groups beyond the template.
+#[derive(Clone, Debug, Default)]
+pub struct Lessons {
+    /// What a prompt teaches; the choice loss needs every answer as a prompt of its own.
+    pub loss: Loss,
+    /// What the loss of a turn is multiplied by, for every label; all 1 where it is empty.
+    pub class_weights: Vec<f32>,
+    /// Threads that tokenise.
+    pub threads: usize,
+}
+
+/// Groups, and what became of the turns.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Taught {
+    /// What a trainer learns from.
+    pub groups: Vec<Group>,
+    /// Turns that are asked: those with a label.
+    pub turns: usize,
+    /// Tokens of all prompts, each computed on its own.
+    pub linear_tokens: usize,
+    /// Turns whose prompt lost old turns of its window.
+    pub shortened: usize,
+    /// Turns whose answer was cut off.
+    pub lost: usize,
+}
+
+impl Prompter {
+    /// Makes ready, and decides whether answers need a terminator, unless `labels` already say: they do where the ids of
+    /// one begin those of another. It is the end token where the model has one, else a line end.
+    ///
+    /// # Errors
+    /// As [`Renderer::new`] and [`Framer::new`]; UNSUPPORTED where even then one answer begins another.
+    pub fn new(template: &Template, labels: Labels, tokenizer: &Tokenizer, ends: Ends) -> Result<Self> {
+        let renderer = Renderer::new(template, &labels)?;
+        let framer = Framer::new(Framing::from(template), tokenizer, ends)?;
+        let mut prompter = Self { renderer, framer, labels, grouping: template.group };
+        if prompter.labels.terminator() == Some(Terminator::Eos) && ends.eos.is_none() {
+            return Err(Error::not_found("the labels are ended by the end token, but the model names none"));
+        }
+        if prompter.labels.terminator().is_none() && prompter.probe(tokenizer)?.is_none() {
+            let terminator = ends.eos.map_or(Terminator::Newline, |_| Terminator::Eos);
+            prompter.labels = prompter.labels.ended_by(Some(terminator));
+        }
+        match prompter.probe(tokenizer)? {
+            Some(_) => Ok(prompter),
+            None => Err(ambiguous()),
+        }
+    }
+
+    /// The answers after a prompt like any other, if none begins another.
+    fn probe(&self, tokenizer: &Tokenizer) -> Result<Option<Question>> {
+        let turn = Turn { speaker: "A".into(), text: "b".into(), ..Turn::default() };
+        self.candidates(tokenizer, &self.renderer.prompt(&self.renderer.turns(&[turn]), 0, 0)?, 0)
+    }
+
+    /// The labels, with the terminator that was decided on.
+    pub fn labels(&self) -> &Labels {
+        &self.labels
+    }
+
+    /// The longest prompt with answer that is asked.
+    pub fn longest_asked(&self) -> usize {
+        self.framer.longest_asked(self.labels.terminator())
+    }
+
+    /// Previous turns that the window shows of turn `target`.
+    pub fn history(&self, target: usize) -> usize {
+        self.renderer.history(target)
+    }
+
+    /// A dialogue's turns, made ready once.
+    pub fn script(&self, turns: &[Turn]) -> Script {
+        Script(self.renderer.turns(turns))
+    }
+
+    /// The question about turn `target`. Of a window that does not fit the oldest turns are left out, no more than needed.
+    ///
+    /// # Errors
+    /// CONTEXT_FULL where the question alone does not fit; UNSUPPORTED where one answer's ids begin another's.
+    pub fn question(&self, tokenizer: &Tokenizer, script: &Script, target: usize) -> Result<Question> {
+        self.question_within(tokenizer, script, target, self.longest_asked())
+    }
+
+    /// As [`Prompter::question`], in at most `longest` tokens.
+    pub fn question_within(
+        &self,
+        tokenizer: &Tokenizer,
+        script: &Script,
+        target: usize,
+        longest: usize,
+    ) -> Result<Question> {
+        let ask = |skip| {
+            let parts = self.renderer.prompt(&script.0, target, skip)?;
+            self.candidates(tokenizer, &parts, skip)?.ok_or_else(ambiguous)
+        };
+        let question = ask(0)?;
+        if question.longest() <= longest {
+            return Ok(question);
+        }
+        // `fits` fits and `beyond` does not: halve what lies between
+        let (mut beyond, mut fits) = (0, ask(self.renderer.history(target))?);
+        if fits.longest() > longest {
+            return Err(self.framer.too_long(fits.longest(), longest));
+        }
+        while fits.skipped > beyond + 1 {
+            let middle = ask((beyond + fits.skipped) / 2)?;
+            if middle.longest() <= longest {
+                fits = middle;
+            } else {
+                beyond = middle.skipped;
+            }
+        }
+        Ok(fits)
+    }
+
+    /// The ids of every answer after `parts`; `None` where one begins another.
+    fn candidates(&self, tokenizer: &Tokenizer, parts: &Parts, skipped: usize) -> Result<Option<Question>> {
+        let prompt = format!("{}{}", parts.context, parts.question);
+        let candidate =
+            |answer| self.framer.candidate(tokenizer, &format!("{prompt}{answer}"), self.labels.terminator());
+        let mut wholes: Vec<Vec<u32>> = self.renderer.answers().iter().map(candidate).collect::<Result<_>>()?;
+        let fork = wholes.iter().map(|ids| shared(ids, &wholes[0])).min().unwrap_or(0);
+        let answers: Vec<Vec<u32>> = wholes.iter_mut().map(|ids| ids.split_off(fork)).collect();
+        let begins = |a: usize, b: usize| a != b && answers[b].starts_with(&answers[a]);
+        let unclear = (0..answers.len()).any(|a| (0..answers.len()).any(|b| begins(a, b)));
+        if unclear || fork == 0 {
+            return Ok(None);
+        }
+        Ok(Some(Question { prompt: wholes.swap_remove(0), answers, skipped }))
+    }
+
+    /// How many ids of `question` belong to the context without the question: what a later turn's prompt will begin
+    /// with too, if its window still shows all of it.
+    pub fn trunk(&self, tokenizer: &Tokenizer, script: &Script, target: usize, question: &Question) -> Result<usize> {
+        let parts = self.renderer.prompt(&script.0, target, question.skipped)?;
+        Ok(shared(&self.framer.ids(tokenizer, &parts.context)?, &question.prompt))
+    }
+
+    /// Groups for a trainer, one a dialogue or one a turn as the template says, of all turns with a label.
+    ///
+    /// # Errors
+    /// As [`Prompter::question`], and for a label that is not known, each naming dialogue and turn; INVALID_ARGUMENT for
+    /// weights of another number than labels.
+    pub fn groups(&self, tokenizer: &Tokenizer, dialogues: &[Dialogue], lessons: &Lessons) -> Result<Taught> {
+        let weights = lessons.class_weights.len();
+        if weights != 0 && weights != self.labels.len() {
+            return Err(Error::invalid(format!("{weights} class weights for {} labels", self.labels.len())));
+        }
+        let turns = spread(lessons.threads, dialogues, |dialogue| self.lessons(tokenizer, dialogue, lessons))?;
+        let mut taught = Taught::default();
+        for dialogue in turns {
+            taught.add(dialogue, self.grouping);
+        }
+        Ok(taught)
+    }
+
+    fn lessons(&self, tokenizer: &Tokenizer, dialogue: &Dialogue, lessons: &Lessons) -> Result<Vec<Lesson>> {
+        let script = self.script(&dialogue.turns);
+        let labelled =
+            dialogue.turns.iter().enumerate().filter_map(|(t, turn)| Some((t, turn, turn.emotion.as_ref()?)));
+        let lesson = |(target, turn, emotion): (usize, &Turn, &String)| {
+            let label = self.labels.index(emotion)?;
+            let weight = turn.weight.unwrap_or(1.0) * lessons.class_weights.get(label).copied().unwrap_or(1.0);
+            match lessons.loss {
+                Loss::Choice => self.choice(tokenizer, &script, target, label, weight),
+                Loss::Answer | Loss::Sequence => self.answer(tokenizer, &script, target, label, weight),
+            }
+        };
+        let placed = |(target, turn, emotion)| {
+            lesson((target, turn, emotion))
+                .map_err(|error| error.at(format!("dialogue {}, turn {}", dialogue.id, target + 1)))
+        };
+        labelled.map(placed).collect()
+    }
+
+    /// One prompt with its own answer.
+    fn answer(
+        &self,
+        tokenizer: &Tokenizer,
+        script: &Script,
+        target: usize,
+        label: usize,
+        weight: f32,
+    ) -> Result<Lesson> {
+        let mut parts = self.renderer.prompt(&script.0, target, 0)?;
+        let mut skipped = 0;
+        if self.framer.drops_context() && !self.surely_fits(&parts) {
+            // whether it fits is decided by the longest answer: a shorter context must not give the label away
+            skipped = self.question(tokenizer, script, target)?.skipped;
+            parts = self.renderer.prompt(&script.0, target, skipped)?;
+        }
+        let (prompt, answer) = (parts.context + &parts.question, &self.renderer.answers()[label]);
+        let learned = self.framer.learn(tokenizer, &prompt, answer, self.labels.terminator())?;
+        let lost = learned.answer.is_empty();
+        let prompt = Prompt { ids: learned.ids, answer: learned.answer, weight, choice: None };
+        Ok(Lesson { prompts: vec![prompt], shortened: skipped > 0, lost })
+    }
+
+    /// Whether a prompt fits with any answer by its bytes alone: tokens are no more than bytes, and a first and an end
+    /// token and a line end are three more.
+    fn surely_fits(&self, parts: &Parts) -> bool {
+        let answer = self.renderer.answers().iter().map(String::len).max().unwrap_or(0);
+        parts.context.len() + parts.question.len() + answer + 3 <= self.framer.longest()
+    }
+
+    /// A prompt for every answer.
+    fn choice(
+        &self,
+        tokenizer: &Tokenizer,
+        script: &Script,
+        target: usize,
+        gold: usize,
+        weight: f32,
+    ) -> Result<Lesson> {
+        let question = self.question(tokenizer, script, target)?;
+        let prompt = |label: usize| {
+            let ids = question.whole(label);
+            let choice = Some(Choice { question: target as u32, gold: label == gold });
+            Prompt { answer: question.prompt.len()..ids.len(), ids, weight, choice }
+        };
+        let prompts = (0..self.labels.len()).map(prompt).collect();
+        Ok(Lesson { prompts, shortened: question.skipped > 0, lost: false })
+    }
+}
+
+fn ambiguous() -> Error {
+    let text = "after the template's question one label's tokens begin another's, or they share no token before them: the \
+                labels cannot be told apart";
+    Error::new(Code::Unsupported, text)
+}
+
+/// What one turn teaches.
+struct Lesson {
+    prompts: Vec<Prompt>,
+    shortened: bool,
+    lost: bool,
+}
+
+impl Taught {
+    fn add(&mut self, dialogue: Vec<Lesson>, grouping: Grouping) {
+        self.turns += dialogue.len();
+        self.shortened += dialogue.iter().filter(|lesson| lesson.shortened).count();
+        self.lost += dialogue.iter().filter(|lesson| lesson.lost).count();
+        let turns: Vec<Vec<Prompt>> = dialogue.into_iter().map(|lesson| lesson.prompts).collect();
+        match grouping {
+            Grouping::Turn => turns.into_iter().for_each(|prompts| self.push(prompts)),
+            Grouping::Dialogue => self.push(turns.into_iter().flatten().collect()),
+        }
+    }
+
+    /// Adds a group with a sample number of its own.
+    fn push(&mut self, prompts: Vec<Prompt>) {
+        if prompts.is_empty() {
+            return;
+        }
+        self.linear_tokens += prompts.iter().map(|prompt| prompt.ids.len()).sum::<usize>();
+        self.groups.push(Group { sample: self.groups.len() as u64, prompts });
+    }
+}
+
+/// Groups of one prompt each from prompts and completions, taken as they are; loss on the completion's tokens.
+///
+/// # Errors
+/// CONTEXT_FULL, naming the pair, where one is too long and `truncation` is not `right`: there is no context that could
+/// be told from the question.
+pub fn pair_groups(
+    framing: Framing,
+    tokenizer: &Tokenizer,
+    ends: Ends,
+    pairs: &[Pair],
+    threads: usize,
+) -> Result<Taught> {
+    let framer = Framer::new(framing, tokenizer, ends)?;
+    let learn = |pair: &Pair| {
+        let learned = framer.learn(tokenizer, &pair.prompt, &pair.completion, None)?;
+        Ok(Prompt { ids: learned.ids, answer: learned.answer, weight: pair.weight, choice: None })
+    };
+    let mut taught = Taught::default();
+    for (number, prompt) in spread(threads, pairs, learn)?.into_iter().enumerate() {
+        let (tokens, longest) = (prompt.ids.len(), framer.longest());
+        if framing.truncation != Truncation::Right && tokens > longest {
+            let text =
+                format!("pair {} has {tokens} tokens, {longest} are allowed; set truncation = right", number + 1);
+            return Err(Error::new(Code::ContextFull, text));
+        }
+        if prompt.ids.is_empty() {
+            return Err(Error::invalid(format!("pair {} has no token", number + 1)));
+        }
+        let lost = prompt.answer.is_empty();
+        taught.add(vec![Lesson { prompts: vec![prompt], shortened: false, lost }], Grouping::Turn);
+    }
+    Ok(taught)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::framing::tests::{ends, tokenizer};
+    use super::*;
+
+    fn labels(names: &[&str]) -> Labels {
+        Labels::new(names.iter().map(|&name| name.into()).collect()).unwrap()
+    }
+
+    /// `c1|c2|t?` + `=label`, a token a byte.
+    fn template(more: &str) -> Template {
+        let text = format!(
+            "name = \"x\"\ninstruction = \"\"\ncontext = '{{% for turn in history %}}{{{{ turn.text }}}}|{{% endfor %}}{{{{ target.text }}}}|'\n\
+             question = '{{{{ target.text }}}}?'\nanswer = '={{{{ label }}}}'\nwindow = \"all\"\ngroup = \"dialogue\"\nbos = \"never\"\n{more}"
+        );
+        Template::from_toml(&text).unwrap()
+    }
+
+    fn dialogue(turns: &[(&str, &str)]) -> Dialogue {
+        let turn = |&(text, emotion): &(&str, &str)| Turn {
+            text: text.into(),
+            emotion: (!emotion.is_empty()).then(|| emotion.into()),
+            ..Turn::default()
+        };
+        Dialogue { id: "d".into(), turns: turns.iter().map(turn).collect() }
+    }
+
+    fn text(ids: &[u32]) -> String {
+        String::from_utf8(ids.iter().map(|&id| id as u8).collect()).unwrap()
+    }
+
+    fn three() -> Dialogue {
+        dialogue(&[("aa", "joy"), ("bb", ""), ("cc", "fear")])
+    }
+
+    fn groups(template: &Template, dialogues: &[Dialogue], lessons: &Lessons) -> Result<Taught> {
+        let tokenizer = tokenizer(&[], true);
+        let prompter = Prompter::new(template, labels(&["joy", "fear"]), &tokenizer, ends(1000))?;
+        prompter.groups(&tokenizer, dialogues, lessons)
+    }
+
+    #[test]
+    fn labelled_turns_are_asked_and_others_are_context() {
+        let taught = groups(&template(""), &[three()], &Lessons::default()).unwrap();
+        let texts: Vec<String> = taught.groups[0].prompts.iter().map(|prompt| text(&prompt.ids)).collect();
+        assert_eq!(texts, ["aa|aa?=joy", "aa|bb|cc|cc?=fear"]);
+        let answers: Vec<String> = taught.groups[0].prompts.iter().map(|p| text(&p.ids[p.answer.clone()])).collect();
+        assert_eq!(answers, ["=joy", "=fear"]);
+        assert_eq!((taught.turns, taught.linear_tokens), (2, 27));
+    }
+
+    #[test]
+    fn groups_are_dialogues_or_turns_with_samples_of_their_own() {
+        let shape = |group| {
+            let mut template = template("");
+            template.group = group;
+            let taught = groups(&template, &[three(), dialogue(&[("x", "")]), three()], &Lessons::default()).unwrap();
+            taught.groups.iter().map(|group| (group.sample, group.prompts.len())).collect::<Vec<_>>()
+        };
+        assert_eq!(shape(Grouping::Dialogue), [(0, 2), (1, 2)]);
+        assert_eq!(shape(Grouping::Turn), [(0, 1), (1, 1), (2, 1), (3, 1)]);
+    }
+
+    #[test]
+    fn the_choice_loss_gets_every_answer_and_knows_the_right_one() {
+        let lessons = Lessons { loss: Loss::Choice, ..Lessons::default() };
+        let taught = groups(&template(""), &[three()], &lessons).unwrap();
+        let prompts = &taught.groups[0].prompts;
+        let texts: Vec<String> = prompts.iter().map(|p| text(&p.ids[p.answer.clone()])).collect();
+        assert_eq!(texts, ["joy", "fear", "joy", "fear"]); // from where the answers part: `=` is common
+        let choice = |question, gold| Some(Choice { question, gold });
+        let choices: Vec<_> = prompts.iter().map(|prompt| prompt.choice).collect();
+        assert_eq!(choices, [choice(0, true), choice(0, false), choice(2, false), choice(2, true)]);
+    }
+
+    #[test]
+    fn weights_of_class_and_turn_are_multiplied() {
+        let mut dialogue = three();
+        dialogue.turns[2].weight = Some(0.5);
+        let lessons = Lessons { class_weights: vec![2.0, 3.0], ..Lessons::default() };
+        let taught = groups(&template(""), &[dialogue], &lessons).unwrap();
+        assert_eq!(taught.groups[0].prompts.iter().map(|prompt| prompt.weight).collect::<Vec<_>>(), [2.0, 1.5]);
+    }
+
+    #[test]
+    fn threads_do_not_change_the_groups() {
+        let dialogues = [three(), dialogue(&[("x", "joy")]), three(), three()];
+        let with = |threads| groups(&template(""), &dialogues, &Lessons { threads, ..Lessons::default() }).unwrap();
+        assert_eq!(with(1), with(3));
+    }
+
+    #[test]
+    fn an_unknown_label_names_dialogue_and_turn() {
+        let error =
+            groups(&template(""), &[dialogue(&[("a", "joy"), ("b", "glee")])], &Lessons::default()).unwrap_err();
+        assert!(error.text().starts_with("dialogue d, turn 2: "), "{error}");
+    }
+
+    #[test]
+    fn a_prompt_that_is_too_long_loses_its_oldest_turns_and_never_the_question() {
+        let dialogue = dialogue(&[("a1", ""), ("b2", ""), ("c3", ""), ("d4", "joy")]);
+        let cut = |max: usize| {
+            groups(&template(&format!("max_tokens = {max}")), std::slice::from_ref(&dialogue), &Lessons::default())
+        };
+        let cut_text = |max| text(&cut(max).unwrap().groups[0].prompts[0].ids);
+        // with the longest answer `=fear` the whole has 20 tokens
+        assert_eq!(cut_text(20), "a1|b2|c3|d4|d4?=joy");
+        assert_eq!(cut_text(19), "b2|c3|d4|d4?=joy");
+        assert_eq!(cut_text(16), "c3|d4|d4?=joy");
+        assert_eq!(cut_text(11), "d4|d4?=joy");
+        assert_eq!(cut(10).unwrap_err().code(), Code::ContextFull);
+        assert_eq!(cut(19).unwrap().shortened, 1);
+    }
+
+    #[test]
+    fn the_context_that_is_kept_does_not_depend_on_the_label() {
+        let cut = |emotion: &str| {
+            let dialogue = dialogue(&[("a1", ""), ("b2", emotion)]);
+            let taught = groups(&template("max_tokens = 13"), &[dialogue], &Lessons::default()).unwrap();
+            text(&taught.groups[0].prompts[0].ids)
+        };
+        assert_eq!(cut("joy"), "b2|b2?=joy"); // 13 tokens would fit
+        assert_eq!(cut("fear"), "b2|b2?=fear");
+    }
+
+    #[test]
+    fn a_turn_is_asked_with_the_context_it_is_learned_with() {
+        let tokenizer = tokenizer(&[], true);
+        let dialogue = dialogue(&[("a1", ""), ("b2", ""), ("c3", "joy")]);
+        for eos in ["never", "always", "if-fits"] {
+            for max in 12..24 {
+                let template = template(&format!("max_tokens = {max}\neos = \"{eos}\""));
+                let prompter = Prompter::new(&template, labels(&["joy", "fear"]), &tokenizer, ends(1000)).unwrap();
+                let question = prompter.question(&tokenizer, &prompter.script(&dialogue.turns), 2).unwrap();
+                let taught = prompter.groups(&tokenizer, std::slice::from_ref(&dialogue), &Lessons::default()).unwrap();
+                let learned = &taught.groups[0].prompts[0].ids;
+                assert!(learned.starts_with(&question.whole(0)) && learned.len() <= max, "{eos} {max}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_answer_that_right_cutting_removed_is_counted() {
+        let template = template("max_tokens = 6\ntruncation = \"right\"");
+        let taught = groups(&template, &[dialogue(&[("aa", "joy"), ("bb", "joy")])], &Lessons::default()).unwrap();
+        assert_eq!(taught.lost, 2);
+        assert!(taught.groups[0].prompts.iter().all(|prompt| prompt.answer.is_empty() && prompt.ids.len() == 6));
+    }
+
+    #[test]
+    fn an_answer_that_begins_another_gets_a_terminator() {
+        let tokenizer = tokenizer(&[], true);
+        let decided = |names: &[&str], ends| {
+            Prompter::new(&template(""), labels(names), &tokenizer, ends).unwrap().labels().terminator()
+        };
+        let without = Ends { eos: None, ..ends(1000) };
+        assert_eq!(decided(&["joy", "fear"], ends(1000)), None);
+        assert_eq!(decided(&["joy", "joyful"], ends(1000)), Some(Terminator::Eos));
+        assert_eq!(decided(&["joy", "joyful"], without), Some(Terminator::Newline));
+    }
+
+    #[test]
+    fn a_recorded_terminator_stays() {
+        let tokenizer = tokenizer(&[], true);
+        let labels = labels(&["joy", "fear"]).ended_by(Some(Terminator::Newline));
+        let prompter = Prompter::new(&template(""), labels, &tokenizer, ends(1000)).unwrap();
+        let question = prompter.question(&tokenizer, &prompter.script(&three().turns), 0).unwrap();
+        assert_eq!(text(&question.answers[0]), "joy\n");
+    }
+
+    #[test]
+    fn answers_that_merge_with_the_prompt_part_where_their_ids_do() {
+        // `=j` is one token, so the prompt that both answers share ends before the `=`
+        let tokenizer = tokenizer(&["= j"], true);
+        let prompter = Prompter::new(&template(""), labels(&["joy", "fear"]), &tokenizer, ends(1000)).unwrap();
+        let question = prompter.question(&tokenizer, &prompter.script(&three().turns), 0).unwrap();
+        assert_eq!(text(&question.prompt), "aa|aa?");
+        assert_eq!(question.answers, [vec![256, 111, 121], "=fear".bytes().map(u32::from).collect()]);
+    }
+
+    #[test]
+    fn the_trunk_ends_where_the_question_begins() {
+        let tokenizer = tokenizer(&[], true);
+        let prompter = Prompter::new(&template(""), labels(&["joy", "fear"]), &tokenizer, ends(1000)).unwrap();
+        let script = prompter.script(&three().turns);
+        let question = prompter.question(&tokenizer, &script, 2).unwrap();
+        let trunk = prompter.trunk(&tokenizer, &script, 2, &question).unwrap();
+        assert_eq!(text(&question.prompt[..trunk]), "aa|bb|cc|");
+    }
+
+    #[test]
+    fn pairs_carry_loss_on_their_completion() {
+        let tokenizer = tokenizer(&[], true);
+        let pair =
+            |prompt: &str, completion: &str| Pair { prompt: prompt.into(), completion: completion.into(), weight: 1.0 };
+        let pairs = [pair("ab", "cd"), pair("", "x")];
+        let taught = pair_groups(Framing::default(), &tokenizer, ends(9), &pairs, 1).unwrap();
+        let ranges: Vec<_> = taught.groups.iter().map(|group| group.prompts[0].answer.clone()).collect();
+        assert_eq!(ranges, [3..5, 1..2]);
+        let long = [pair("ab", "cdefghijk")];
+        let error = pair_groups(Framing::default(), &tokenizer, ends(9), &long, 1).unwrap_err();
+        assert!(error.text().starts_with("pair 1 has 12 tokens, 9 are allowed"), "{error}");
+    }
+}

@@ -1,0 +1,294 @@
+//! One decoder layer: x += attention(norm(x)); x += mlp(norm(x)). Forward and backward are neighbours.
+//!
+//!   h = norm(x)        q, k, v = rope(Wq h), rope(Wk h), Wv h        m = x + Wo attention(q, k, v)
+//!   g = norm(m)        y = m + Wd (silu(Wg g) * Wu g)
+//!
+//! The last layer computes queries, Wo and the MLP only for the rows whose logits someone reads ([`Chosen`]).
+//! Norm outputs and the MLP's product are computed again in backward: cheaper than keeping them.
+
+use super::linear::{Linear, Pull, SavedLora, pull_back};
+use super::pass::{Context, Rows};
+use crate::Result;
+use crate::device::{Device, Out, Plan, Tensor};
+use crate::files::adapter::Site;
+use crate::files::config::Config;
+use crate::files::safetensors::Tensors;
+use dialoguellm_kernels::attention::Heads;
+use std::sync::Arc;
+
+/// A layer's frozen weights.
+pub struct Block<D: Device> {
+    attention_norm: D::Vector,
+    mlp_norm: D::Vector,
+    q: Linear<D>,
+    k: Linear<D>,
+    v: Linear<D>,
+    o: Linear<D>,
+    gate: Linear<D>,
+    up: Linear<D>,
+    down: Linear<D>,
+    heads: Heads,
+    eps: f64,
+}
+
+/// What all layers of a pass share.
+pub struct Sequence<'a, D: Device> {
+    /// Every row's sample and position.
+    pub rows: Rows,
+    /// Rotations.
+    pub rope: D::RopeTable,
+    /// Every row's rotation.
+    pub at: Vec<u32>,
+    /// Attention of all rows.
+    pub plan: Plan,
+    /// The rows the last layer answers for.
+    pub chosen: Chosen,
+    /// Rows of the cache to continue.
+    pub cached: usize,
+    /// Keys and values of earlier rows, by layer.
+    pub past: Option<&'a [KeyValue<D>]>,
+}
+
+/// Rows that the last layer computes queries and MLP for.
+pub struct Chosen {
+    /// Forest rows, rising.
+    pub indices: Vec<u32>,
+    /// Their samples and positions.
+    pub rows: Rows,
+    /// Their rotations.
+    pub at: Vec<u32>,
+    /// Their attention.
+    pub plan: Plan,
+}
+
+/// Keys and values of one layer, `[rows, K d]`, keys rotated.
+pub struct KeyValue<D: Device> {
+    /// Keys.
+    pub k: D::Act,
+    /// Values.
+    pub v: D::Act,
+}
+
+/// What backward needs.
+#[must_use = "backward consumes this"]
+pub struct Saved<D: Device> {
+    x: D::Real,
+    /// x of the chosen rows, in the last layer.
+    x_chosen: Option<D::Real>,
+    kv: KeyValue<D>,
+    q: D::Act,
+    o: D::Act,
+    lse: D::Real,
+    m: D::Real,
+    gate: D::Act,
+    up: D::Act,
+    lora: SavedSites<D>,
+}
+
+impl<D: Device> Saved<D> {
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        let reals = [Some(&self.x), self.x_chosen.as_ref(), Some(&self.lse), Some(&self.m)];
+        let acts = [&self.kv.k, &self.kv.v, &self.q, &self.o, &self.gate, &self.up];
+        reals.into_iter().flatten().map(Tensor::bytes).sum::<usize>()
+            + acts.into_iter().map(Tensor::bytes).sum::<usize>()
+    }
+}
+
+struct SavedSites<D: Device> {
+    q: SavedLora<D>,
+    k: SavedLora<D>,
+    v: SavedLora<D>,
+    o: SavedLora<D>,
+    gate: SavedLora<D>,
+    up: SavedLora<D>,
+    down: SavedLora<D>,
+}
+
+/// How far down a layer's gradient is needed: the rungs from the output to the input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Depth {
+    /// Only the down projection's pair.
+    Down,
+    /// And those of gate and up.
+    GateUp,
+    /// And that of the attention's output.
+    Output,
+    /// And those of queries, keys and values.
+    Qkv,
+    /// And d loss / d x, for the layers below.
+    Input,
+}
+
+impl<D: Device> Block<D> {
+    /// Takes layer `layer`'s weights.
+    pub fn open(device: &D, tensors: &Arc<Tensors>, config: &Config, layer: usize) -> Result<Self> {
+        let norm =
+            |name: &str| device.vector(tensors, &format!("model.layers.{layer}.{name}.weight"), config.hidden_size);
+        let linear = |site| Linear::open(device, tensors, config, layer, site);
+        Ok(Self {
+            attention_norm: norm("input_layernorm")?,
+            mlp_norm: norm("post_attention_layernorm")?,
+            q: linear(Site::Q)?,
+            k: linear(Site::K)?,
+            v: linear(Site::V)?,
+            o: linear(Site::O)?,
+            gate: linear(Site::Gate)?,
+            up: linear(Site::Up)?,
+            down: linear(Site::Down)?,
+            heads: Heads { q: config.n_heads, kv: config.n_kv_heads, dim: config.head_dim },
+            eps: config.rms_norm_eps,
+        })
+    }
+
+    /// The layer's output for all rows, or for the chosen ones where `last`; `layer` finds the cached keys.
+    pub fn forward(
+        &self,
+        ctx: &Context<D>,
+        x: D::Real,
+        seq: &Sequence<D>,
+        layer: usize,
+        last: bool,
+    ) -> (D::Real, Saved<D>) {
+        let device = ctx.device;
+        let (h, _) = device.rmsnorm(&x, &self.attention_norm, self.eps);
+        let (rows, at, plan) = seq.queries(last);
+        let x_chosen = last.then(|| device.gather(&x, &seq.chosen.indices));
+        let h_chosen = x_chosen.as_ref().map(|x| device.rmsnorm(x, &self.attention_norm, self.eps).0);
+
+        let (k, lora_k) = self.rotated(ctx, &self.k, &h, &seq.rows, (&seq.rope, &seq.at));
+        let mut v = device.act(h.rows(), self.v.outputs());
+        let lora_v = self.v.forward(ctx, &h, &seq.rows, Out::Act(&mut v));
+        let (q, lora_q) = self.rotated(ctx, &self.q, h_chosen.as_ref().unwrap_or(&h), rows, (&seq.rope, at));
+        let (o, lse) = match seq.past {
+            None => device.attention(&q, &k, &v, self.heads, plan),
+            Some(past) => {
+                let past = &past[layer];
+                let (k, v) = (device.concat(&past.k, seq.cached, &k), device.concat(&past.v, seq.cached, &v));
+                device.attention(&q, &k, &v, self.heads, plan)
+            }
+        };
+
+        let mut m = device.copy(x_chosen.as_ref().unwrap_or(&x));
+        let lora_o = self.o.forward(ctx, &o, rows, Out::Add(&mut m));
+        let (g, _) = device.rmsnorm(&m, &self.mlp_norm, self.eps);
+        let (mut gate, mut up) = (device.act(g.rows(), self.gate.outputs()), device.act(g.rows(), self.up.outputs()));
+        let lora_gate = self.gate.forward(ctx, &g, rows, Out::Act(&mut gate));
+        let lora_up = self.up.forward(ctx, &g, rows, Out::Act(&mut up));
+        let mut y = device.copy(&m);
+        let lora_down = self.down.forward(ctx, &device.swiglu(&gate, &up), rows, Out::Add(&mut y));
+
+        let lora =
+            SavedSites { q: lora_q, k: lora_k, v: lora_v, o: lora_o, gate: lora_gate, up: lora_up, down: lora_down };
+        (y, Saved { x, x_chosen, kv: KeyValue { k, v }, q, o, lse, m, gate, up, lora })
+    }
+
+    /// rope(W h): summed, rotated, then rounded once.
+    fn rotated(
+        &self,
+        ctx: &Context<D>,
+        map: &Linear<D>,
+        h: &D::Act,
+        rows: &Rows,
+        (rope, at): (&D::RopeTable, &[u32]),
+    ) -> (D::Act, SavedLora<D>) {
+        let mut y = ctx.device.real(h.rows(), map.outputs());
+        let lora = map.forward(ctx, h, rows, Out::Real(&mut y));
+        (ctx.device.rope(&y, rope, at), lora)
+    }
+
+    /// From d loss / d y to d loss / d x, adding the layer's LoRA gradients; stops at `depth` and then returns `None`.
+    pub fn backward(
+        &self,
+        ctx: &Context<D>,
+        dy: D::Real,
+        saved: Saved<D>,
+        seq: &Sequence<D>,
+        last: bool,
+        depth: Depth,
+        gradient: &mut D::Gradient,
+    ) -> Option<D::Real> {
+        let device = ctx.device;
+        let Saved { x, x_chosen, kv, q, o, lse, m, gate, up, lora } = saved;
+        let (rows, at, plan) = seq.queries(last);
+        let mut dm = dy; // the residual: d m starts as d y
+
+        let dy = device.round(&dm);
+        let down = self.down.backward(ctx, &dy, &device.swiglu(&gate, &up), lora.down, rows, gradient);
+        if depth == Depth::Down {
+            return None;
+        }
+        let dh = device.round(&pull_back(ctx, &[down], rows, gate.cols()));
+        let (dgate, dup) = device.swiglu_backward(&dh, &gate, &up);
+        let (g, rstd) = device.rmsnorm(&m, &self.mlp_norm, self.eps);
+        let pulls = [
+            self.gate.backward(ctx, &dgate, &g, lora.gate, rows, gradient),
+            self.up.backward(ctx, &dup, &g, lora.up, rows, gradient),
+        ];
+        if depth == Depth::GateUp {
+            return None;
+        }
+        let dg = pull_back(ctx, &pulls, rows, m.cols());
+        device.rmsnorm_backward(&mut dm, &dg, &m, &self.mlp_norm, &rstd);
+
+        let dm_act = device.round(&dm);
+        let pull = self.o.backward(ctx, &dm_act, &o, lora.o, rows, gradient);
+        if depth == Depth::Output {
+            return None;
+        }
+        let d_o = device.round(&pull_back(ctx, &[pull], rows, o.cols()));
+        let grads = device.attention_backward(&d_o, (&q, &kv.k, &kv.v, &o, &lse), self.heads, plan);
+        let dq = device.rope_backward(&grads.dq, &seq.rope, at);
+        let dk = device.rope_backward(&grads.dk, &seq.rope, &seq.at);
+
+        let (h, rstd) = device.rmsnorm(&x, &self.attention_norm, self.eps);
+        let k = self.k.backward(ctx, &dk, &h, lora.k, &seq.rows, gradient);
+        let v = self.v.backward(ctx, &grads.dv, &h, lora.v, &seq.rows, gradient);
+        let Some(x_chosen) = x_chosen else {
+            let q = self.q.backward(ctx, &dq, &h, lora.q, &seq.rows, gradient);
+            return self.to_input(ctx, depth, &[q, k, v], &seq.rows, dm, (&x, &rstd));
+        };
+        let (h, rstd_chosen) = device.rmsnorm(&x_chosen, &self.attention_norm, self.eps);
+        let q = self.q.backward(ctx, &dq, &h, lora.q, rows, gradient);
+        let chosen = self.to_input(ctx, depth, &[q], rows, dm, (&x_chosen, &rstd_chosen))?;
+        let mut dx = self.to_input(ctx, depth, &[k, v], &seq.rows, device.zeros(x.rows(), x.cols()), (&x, &rstd))?;
+        device.scatter_add(&mut dx, &chosen, &seq.chosen.indices);
+        Some(dx)
+    }
+
+    /// dx += d norm(x) of the pulls, if anyone below asks.
+    fn to_input(
+        &self,
+        ctx: &Context<D>,
+        depth: Depth,
+        pulls: &[Pull<D>],
+        rows: &Rows,
+        mut dx: D::Real,
+        (x, rstd): (&D::Real, &D::Real),
+    ) -> Option<D::Real> {
+        if depth < Depth::Input {
+            return None;
+        }
+        let dh = pull_back(ctx, pulls, rows, x.cols());
+        ctx.device.rmsnorm_backward(&mut dx, &dh, x, &self.attention_norm, rstd);
+        Some(dx)
+    }
+}
+
+impl<D: Device> Saved<D> {
+    /// The layer's new keys and values, for a cache.
+    pub fn into_key_value(self) -> KeyValue<D> {
+        self.kv
+    }
+    /// The layer's input, from which all else can be computed again.
+    pub fn into_input(self) -> D::Real {
+        self.x
+    }
+}
+
+impl<D: Device> Sequence<'_, D> {
+    /// The rows that ask: all, or in the last layer the chosen ones.
+    fn queries(&self, last: bool) -> (&Rows, &[u32], &Plan) {
+        if last { (&self.chosen.rows, &self.chosen.at, &self.chosen.plan) } else { (&self.rows, &self.at, &self.plan) }
+    }
+}

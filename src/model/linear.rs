@@ -1,0 +1,134 @@
+//! A linear map with its optional LoRA pair: y = W x + b + s B (A drop(x)).
+//!
+//! A frozen weight has no gradient slot: nothing here could update it. With s folded into the operands,
+//!   us = drop(x) (s A)^T      y = x W^T + us B^T + b
+//!   du = dy (s B)             dA = du^T drop(x)      dB = dy^T us      dx = dy W + drop'(du A)
+
+use super::lora::Slot;
+use super::pass::{Context, Rows};
+use crate::Result;
+use crate::device::{Device, Operand, Out, Sum, Tensor, Term};
+use crate::files::adapter::Site;
+use crate::files::config::Config;
+use crate::files::safetensors::Tensors;
+use std::sync::Arc;
+
+/// One of a layer's seven linear maps.
+pub struct Linear<D: Device> {
+    weight: D::Weight,
+    bias: Option<D::Vector>,
+    layer: usize,
+    site: Site,
+    outputs: usize,
+}
+
+/// What backward needs of the pair beside a map: `us` `[T, R]`.
+pub type SavedLora<D> = Option<<D as Device>::Act>;
+
+/// A map's share of dx: dy, and du `[T, R]` of its pair.
+pub struct Pull<'a, D: Device> {
+    map: &'a Linear<D>,
+    dy: &'a D::Act,
+    du: Option<D::Act>,
+}
+
+impl<D: Device> Linear<D> {
+    /// Takes the weight (and bias, where the config has one) of `site` in `layer`.
+    pub fn open(device: &D, tensors: &Arc<Tensors>, config: &Config, layer: usize, site: Site) -> Result<Self> {
+        let (outputs, inputs) = site.shape(config);
+        let name = site.path(layer);
+        let weight = device.weight(tensors, &format!("{name}.weight"), outputs, inputs)?;
+        let attention = matches!(site, Site::Q | Site::K | Site::V | Site::O);
+        let biased = if attention { config.attention_bias } else { config.mlp_bias };
+        let bias = biased.then(|| device.vector(tensors, &format!("{name}.bias"), outputs)).transpose()?;
+        Ok(Self { weight, bias, layer, site, outputs })
+    }
+
+    /// Output width.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    fn slot<'a>(&self, ctx: &Context<'a, D>) -> Option<&'a Slot> {
+        ctx.adapter.and_then(|adapter| adapter.slot(self.layer, self.site))
+    }
+
+    /// Writes (or adds) the map of `x` to `out`.
+    pub fn forward(&self, ctx: &Context<D>, x: &D::Act, rows: &Rows, out: Out<D>) -> SavedLora<D> {
+        let us = self.slot(ctx).map(|slot| self.down(ctx, slot, x, rows));
+        let mut terms = vec![Term { x, w: Operand::Frozen(&self.weight), sum: Sum::OverCols }];
+        if let (Some(slot), Some(us)) = (self.slot(ctx), &us) {
+            terms.push(Term { x: us, w: ctx.b(slot, 1.0), sum: Sum::OverCols });
+        }
+        ctx.device.matmul(out, &terms, self.bias.as_ref());
+        us
+    }
+
+    /// us = drop(x) (s A)^T, `[T, R]`.
+    fn down(&self, ctx: &Context<D>, slot: &Slot, x: &D::Act, rows: &Rows) -> D::Act {
+        let dropped = self.dropped(ctx, x, rows);
+        let x = dropped.as_ref().unwrap_or(x);
+        let mut us = ctx.device.act(x.rows(), slot.spec.rank);
+        let term = Term { x, w: ctx.a(slot, slot.spec.scale as f32), sum: Sum::OverCols };
+        ctx.device.matmul(Out::Act(&mut us), &[term], None);
+        us
+    }
+
+    fn dropped(&self, ctx: &Context<D>, x: &D::Act, rows: &Rows) -> Option<D::Act> {
+        let keys = self.keys(ctx, rows)?;
+        Some(ctx.device.dropout(x, &keys, ctx.dropout()))
+    }
+
+    fn keys(&self, ctx: &Context<D>, rows: &Rows) -> Option<Vec<u64>> {
+        ctx.keys(1 + (self.layer * Site::ALL.len() + self.site as usize) as u64, rows)
+    }
+
+    /// Adds dA and dB; the returned pull gives dx through [`pull_back`]. `x` is asked for only if there is a pair.
+    pub fn backward<'a>(
+        &'a self,
+        ctx: &Context<D>,
+        dy: &'a D::Act,
+        x: &D::Act,
+        us: SavedLora<D>,
+        rows: &Rows,
+        gradient: &mut D::Gradient,
+    ) -> Pull<'a, D> {
+        let (Some(slot), Some(us)) = (self.slot(ctx), us) else { return Pull { map: self, dy, du: None } };
+        let mut du = ctx.device.act(dy.rows(), slot.spec.rank);
+        let term = Term { x: dy, w: ctx.b(slot, slot.spec.scale as f32), sum: Sum::OverRows };
+        ctx.device.matmul(Out::Act(&mut du), &[term], None);
+        let dropped = self.dropped(ctx, x, rows);
+        ctx.device.lora_gradient(gradient, slot.at, (dropped.as_ref().unwrap_or(x), &us), (dy, &du));
+        Pull { map: self, dy, du: Some(du) }
+    }
+}
+
+/// dx of maps that share an input: sum of dy W + drop'(du A), summed in one product where nothing was dropped.
+pub fn pull_back<D: Device>(ctx: &Context<D>, pulls: &[Pull<D>], rows: &Rows, inputs: usize) -> D::Real {
+    let mut terms = Vec::new();
+    for pull in pulls {
+        terms.push(Term { x: pull.dy, w: Operand::Frozen(&pull.map.weight), sum: Sum::OverRows });
+        if let (Some(du), Some(slot), None) = (&pull.du, pull.map.slot(ctx), ctx.noise_dropout()) {
+            terms.push(Term { x: du, w: ctx.a(slot, 1.0), sum: Sum::OverRows });
+        }
+    }
+    let mut dx = ctx.device.real(rows.len(), inputs);
+    ctx.device.matmul(Out::Real(&mut dx), &terms, None);
+    for pull in pulls {
+        pull.add_dropped(ctx, rows, &mut dx);
+    }
+    dx
+}
+
+impl<D: Device> Pull<'_, D> {
+    /// dx += drop'(du A), where an input was dropped.
+    fn add_dropped(&self, ctx: &Context<D>, rows: &Rows, dx: &mut D::Real) {
+        let (Some(du), Some(slot), Some(keys)) = (&self.du, self.map.slot(ctx), self.map.keys(ctx, rows)) else {
+            return;
+        };
+        let mut through = ctx.device.real(dx.rows(), dx.cols());
+        let term = Term { x: du, w: ctx.a(slot, 1.0), sum: Sum::OverRows };
+        ctx.device.matmul(Out::Real(&mut through), &[term], None);
+        ctx.device.dropout_add(dx, &through, &keys, ctx.dropout());
+    }
+}

@@ -1,0 +1,345 @@
+//! The whole network: embedding, layers, final norm, head. Touvron et al. 2023 (arXiv 2302.13971), section 2.2;
+//! behaviour matched to transformers' `modeling_llama.py`.
+
+use super::block::{Block, Chosen, Depth, KeyValue, Saved, Sequence};
+use super::engine::{Cache, Engine, Learning, LossGradient, Noise, Pass, Target};
+use super::pass::{Context, Rows, plan};
+use super::{Adapter, Forest, rope};
+use crate::device::{Device, HeadTarget, Tensor};
+use crate::files::adapter::Site;
+use crate::files::config::{Config, Scaling};
+use crate::files::safetensors::Tensors;
+use crate::{Code, Error, Result};
+use std::sync::Arc;
+
+/// A LLaMA's frozen weights on one device.
+pub struct Llama<D: Device> {
+    device: D,
+    config: Config,
+    embedding: D::Weight,
+    blocks: Vec<Block<D>>,
+    norm: D::Vector,
+    head: D::Weight,
+}
+
+/// What backward has of a layer: everything, or its input.
+enum Kept<D: Device> {
+    All(Saved<D>),
+    Input(D::Real),
+}
+
+/// d loss / d log p of every target, given the log p of every target, in f64.
+pub type LossGradient64<'a> = dyn FnMut(&[f64]) -> Result<Vec<f64>> + 'a;
+
+impl<D: Device> Llama<D> {
+    /// Takes every weight that `config` names. Errors: NOT_FOUND, BAD_FILE naming the tensor and both shapes.
+    pub fn open(device: D, config: Config, tensors: &Arc<Tensors>) -> Result<Self> {
+        let (v, d) = (config.vocab_size, config.hidden_size);
+        let embedding = device.weight(tensors, "model.embed_tokens.weight", v, d)?;
+        let head = if config.tie_word_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
+        let head = device.weight(tensors, head, v, d)?;
+        let norm = device.vector(tensors, "model.norm.weight", d)?;
+        let blocks = (0..config.n_layers).map(|layer| Block::open(&device, tensors, &config, layer));
+        let blocks = blocks.collect::<Result<_>>()?;
+        Ok(Self { device, config, embedding, blocks, norm, head })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    fn context<'a>(&'a self, pass: &Pass<'a>, noise: Option<Noise>) -> Context<'a, D> {
+        let params = pass.adapter.map(|adapter| self.device.params(adapter.params()));
+        Context { device: &self.device, adapter: pass.adapter, params, noise, cancel: pass.cancel }
+    }
+
+    /// Everything about a forest that the layers share, for logits at `chosen` rows.
+    fn sequence<'a>(
+        &self,
+        forest: &Forest,
+        chosen: Vec<u32>,
+        past: Option<&'a [KeyValue<D>]>,
+    ) -> Result<Sequence<'a, D>> {
+        let angles = rope::angles(&self.config, forest)?;
+        let rows = Rows::of(forest);
+        let chosen = Chosen {
+            rows: rows.select(&chosen),
+            at: chosen.iter().map(|&row| angles.at[row as usize]).collect(),
+            plan: plan(forest, Some(&chosen)),
+            indices: chosen,
+        };
+        let rope = self.device.rope_table(&angles.cos, &angles.sin, angles.half);
+        Ok(Sequence { rows, rope, at: angles.at, plan: plan(forest, None), chosen, cached: forest.cached(), past })
+    }
+
+    /// Refuses what the kernels must not see.
+    fn check(&self, forest: &Forest, cache: Option<&Cache>) -> Result<()> {
+        let vocabulary = self.config.vocab_size;
+        if let Some(id) = forest.tokens().iter().find(|&&id| id as usize >= vocabulary) {
+            return Err(Error::invalid(format!("token {id} is not in the model's vocabulary of {vocabulary}")));
+        }
+        let held = cache.map_or(0, Cache::len);
+        if forest.cached() > held {
+            return Err(Error::invalid(format!(
+                "a forest continues {} cached tokens, the cache holds {held}",
+                forest.cached()
+            )));
+        }
+        let limit = context_length(&self.config);
+        if forest.depth() > limit {
+            let text = format!("{} tokens do not fit the model's context of {limit}", forest.depth());
+            return Err(Error::new(Code::ContextFull, text));
+        }
+        Ok(())
+    }
+
+    fn store<'a>(&self, forest: &Forest, cache: Option<&'a Cache>) -> Result<Option<&'a [KeyValue<D>]>> {
+        self.check(forest, cache)?;
+        let Some(cache) = cache.filter(|_| forest.cached() > 0) else { return Ok(None) };
+        match cache.store.downcast_ref::<Vec<KeyValue<D>>>() {
+            Some(store) => Ok(Some(store)),
+            None => Err(Error::invalid("the cache was made by another engine")),
+        }
+    }
+
+    /// `[T, D]` with NEFTune's noise where asked for.
+    fn embed(&self, forest: &Forest, noise: Option<Noise>, rows: &Rows) -> D::Real {
+        let mut x = self.device.embed(&self.embedding, forest.tokens());
+        if let Some(noise) = noise.filter(|noise| noise.neftune > 0.0) {
+            let scale = noise.neftune / ((forest.depth() * self.config.hidden_size) as f32).sqrt();
+            self.device.add_noise(&mut x, &rows.keys(&noise, 0), &vec![scale; forest.len()]);
+        }
+        x
+    }
+
+    /// The final norm's input for the chosen rows; `each` takes what every layer leaves behind.
+    fn hidden(
+        &self,
+        ctx: &Context<D>,
+        mut x: D::Real,
+        seq: &Sequence<D>,
+        mut each: impl FnMut(usize, Saved<D>),
+    ) -> Result<D::Real> {
+        for (layer, block) in self.blocks.iter().enumerate() {
+            ctx.cancel.check()?;
+            let (y, saved) = block.forward(ctx, x, seq, layer, layer + 1 == self.blocks.len());
+            each(layer, saved);
+            x = y;
+        }
+        Ok(x)
+    }
+
+    /// The head's input for chosen rows, all of inference.
+    fn infer(&self, pass: &Pass, cache: Option<&Cache>, chosen: Vec<u32>) -> Result<D::Act> {
+        let past = self.store(pass.forest, cache)?;
+        let ctx = self.context(pass, None);
+        let seq = self.sequence(pass.forest, chosen, past)?;
+        let x = self.embed(pass.forest, None, &seq.rows);
+        let x = self.hidden(&ctx, x, &seq, |_, _| ())?;
+        Ok(self.device.rmsnorm(&x, &self.norm, self.config.rms_norm_eps).0)
+    }
+
+    /// [`Engine::log_probs`] in f64.
+    pub fn log_probs64(&self, pass: &Pass, cache: Option<&Cache>, targets: &[Target]) -> Result<Vec<f64>> {
+        let (chosen, asked) = self.choose(pass.forest, targets)?;
+        if chosen.is_empty() {
+            return Ok(Vec::new());
+        }
+        let h = self.infer(pass, cache, chosen)?;
+        finite(self.device.head(&h, &self.head, &asked).0)
+    }
+
+    /// The rows that targets ask, rising, and the targets in terms of them.
+    fn choose(&self, forest: &Forest, targets: &[Target]) -> Result<(Vec<u32>, Vec<HeadTarget>)> {
+        let (rows, vocabulary) = (forest.len(), self.config.vocab_size);
+        if let Some(t) = targets.iter().find(|t| t.row as usize >= rows || t.token as usize >= vocabulary) {
+            return Err(Error::invalid(format!(
+                "a target asks row {} for token {}; the forest has {rows} rows, the vocabulary {vocabulary} tokens",
+                t.row, t.token
+            )));
+        }
+        let mut chosen: Vec<u32> = targets.iter().map(|target| target.row).collect();
+        chosen.sort_unstable();
+        chosen.dedup();
+        let at = |target: &Target| chosen.partition_point(|&row| row < target.row) as u32;
+        let asked = targets.iter().map(|t| HeadTarget { row: at(t), token: t.token, gradient: 0.0 }).collect();
+        Ok((chosen, asked))
+    }
+
+    /// [`Engine::gradient`] in f64, into the device's own gradient.
+    pub fn gradient64(
+        &self,
+        pass: &Pass,
+        targets: &[Target],
+        learning: &Learning,
+        loss: &mut LossGradient64,
+        gradient: &mut D::Gradient,
+    ) -> Result<Vec<f64>> {
+        self.check(pass.forest, None)?;
+        let (chosen, mut asked) = self.choose(pass.forest, targets)?;
+        if chosen.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ctx = self.context(pass, learning.noise);
+        let seq = self.sequence(pass.forest, chosen, None)?;
+        let lowest = lowest(pass.adapter);
+        let mut kept = Vec::with_capacity(self.blocks.len());
+        let mut bytes = 0;
+        let x = self.embed(pass.forest, learning.noise, &seq.rows);
+        let x = self.hidden(&ctx, x, &seq, |layer, saved| {
+            if lowest.is_none_or(|(lowest, _)| layer < lowest) {
+                return; // nothing below learns: backward ends above
+            }
+            bytes += saved.bytes();
+            let fits = bytes <= learning.activation_bytes;
+            kept.push(if fits { Kept::All(saved) } else { Kept::Input(saved.into_input()) });
+        })?;
+        let (h, rstd) = self.device.rmsnorm(&x, &self.norm, self.config.rms_norm_eps);
+        let (log_p, lse) = self.device.head(&h, &self.head, &asked);
+        let log_p = finite(log_p)?;
+        let wanted = loss(&log_p)?;
+        asked.iter_mut().zip(wanted).for_each(|(target, wanted)| target.gradient = wanted);
+
+        let Some((lowest, lowest_depth)) = lowest else { return Ok(log_p) };
+        let dh = self.device.head_backward(&h, &self.head, &lse, &asked);
+        let mut dx = self.device.zeros(x.rows(), x.cols());
+        self.device.rmsnorm_backward(&mut dx, &dh, &x, &self.norm, &rstd);
+        for (layer, kept) in (lowest..self.blocks.len()).zip(kept).rev() {
+            ctx.cancel.check()?;
+            let (block, last) = (&self.blocks[layer], layer + 1 == self.blocks.len());
+            let saved = match kept {
+                Kept::All(saved) => saved,
+                Kept::Input(x) => block.forward(&ctx, x, &seq, layer, last).1,
+            };
+            let depth = if layer == lowest { lowest_depth } else { Depth::Input };
+            match block.backward(&ctx, dx, saved, &seq, last, depth, gradient) {
+                Some(below) => dx = below,
+                None => break,
+            }
+        }
+        Ok(log_p)
+    }
+}
+
+/// Positions the rotations are made for: max_position_embeddings, stretched by linear scaling; dynamic scaling has no end.
+pub fn context_length(config: &Config) -> usize {
+    let trained = config.max_position_embeddings;
+    match config.rope.scaling {
+        Scaling::Linear { factor } => (trained as f64 * factor.max(1.0)) as usize,
+        Scaling::Dynamic { .. } => usize::MAX,
+        Scaling::None | Scaling::Llama3 { .. } => trained,
+    }
+}
+
+/// The lowest layer that learns, and how far down into it.
+fn lowest(adapter: Option<&Adapter>) -> Option<(usize, Depth)> {
+    let slots = adapter?.slots();
+    let layer = slots.iter().map(|slot| slot.spec.layer).min()?;
+    let depth = |site: Site| match site {
+        Site::Down => Depth::Down,
+        Site::Gate | Site::Up => Depth::GateUp,
+        Site::O => Depth::Output,
+        Site::Q | Site::K | Site::V => Depth::Qkv,
+    };
+    let deepest = slots.iter().filter(|slot| slot.spec.layer == layer).map(|slot| depth(slot.spec.site)).max()?;
+    Some((layer, deepest))
+}
+
+/// NUMERIC unless every value is finite: a NaN weight must not become a label.
+fn finite(values: Vec<f64>) -> Result<Vec<f64>> {
+    match values.iter().find(|value| !value.is_finite()) {
+        None => Ok(values),
+        Some(value) => Err(Error::new(
+            Code::Numeric,
+            format!(
+                "the model gave a log-probability of {value}: its weights or the adapter's are not finite, or overflow"
+            ),
+        )),
+    }
+}
+
+impl<D: Device> Engine for Llama<D> {
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn precision(&self) -> &'static str {
+        self.device.precision()
+    }
+
+    fn cache(&self) -> Cache {
+        Cache { rows: 0, store: Box::new(Vec::<KeyValue<D>>::new()) }
+    }
+
+    fn log_probs(&self, pass: &Pass, cache: Option<&Cache>, targets: &[Target]) -> Result<Vec<f32>> {
+        Ok(self.log_probs64(pass, cache, targets)?.into_iter().map(|x| x as f32).collect())
+    }
+
+    fn logits(&self, pass: &Pass, cache: Option<&Cache>, rows: &[u32]) -> Result<Vec<f32>> {
+        if !rows.is_sorted_by(|a, b| a < b) || rows.last().is_some_and(|&row| row as usize >= pass.forest.len()) {
+            let text = format!("rows for logits must rise and be below the forest's {}", pass.forest.len());
+            return Err(Error::invalid(text));
+        }
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let h = self.infer(pass, cache, rows.to_vec())?;
+        Ok(self.device.logits(&h, &self.head))
+    }
+
+    fn extend(&self, pass: &Pass, cache: &mut Cache) -> Result<()> {
+        let forest = pass.forest;
+        if forest.spans().len() != 1 || forest.cached() != cache.len() {
+            return Err(Error::invalid(format!(
+                "a cache of {} tokens is extended by one span that continues all of it; this forest has {} spans and continues {}",
+                cache.len(),
+                forest.spans().len(),
+                forest.cached()
+            )));
+        }
+        let past = self.store(forest, Some(cache))?;
+        let ctx = self.context(pass, None);
+        let seq = self.sequence(forest, vec![forest.len() as u32 - 1], past)?;
+        let x = self.embed(forest, None, &seq.rows);
+        let mut new = Vec::with_capacity(self.blocks.len());
+        self.hidden(&ctx, x, &seq, |_, saved| new.push(saved.into_key_value()))?;
+        drop(seq);
+        self.append(cache, new, forest.len())
+    }
+
+    fn gradient(
+        &self,
+        pass: &Pass,
+        targets: &[Target],
+        learning: &Learning,
+        loss: &mut LossGradient,
+        gradient: &mut [f32],
+    ) -> Result<Vec<f32>> {
+        let mut sums = self.device.gradient(gradient.len());
+        let narrow = |values: &[f64]| values.iter().map(|&x| x as f32).collect::<Vec<_>>();
+        let mut wide = |log_p: &[f64]| Ok(loss(&narrow(log_p))?.into_iter().map(f64::from).collect());
+        let log_p = self.gradient64(pass, targets, learning, &mut wide, &mut sums)?;
+        self.device.add_gradient(sums, gradient);
+        Ok(narrow(&log_p))
+    }
+}
+
+impl<D: Device> Llama<D> {
+    fn append(&self, cache: &mut Cache, new: Vec<KeyValue<D>>, rows: usize) -> Result<()> {
+        let held = cache.rows;
+        let Some(store) = cache.store.downcast_mut::<Vec<KeyValue<D>>>() else {
+            return Err(Error::invalid("the cache was made by another engine"));
+        };
+        if held == 0 {
+            *store = new;
+        } else {
+            for (old, new) in store.iter_mut().zip(new) {
+                old.k = self.device.concat(&old.k, held, &new.k);
+                old.v = self.device.concat(&old.v, held, &new.v);
+            }
+        }
+        cache.rows += rows;
+        Ok(())
+    }
+}

@@ -1,0 +1,114 @@
+//! The network as mathematics: LLaMA forward and backward on a token forest, LoRA beside the weight it adapts.
+//!
+//! Read `forest`, then `engine` (what the layers above ask), then `block` and `llama`. Only attention knows about the
+//! forest; every other operation is per token. There is no autograd graph: the call order is the graph.
+
+mod block;
+pub mod engine;
+pub mod forest;
+mod linear;
+pub mod llama;
+pub mod lora;
+mod pass;
+mod rope;
+
+pub use engine::{Cache, Cancel, Engine, Learning, Noise, Pass, Target};
+pub use forest::{Builder, Forest, Span};
+pub use llama::Llama;
+pub use lora::Adapter;
+
+use crate::device::Cpu;
+use crate::files::{Access, Config, Tensors, Tokenizer, fingerprint};
+use crate::{Error, Result};
+use dialoguellm_kernels::{Isa, bf16};
+use std::path::Path;
+use std::sync::Arc;
+
+/// The type of GEMM operands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// Everything in f32: parity with transformers and PEFT is proven in it.
+    F32,
+    /// Operands rounded to bf16, sums in f32.
+    Bf16,
+}
+
+/// How to open a model. The default: bf16, one thread a core, every instruction there is, weights mapped.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// The type of GEMM operands.
+    pub precision: Precision,
+    /// Threads, the caller's included; 0 for one per core.
+    pub threads: usize,
+    /// Instructions to stay at or below; `None` reads `DLLM_ISA`.
+    pub isa: Option<Isa>,
+    /// Map the weights, or read them into memory (immune to a file that shrinks while it is open).
+    pub access: Access,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self { precision: Precision::Bf16, threads: 0, isa: None, access: Access::Mapped }
+    }
+}
+
+/// An open model: weights, tokenizer and shape. Immutable; share it freely.
+pub struct Model {
+    tokenizer: Tokenizer,
+    engine: Box<dyn Engine>,
+    fingerprint: String,
+}
+
+impl Model {
+    /// Opens a Hugging Face folder. Errors: NOT_FOUND, IO, BAD_FILE, UNSUPPORTED, each naming the file and the values.
+    pub fn open(dir: &Path, options: &OpenOptions) -> Result<Self> {
+        let config = Config::read(dir)?;
+        let tokenizer = Tokenizer::open(dir)?;
+        tokenizer.check(&config)?;
+        let tensors = Arc::new(Tensors::open(dir, options.access)?);
+        let fingerprint = fingerprint::fingerprint(dir, &tensors)?;
+        let isa = match options.isa {
+            Some(isa) => Some(isa),
+            None => isa_of_environment()?,
+        };
+        let engine: Box<dyn Engine> = match options.precision {
+            Precision::F32 => Box::new(Llama::open(Cpu::<f32>::new(options.threads, isa)?, config, &tensors)?),
+            Precision::Bf16 => Box::new(Llama::open(Cpu::<bf16>::new(options.threads, isa)?, config, &tensors)?),
+        };
+        Ok(Self { tokenizer, engine, fingerprint })
+    }
+
+    /// A model of parts: an engine of the caller's own behind a tokenizer, told apart from others by `fingerprint`.
+    pub fn from_parts(tokenizer: Tokenizer, engine: Box<dyn Engine>, fingerprint: String) -> Self {
+        Self { tokenizer, engine, fingerprint }
+    }
+    /// Which base model this is, as adapters and checkpoints record it: see [`crate::files::fingerprint`].
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+    /// Text to tokens and back.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+    /// The network.
+    pub fn engine(&self) -> &dyn Engine {
+        self.engine.as_ref()
+    }
+    /// Tokens it has positions for.
+    pub fn context_length(&self) -> usize {
+        llama::context_length(self.config())
+    }
+    /// Its shape.
+    pub fn config(&self) -> &Config {
+        self.engine.config()
+    }
+}
+
+/// The level that `DLLM_ISA` names, if it is set.
+fn isa_of_environment() -> Result<Option<Isa>> {
+    let Ok(name) = std::env::var("DLLM_ISA") else { return Ok(None) };
+    Isa::named(&name).map(Some).ok_or_else(|| {
+        let known: Vec<_> = Isa::ALL.iter().map(|isa| isa.name()).collect();
+        Error::invalid(format!("DLLM_ISA is \"{name}\", must be one of {}", known.join(", ")))
+    })
+}

@@ -1,0 +1,454 @@
+//! One optimiser step at a time.
+//!
+//! A step is: its groups, cut into forests of bounded size; the gradient of each added up; clipping; AdamW. Everything
+//! random is a function of (seed, epoch) or (seed, step), so two runs, or one that was stopped, saved and resumed, make
+//! the same bits. A step that fails or is cancelled leaves the trainer as before it.
+
+use super::batch::Layout;
+use super::checkpoint::{self, BestState, FORMAT, Numbers, Saved, State};
+use super::data::{self, Group};
+use super::metrics::Metrics;
+use super::optimizer::{self, Moments};
+use super::options::{self, Options};
+use super::schedule::Rate;
+use crate::model::engine::{Cancel, Learning, Noise, Pass};
+use crate::model::{Adapter, Model};
+use crate::{Code, Error, Result};
+use dialoguellm_kernels::dropout;
+use serde_json::{Map, Value, json};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A run: an adapter that is being trained. Used by one thread at a time.
+pub struct Trainer {
+    model: Arc<Model>,
+    adapter: Adapter,
+    groups: Vec<Group>,
+    options: Options,
+    /// Digest of `groups`.
+    data: String,
+    rate: Rate,
+    /// Steps of one epoch, and of the whole run.
+    per_epoch: u64,
+    steps: u64,
+    moments: Moments,
+    /// Scratch of one step.
+    gradient: Vec<f32>,
+    step: u64,
+    skipped: u64,
+    skipped_in_a_row: u64,
+    /// The epoch whose order `order` is.
+    ordered: Option<u64>,
+    order: Vec<u32>,
+    best: Option<(Best, Vec<f32>)>,
+    metrics: Option<Metrics>,
+    /// Lines that the checkpoint this run came from had in its metrics file.
+    old_lines: u64,
+}
+
+/// Where the best dev score was reached.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Best {
+    /// The score.
+    pub score: f64,
+    /// Steps made when it was given.
+    pub step: u64,
+    /// The epoch whose last step that was, counted from 1.
+    pub epoch: u64,
+}
+
+/// What one step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Steps made so far, this one included.
+    pub step: u64,
+    /// Steps of the whole run.
+    pub steps: u64,
+    /// The epoch it belongs to, counted from 1.
+    pub epoch: u64,
+    /// Whether it was the last of its epoch (or of the run): the time for a dev score.
+    pub epoch_done: bool,
+    /// The loss before the update.
+    pub loss: f64,
+    /// The gradient's norm before clipping.
+    pub grad_norm: f64,
+    /// The learning rate used.
+    pub lr: f64,
+    /// Tokens computed.
+    pub tokens: usize,
+    /// Tokens of the same prompts without sharing.
+    pub linear_tokens: usize,
+    /// Time taken.
+    pub seconds: f64,
+    /// Whether loss or gradient was not finite, so that nothing was updated.
+    pub skipped: bool,
+    /// Whether the run is over.
+    pub done: bool,
+}
+
+/// Sums over the micro-batches of a step.
+#[derive(Clone, Copy, Default)]
+struct Sums {
+    loss: f64,
+    tokens: usize,
+    linear_tokens: usize,
+}
+
+impl Trainer {
+    /// A new run that trains `adapter` on `groups`.
+    ///
+    /// # Errors
+    /// InvalidArgument for options, prompts or questions out of their range; Numeric for an adapter with NaN.
+    pub fn new(model: Arc<Model>, adapter: Adapter, groups: Vec<Group>, options: Options) -> Result<Self> {
+        options.check()?;
+        let config = model.engine().config();
+        data::check(&groups, config.vocab_size, model.context_length())?;
+        options.loss.check(&groups)?;
+        check_finite(adapter.params())?;
+        let per_epoch = groups.len().div_ceil(options.batch) as u64;
+        let steps = match options.max_steps {
+            0 => per_epoch.saturating_mul(options.epochs),
+            steps => steps,
+        };
+        let n = adapter.params().len();
+        Ok(Self {
+            data: data::digest(&groups),
+            rate: Rate::new(&options, steps)?,
+            per_epoch,
+            steps,
+            moments: Moments::new(n),
+            gradient: vec![0.0; n],
+            step: 0,
+            skipped: 0,
+            skipped_in_a_row: 0,
+            ordered: None,
+            order: Vec::new(),
+            best: None,
+            metrics: None,
+            old_lines: 0,
+            model,
+            adapter,
+            groups,
+            options,
+        })
+    }
+
+    /// The run that was saved at `dir`, which continues to the same bits as if it had never stopped.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`]; NotFound, Io, BadFile, Unsupported from the files; InvalidArgument where the base model,
+    /// its precision, the data or the options are not the ones of the checkpoint.
+    pub fn resume(dir: &Path, model: Arc<Model>, groups: Vec<Group>, options: Options) -> Result<Self> {
+        let Saved { state, adapter, moments, best } = checkpoint::read(dir, model.engine().config())?;
+        let mut run = Self::new(model, adapter, groups, options)?;
+        run.check_same(&state).map_err(|e| e.at(dir.display()))?;
+        run.best = match (state.best, best) {
+            (Some(state), Some(params)) => Some((read_best(&state).map_err(|e| e.at(dir.display()))?, params)),
+            _ => None,
+        };
+        run.moments = moments;
+        (run.step, run.skipped, run.skipped_in_a_row) = (state.step, state.skipped, state.skipped_in_a_row);
+        run.old_lines = state.metrics_lines;
+        Ok(run)
+    }
+
+    fn check_same(&self, state: &State) -> Result<()> {
+        let ours = self.state()?;
+        let all = [
+            ("base model", &state.base, &ours.base),
+            ("precision", &state.precision, &ours.precision),
+            ("training data", &state.data, &ours.data),
+        ];
+        if let Some((what, then, now)) = all.iter().find(|(_, then, now)| then != now) {
+            return Err(Error::invalid(format!(
+                "the run was begun with {what} {then}, this is {now}: resume with the same"
+            )));
+        }
+        self.options.check_same(&state.options)?;
+        if state.step > self.steps || state.skipped_in_a_row > state.skipped || state.skipped > state.step {
+            let State { step, skipped, skipped_in_a_row, .. } = state;
+            let text = format!("step {step} of {}, {skipped} skipped, {skipped_in_a_row} of them last", self.steps);
+            return Err(Error::new(Code::BadFile, format!("state.json contradicts itself: {text}")));
+        }
+        Ok(())
+    }
+
+    /// Appends a JSON line per step and per dev score to `path` from now on. A new run empties the file; a resumed one
+    /// first drops the lines written after its checkpoint.
+    ///
+    /// # Errors
+    /// Io.
+    pub fn log_to(&mut self, path: &Path) -> Result<()> {
+        self.metrics = Some(Metrics::open(path, self.old_lines, self.step)?);
+        Ok(())
+    }
+
+    /// One optimiser step.
+    ///
+    /// # Errors
+    /// Cancelled; Numeric after more than `skip_limit` steps in a row that were not finite; Io where the metrics file
+    /// cannot be written; InvalidArgument after the last step. The trainer is then as before the call.
+    pub fn step(&mut self, cancel: &Cancel) -> Result<StepReport> {
+        let started = Instant::now();
+        if self.is_done() {
+            return Err(Error::invalid(format!("the run is over: all {} steps are made", self.steps)));
+        }
+        self.sort_epoch();
+        let sums = self.accumulate(cancel)?;
+        let grad_norm = optimizer::norm(&self.gradient);
+        let skipped = !(sums.loss.is_finite() && grad_norm.is_finite());
+        if skipped {
+            self.check_skips(sums.loss, grad_norm)?;
+        }
+        let report = self.report(sums, grad_norm, skipped, started);
+        self.log(step_line(&report))?;
+        if !skipped {
+            let t = self.step - self.skipped + 1;
+            self.moments.update(self.adapter.params_mut(), &self.gradient, t, report.lr, grad_norm, &self.options);
+        }
+        self.step += 1;
+        self.skipped += u64::from(skipped);
+        self.skipped_in_a_row = if skipped { self.skipped_in_a_row + 1 } else { 0 };
+        Ok(report)
+    }
+
+    fn report(&self, sums: Sums, grad_norm: f64, skipped: bool, started: Instant) -> StepReport {
+        let step = self.step + 1;
+        let done = step >= self.steps;
+        StepReport {
+            step,
+            steps: self.steps,
+            epoch: self.step / self.per_epoch + 1,
+            epoch_done: done || step.is_multiple_of(self.per_epoch),
+            loss: sums.loss,
+            grad_norm,
+            lr: self.rate.at(self.step),
+            tokens: sums.tokens,
+            linear_tokens: sums.linear_tokens,
+            seconds: started.elapsed().as_secs_f64(),
+            skipped,
+            done,
+        }
+    }
+
+    fn check_skips(&self, loss: f64, norm: f64) -> Result<()> {
+        if self.skipped_in_a_row < self.options.skip_limit {
+            return Ok(());
+        }
+        let (step, row) = (self.step + 1, self.skipped_in_a_row);
+        Err(Error::new(
+            Code::Numeric,
+            format!(
+                "step {step}: the loss is {loss}, the gradient's norm {norm}, and the {row} steps before it were not \
+                 finite either; skip_limit is {}. Lower the learning rate, or check the model's weights",
+                self.options.skip_limit
+            ),
+        ))
+    }
+
+    /// The gradient of this step, in `self.gradient`.
+    fn accumulate(&mut self, cancel: &Cancel) -> Result<Sums> {
+        let mut gradient = std::mem::take(&mut self.gradient);
+        gradient.fill(0.0);
+        let sums = self.pass_all(cancel, &mut gradient);
+        self.gradient = gradient;
+        sums
+    }
+
+    fn pass_all(&self, cancel: &Cancel, gradient: &mut [f32]) -> Result<Sums> {
+        let groups = self.groups_of_step();
+        let layout = Layout { loss: self.options.loss, shared: self.noise().is_none() };
+        // A batch may be all prompts without an answer: its loss is then 0, not 0 / 0.
+        let total = Some(self.options.loss.total(groups.iter().copied())).filter(|&t| t > 0.0).unwrap_or(1.0);
+        let mut sums = Sums::default();
+        for cut in layout.cut(&groups, self.options.micro_tokens) {
+            cancel.check()?;
+            let prompts = groups[cut.clone()].iter().flat_map(|group| &group.prompts);
+            sums.linear_tokens += prompts.map(|prompt| prompt.ids.len()).sum::<usize>();
+            self.pass(layout, &groups[cut], total, cancel, gradient, &mut sums)?;
+        }
+        Ok(sums)
+    }
+
+    fn pass(
+        &self,
+        layout: Layout,
+        groups: &[&Group],
+        total: f64,
+        cancel: &Cancel,
+        gradient: &mut [f32],
+        sums: &mut Sums,
+    ) -> Result<()> {
+        let batch = layout.batch(groups);
+        if batch.targets.is_empty() {
+            return Ok(());
+        }
+        let pass = Pass { forest: &batch.forest, adapter: Some(&self.adapter), cancel };
+        let learning = Learning { noise: self.noise(), activation_bytes: self.options.activation_bytes() };
+        let mut loss = |log_probs: &[f32]| {
+            let (loss, slope) = batch.objective.value(log_probs, total);
+            sums.loss += loss;
+            Ok(slope)
+        };
+        self.model.engine().gradient(&pass, &batch.targets, &learning, &mut loss, gradient)?;
+        sums.tokens += batch.forest.len();
+        Ok(())
+    }
+
+    fn noise(&self) -> Option<Noise> {
+        let (dropout, neftune) = (self.adapter.config().dropout as f32, self.options.neftune as f32);
+        let noise = Noise { seed: self.options.seed, step: self.step, dropout, neftune };
+        (dropout > 0.0 || neftune > 0.0).then_some(noise)
+    }
+
+    fn groups_of_step(&self) -> Vec<&Group> {
+        let first = (self.step % self.per_epoch) as usize * self.options.batch;
+        let order = self.order.iter().skip(first).take(self.options.batch);
+        order.map(|&g| &self.groups[g as usize]).collect()
+    }
+
+    /// Makes `order` this epoch's.
+    fn sort_epoch(&mut self) {
+        let epoch = self.step / self.per_epoch;
+        if self.ordered != Some(epoch) {
+            self.order = (0..self.groups.len() as u32).collect();
+            if self.options.shuffle {
+                let seed = self.options.seed;
+                self.order.sort_by_cached_key(|&g| (dropout::key(seed, epoch, 0, u64::from(g), 0), g));
+            }
+            self.ordered = Some(epoch);
+        }
+    }
+
+    /// Notes a score on dev data for the parameters as they are, larger is better, and whether it is the best so far;
+    /// the best parameters are kept. Of equal scores the first stays. `details` go into the metrics line as they are.
+    ///
+    /// # Errors
+    /// Numeric for NaN; Io.
+    pub fn note_dev(&mut self, score: f64, details: Map<String, Value>) -> Result<bool> {
+        if score.is_nan() {
+            return Err(Error::new(Code::Numeric, format!("the dev score after step {} is NaN", self.step)));
+        }
+        let is_best = self.best.as_ref().is_none_or(|(best, _)| score > best.score);
+        let best = Best { score, step: self.step, epoch: self.step.div_ceil(self.per_epoch) };
+        let mut line = json_line(json!({"step": best.step, "epoch": best.epoch, "dev_score": score, "best": is_best}));
+        line.extend(details);
+        self.log(line)?;
+        if is_best {
+            self.best = Some((best, self.adapter.params().to_vec()));
+        }
+        Ok(is_best)
+    }
+
+    fn log(&mut self, line: Map<String, Value>) -> Result<()> {
+        self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.append(line))
+    }
+
+    /// Replaces the checkpoint at `dir` in one step.
+    ///
+    /// # Errors
+    /// Io, or InvalidArgument where `dir` holds something else; what was there still stands.
+    pub fn save(&mut self, dir: &Path) -> Result<()> {
+        self.save_with(dir, |_| Ok(()))
+    }
+
+    /// As [`Trainer::save`]; `more` adds the caller's own files to the folder being built.
+    ///
+    /// # Errors
+    /// As [`Trainer::save`], and those of `more`.
+    pub fn save_with(&mut self, dir: &Path, more: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        let best = self.best.as_ref().map(|(_, params)| params.as_slice());
+        let numbers = Numbers { adapter: &self.adapter, moments: &self.moments, best };
+        checkpoint::write(dir, &self.state()?, &numbers, more)
+    }
+
+    fn state(&self) -> Result<State> {
+        let best = |(best, _): &(Best, Vec<f32>)| BestState {
+            score: best.score.to_string(),
+            step: best.step,
+            epoch: best.epoch,
+        };
+        Ok(State {
+            format: FORMAT,
+            step: self.step,
+            skipped: self.skipped,
+            skipped_in_a_row: self.skipped_in_a_row,
+            metrics_lines: self.metrics.as_ref().map_or(Ok(self.old_lines), Metrics::synced_lines)?,
+            base: self.model.fingerprint().to_owned(),
+            precision: self.model.engine().precision().to_owned(),
+            data: self.data.clone(),
+            options: options::as_stored(&self.options)?,
+            best: self.best.as_ref().map(best),
+        })
+    }
+
+    /// The adapter as it is now.
+    pub fn adapter(&self) -> &Adapter {
+        &self.adapter
+    }
+    /// Steps made.
+    pub fn steps_made(&self) -> u64 {
+        self.step
+    }
+    /// Steps of the whole run.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+    /// Whether the last step is made.
+    pub fn is_done(&self) -> bool {
+        self.step >= self.steps
+    }
+    /// Steps skipped because loss or gradient was not finite.
+    pub fn skipped(&self) -> u64 {
+        self.skipped
+    }
+    /// Where the best dev score so far was reached.
+    pub fn best(&self) -> Option<Best> {
+        self.best.as_ref().map(|(best, _)| *best)
+    }
+
+    /// Ends the run: the adapter with the best dev score, or the last one where no score was given.
+    pub fn finish(mut self) -> (Adapter, Option<Best>) {
+        let best = self.best.map(|(best, params)| {
+            self.adapter.params_mut().copy_from_slice(&params);
+            best
+        });
+        (self.adapter, best)
+    }
+}
+
+fn step_line(report: &StepReport) -> Map<String, Value> {
+    let StepReport { step, epoch, loss, grad_norm, lr, tokens, linear_tokens, seconds, skipped, .. } = report;
+    // NaN and infinity become null: JSON has no such numbers.
+    json_line(json!({
+        "step": step, "epoch": epoch, "loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens,
+        "linear_tokens": linear_tokens, "seconds": seconds, "skipped": skipped,
+    }))
+}
+
+fn json_line(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(line) => line,
+        _ => Map::new(),
+    }
+}
+
+fn read_best(state: &BestState) -> Result<Best> {
+    let score = state.score.parse::<f64>().ok().filter(|score| !score.is_nan());
+    let score = score.ok_or_else(|| Error::new(Code::BadFile, "state.json: the best score is no number"))?;
+    Ok(Best { score, step: state.step, epoch: state.epoch })
+}
+
+fn check_finite(params: &[f32]) -> Result<()> {
+    match params.iter().position(|x| !x.is_finite()) {
+        None => Ok(()),
+        Some(at) => {
+            let text = format!("the adapter to train has {} at parameter {at}, must be finite", params[at]);
+            Err(Error::new(Code::Numeric, text))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

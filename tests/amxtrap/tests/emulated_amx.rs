@@ -1,0 +1,184 @@
+//! The AMX form of the linear kernel, unchanged, where its instructions trap and are EMULATED: its arithmetic and its
+//! bounds, not its speed. On a processor with AMX the same tests run on the hardware.
+
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+
+use dialoguellm_kernels::linear::{self, Out, PANEL, Sum, Term, panel_len};
+use dialoguellm_kernels::testing::{Random, amx, check, same_bits};
+use dialoguellm_kernels::{Dtype, Elem, Isa, Kernels, Matrix};
+use half::bf16;
+
+/// The kernels under test, or nothing (said aloud) where AVX-512 BF16, which the form also uses, is missing.
+fn kernels() -> Option<&'static Kernels<bf16>> {
+    if !Isa::available().contains(&Isa::Avx512Bf16) {
+        eprintln!("skipped: the AMX form needs AVX-512 BF16 as well");
+        return None;
+    }
+    amxtrap::install();
+    // SAFETY: the level below is there, and what traps is emulated.
+    Some(unsafe { amx() })
+}
+
+fn wide(x: &[bf16]) -> Vec<f64> {
+    x.iter().map(|x| x.to_f64()).collect()
+}
+
+/// Operands of a product with any number of terms.
+struct Case {
+    rows: usize,
+    n: usize,
+    ks: Vec<usize>,
+    a: Vec<Vec<bf16>>,
+    w: Vec<Vec<bf16>>,
+    panels: Vec<Vec<bf16>>,
+    bias: Vec<f32>,
+}
+
+impl Case {
+    fn new(kernels: &Kernels<bf16>, rows: usize, n: usize, ks: &[usize]) -> Self {
+        let mut random = Random::new((rows * 1000 + n) as u64);
+        let a = ks.iter().map(|k| random.vec(rows * k)).collect();
+        let w: Vec<Vec<bf16>> = ks.iter().map(|k| random.vec(n * k)).collect();
+        let panels = w.iter().zip(ks).map(|(w, k)| packed(kernels, w, n, *k)).collect();
+        Self { rows, n, ks: ks.to_vec(), a, w, panels, bias: random.vec(n) }
+    }
+
+    fn run(&self, kernels: &Kernels<bf16>, rows: std::ops::Range<usize>) -> Vec<bf16> {
+        let mut y = vec![bf16::NAN; rows.len() * self.n];
+        let terms = self.a.iter().zip(&self.panels).zip(&self.ks);
+        let terms: Vec<_> = terms.map(|((a, b), k)| Term { a: &a[rows.start * k..], lda: *k, b, k: *k }).collect();
+        kernels.gemm(Out::Store(&mut y), self.n, rows.len(), self.n, &terms, Some(&self.bias));
+        y
+    }
+
+    fn want(&self) -> Vec<f64> {
+        let bias: Vec<f64> = self.bias.iter().map(|b| *b as f64).collect();
+        let mut y = bias.repeat(self.rows);
+        for ((a, w), k) in self.a.iter().zip(&self.w).zip(&self.ks) {
+            linear::reference(&mut y, &wide(a), &wide(w), self.n, *k);
+        }
+        y
+    }
+
+    /// Sequential f32 sums of the same operands.
+    fn plain(&self) -> Vec<bf16> {
+        let sum = |i: usize| {
+            let mut sum = 0.0f32;
+            for ((a, w), k) in self.a.iter().zip(&self.w).zip(&self.ks) {
+                let (a, w) = (&a[i / self.n * k..][..*k], &w[i % self.n * k..][..*k]);
+                sum = a.iter().zip(w).fold(sum, |sum, (a, w)| sum + a.widen() * w.widen());
+            }
+            bf16::narrow(sum + self.bias[i % self.n])
+        };
+        (0..self.rows * self.n).map(sum).collect()
+    }
+}
+
+fn packed(kernels: &Kernels<bf16>, w: &[bf16], n: usize, k: usize) -> Vec<bf16> {
+    let bytes: Vec<u8> = w.iter().flat_map(|w| w.to_le_bytes()).collect();
+    let w = Matrix::new(Dtype::Bf16, &bytes, n, k).unwrap();
+    let mut panels = vec![bf16::NAN; n.div_ceil(PANEL) * panel_len(k)];
+    for (p, panel) in panels.chunks_exact_mut(panel_len(k)).enumerate() {
+        kernels.pack(panel, &w, Sum::OverCols, p * PANEL, 1.0);
+    }
+    panels
+}
+
+#[test]
+fn emulated_amx_products_are_right_at_every_tile_edge() {
+    let Some(kernels) = kernels() else { return };
+    let before = amxtrap::emulated();
+    let (mut got, mut plain, mut want) = (vec![], vec![], vec![]);
+    let mut add = |rows, n, ks: &[usize]| {
+        let case = Case::new(kernels, rows, n, ks);
+        got.extend(case.run(kernels, 0..rows));
+        plain.extend(case.plain());
+        want.extend(case.want());
+        assert_eq!(got.len(), want.len());
+    };
+    for s in [1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 67] {
+        add(s, 37, &[35]);
+        add(33, s, &[40]);
+        add(35, 34, &[s]);
+        add(34, 33, &[s, 8]);
+    }
+    add(32, 32, &[576]);
+    add(3, 5, &[1537, 16]);
+    check(&got, &plain, &want).unwrap();
+    assert!(amxtrap::emulated() > before || Isa::available().contains(&Isa::Amx), "nothing ran AMX instructions");
+    assert!(amxtrap::released(), "a thread kept its tiles");
+}
+
+#[test]
+fn emulated_amx_rows_have_the_same_bits_however_they_are_split() {
+    let Some(kernels) = kernels() else { return };
+    let case = Case::new(kernels, 70, 40, &[75, 8]);
+    let whole = case.run(kernels, 0..70);
+    for rows in [0..1, 0..32, 1..33, 5..70, 31..64, 32..48, 69..70] {
+        same_bits(&case.run(kernels, rows.clone()), &whole[rows.start * 40..rows.end * 40]).unwrap();
+    }
+}
+
+#[test]
+fn emulated_amx_reads_and_writes_only_its_rows() {
+    let Some(kernels) = kernels() else { return };
+    let (rows, n, k, lda, ldc) = (35, 37, 33, 41, 45);
+    let case = Case::new(kernels, rows, n, &[k]);
+    let mut a = vec![bf16::NAN; (rows - 1) * lda + k];
+    for i in 0..rows {
+        a[i * lda..][..k].copy_from_slice(&case.a[0][i * k..][..k]);
+    }
+    let mut c = vec![-77.0f32; rows * ldc];
+    let term = Term { a: &a, lda, b: &case.panels[0], k };
+    kernels.gemm(Out::Add(&mut c[..(rows - 1) * ldc + n]), ldc, rows, n, &[term], Some(&case.bias));
+    let (mut got, mut plain) = (vec![], vec![]);
+    for (i, row) in c.chunks(ldc).enumerate() {
+        assert!(row[n..].iter().all(|x| *x == -77.0), "the gap behind row {i} was written");
+        got.extend_from_slice(&row[..n]);
+        let sum = |j: usize| (0..k).fold(0.0, |s, c| s + case.a[0][i * k + c].widen() * case.w[0][j * k + c].widen());
+        plain.extend((0..n).map(|j| sum(j) + case.bias[j] - 77.0));
+    }
+    let want: Vec<f64> = case.want().iter().map(|y| y - 77.0).collect();
+    check(&got, &plain, &want).unwrap();
+}
+
+#[test]
+fn emulated_amx_nan_stays_in_its_row() {
+    let Some(kernels) = kernels() else { return };
+    let mut case = Case::new(kernels, 35, 33, &[65]);
+    case.a[0][34 * 65 + 64] = bf16::NAN;
+    case.a[0][3 * 65 + 7] = bf16::NAN;
+    for (i, y) in case.run(kernels, 0..35).iter().enumerate() {
+        assert_eq!(y.is_nan(), [3, 34].contains(&(i / 33)), "element {i}");
+    }
+}
+
+/// Infinity times the zero of a pad would be NaN: the second term is shorter than what the first leaves behind.
+#[test]
+fn emulated_amx_infinity_does_not_meet_a_pad() {
+    let Some(kernels) = kernels() else { return };
+    let infinite = |y: &[bf16], at: fn(usize) -> bool| {
+        for (i, y) in y.iter().enumerate() {
+            assert!(if at(i) { y.is_infinite() } else { y.is_finite() }, "element {i} is {y}");
+        }
+    };
+    let mut case = Case::new(kernels, 32, 33, &[20, 8]);
+    case.a[0][3 * 20 + 15] = bf16::INFINITY;
+    infinite(&case.run(kernels, 0..32), |i| i / 33 == 3);
+    let mut case = Case::new(kernels, 32, 33, &[20, 8]);
+    case.w[0][7 * 20 + 15] = bf16::INFINITY;
+    case.panels[0] = packed(kernels, &case.w[0], 33, 20);
+    infinite(&case.run(kernels, 0..32), |i| i % 33 == 7);
+}
+
+#[test]
+fn emulated_amx_threads_have_tiles_of_their_own() {
+    let Some(kernels) = kernels() else { return };
+    let case = Case::new(kernels, 40, 40, &[64]);
+    let whole = case.run(kernels, 0..40);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| same_bits(&case.run(kernels, 0..40), &whole).unwrap());
+        }
+    });
+}
