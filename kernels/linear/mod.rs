@@ -112,12 +112,22 @@ impl<E: Elem> Out<'_, E> {
         }
     }
 
-    /// Writes consecutive columns from `at` on; the one place where a result is rounded.
+    /// Writes consecutive columns from `at` on; the one place where a result is rounded. A whole panel's width is known
+    /// to the compiler, so that it becomes a few vector moves and not a call.
     #[inline(always)]
     fn put(&mut self, at: usize, sums: &[E::Real]) {
+        match <&[E::Real; PANEL]>::try_from(sums) {
+            Ok(panel) => self.put_all(at, panel),
+            Err(_) => self.put_all(at, sums),
+        }
+    }
+
+    #[inline(always)]
+    fn put_all<'s>(&mut self, at: usize, sums: impl IntoIterator<Item = &'s E::Real, IntoIter: ExactSizeIterator>) {
+        let sums = sums.into_iter();
         match self {
             Out::Store(c) => c[at..][..sums.len()].iter_mut().zip(sums).for_each(|(c, s)| *c = E::narrow(*s)),
-            Out::Real(c) => c[at..][..sums.len()].copy_from_slice(sums),
+            Out::Real(c) => c[at..][..sums.len()].iter_mut().zip(sums).for_each(|(c, s)| *c = *s),
             Out::Add(c) => c[at..][..sums.len()].iter_mut().zip(sums).for_each(|(c, s)| *c += *s),
         }
     }
