@@ -12,7 +12,7 @@ use arena::Arena;
 use product::Factor;
 
 use super::pool::Chunks;
-use super::{AttentionGradient, Device, HeadTarget, Out, PairAt, Plan, Pool, Sum, Term};
+use super::{AttentionGradient, AttentionSaved, Device, HeadTarget, Out, PairAt, Plan, Pool, Sum, Term};
 use crate::Result;
 use crate::files::safetensors::Tensors;
 use dialoguellm_kernels::attention::Heads;
@@ -62,11 +62,6 @@ impl<E: Elem> Cpu<E> {
         let pool = Pool::new(threads)
             .map_err(|e| crate::Error::new(crate::Code::Io, format!("cannot start {threads} threads: {e}")))?;
         Ok(Self { pool, kernels: E::kernels(Isa::best(limit)), arena: Arc::default() })
-    }
-
-    /// The instruction level in use.
-    pub fn isa(&self) -> Isa {
-        self.kernels.isa
     }
 
     /// `y[i] = f(i)` for rows of `y`.
@@ -154,6 +149,10 @@ impl<E: Elem> Device for Cpu<E> {
 
     fn precision(&self) -> &'static str {
         E::NAME
+    }
+
+    fn isa(&self) -> Isa {
+        self.kernels.isa
     }
 
     fn weight(&self, tensors: &Arc<Tensors>, name: &str, rows: usize, cols: usize) -> Result<Stored> {
@@ -317,7 +316,7 @@ impl<E: Elem> Device for Cpu<E> {
     fn attention_backward(
         &self,
         d_o: &Buffer<E>,
-        (q, k, v, o, lse): (&Buffer<E>, &Buffer<E>, &Buffer<E>, &Buffer<E>, &Buffer<E::Real>),
+        AttentionSaved { q, k, v, o, lse }: AttentionSaved<Self>,
         heads: Heads,
         plan: &Plan,
     ) -> AttentionGradient<Self> {
