@@ -179,18 +179,18 @@ pub struct Eval {
     /// What the dev split chooses by: `weighted_f1`, `macro_f1`, `accuracy` or `nll`. Default `weighted_f1`.
     pub metric: Metric,
     /// Steps between dev scores; there is always one at the end of an epoch. Default 0: only there.
-    pub steps: u64,
+    pub dev_steps: u64,
     /// Whether a temperature is fitted on the dev split and stored with the adapter. Default true.
     pub calibrate: bool,
     /// Steps between checkpoints. Default 100; 0 for none but those at the end of an epoch.
     pub checkpoint_steps: u64,
     /// Tokens scored at once. Default 8192.
-    pub tokens: usize,
+    pub score_tokens: usize,
 }
 
 impl Default for Eval {
     fn default() -> Self {
-        Self { metric: Metric::WeightedF1, steps: 0, calibrate: true, checkpoint_steps: 100, tokens: 8192 }
+        Self { metric: Metric::WeightedF1, dev_steps: 0, calibrate: true, checkpoint_steps: 100, score_tokens: 8192 }
     }
 }
 
@@ -230,8 +230,9 @@ impl Metric {
     }
 }
 
-/// Every field and its table, for settings without one: `epochs=2` means `train.epochs=2`.
-const FIELDS: [(&str, &[&str]); 4] = [
+/// Every table and its fields. Field names are unique, so a setting may leave its table out: `epochs=2` means
+/// `train.epochs=2`.
+pub const FIELDS: [(&str, &[&str]); 4] = [
     (
         "lora",
         &["rank", "alpha", "dropout", "targets", "exclude", "rslora", "rank_pattern", "alpha_pattern", "layers"],
@@ -277,7 +278,7 @@ const FIELDS: [(&str, &[&str]); 4] = [
             "demonstrations",
         ],
     ),
-    ("eval", &["metric", "steps", "calibrate", "checkpoint_steps", "tokens"]),
+    ("eval", &["metric", "dev_steps", "calibrate", "checkpoint_steps", "score_tokens"]),
 ];
 
 impl Recipe {
@@ -334,8 +335,8 @@ impl Recipe {
         if !(0.0..1.0).contains(&dropout) {
             return wrong(format!("dropout is {dropout}, must be from 0 to below 1"));
         }
-        if self.eval.tokens == 0 {
-            return Err(Error::invalid("recipe [eval]: tokens is 0, must be 1 or more"));
+        if self.eval.score_tokens == 0 {
+            return Err(Error::invalid("recipe [eval]: score_tokens is 0, must be 1 or more"));
         }
         if self.emotion.words.is_some() && self.emotion.labels.is_none() {
             return Err(Error::invalid("recipe [emotion]: words need labels, in the same order"));
@@ -472,7 +473,7 @@ fn set(table: &mut toml::Table, setting: &str) -> Result<()> {
     let Some(section) = section.as_table_mut() else {
         return Err(Error::invalid(format!("the setting `{setting}` is in a field, not in a table")));
     };
-    section.insert(field.to_owned(), value_of(value.trim()));
+    section.insert(field.to_owned(), value_of(field, value.trim()));
     Ok(())
 }
 
@@ -484,9 +485,14 @@ fn table_of(field: &str) -> Result<&'static str> {
     })
 }
 
-fn value_of(text: &str) -> toml::Value {
-    let parsed = format!("value = {text}").parse::<toml::Table>().ok();
-    parsed.and_then(|mut table| table.remove("value")).unwrap_or_else(|| text.into())
+/// TOML, or else a text; a text with commas is a list where the field takes one.
+fn value_of(field: &str, text: &str) -> toml::Value {
+    let parsed = format!("value = {text}").parse::<toml::Table>().ok().and_then(|mut table| table.remove("value"));
+    let is_list = ["labels", "words", "targets", "exclude"].contains(&field) && text.contains(',');
+    parsed.unwrap_or_else(|| match is_list {
+        true => text.split(',').map(str::trim).collect::<Vec<_>>().into(),
+        false => text.into(),
+    })
 }
 
 #[cfg(test)]
@@ -550,6 +556,12 @@ mod tests {
     }
 
     #[test]
+    fn a_fields_name_is_in_one_table_only() {
+        let all: Vec<&str> = FIELDS.iter().flat_map(|(_, fields)| fields.iter().copied()).collect();
+        assert!(all.iter().all(|field| all.iter().filter(|other| other == &field).count() == 1));
+    }
+
+    #[test]
     fn a_setting_stands_above_the_text_with_or_without_its_table() {
         let recipe = Recipe::with(
             "[train]\nepochs = 9\nbatch = 3",
@@ -562,8 +574,9 @@ mod tests {
 
     #[test]
     fn values_are_toml_or_else_texts() {
-        let recipe = with(&["labels=[\"a\", \"b\"]", "window=2", "eos=if-fits", "shuffle=false"]).unwrap();
+        let recipe = with(&["labels=[\"a\", \"b\"]", "words=c, d", "window=2", "eos=if-fits", "shuffle=false"]).unwrap();
         assert_eq!(recipe.emotion.labels.as_deref().unwrap(), ["a", "b"]);
+        assert_eq!(recipe.emotion.words.as_deref().unwrap(), ["c", "d"]);
         assert_eq!((recipe.emotion.window, recipe.emotion.eos), (Some(Window::Last(2)), Some(Eos::IfFits)));
         assert!(!recipe.train.shuffle);
     }

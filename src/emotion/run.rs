@@ -206,7 +206,7 @@ impl Run {
 
     /// Whether the parameters as they are wait for a dev score.
     pub fn dev_is_due(&self) -> bool {
-        self.dev.is_some() && self.record.dev_step != self.trainer.steps_made() && self.at_a_mark(self.recipe.eval.steps)
+        self.dev.is_some() && self.record.dev_step != self.trainer.steps_made() && self.at_a_mark(self.recipe.eval.dev_steps)
     }
 
     /// Whether a checkpoint should be made now.
@@ -269,7 +269,7 @@ impl Run {
     ) -> Result<(Report, Marked)> {
         let card = self.card.clone().ok_or_else(|| Error::internal("dialogues were scored without a card"))?;
         let classifier = Classifier::with_card(self.model.clone(), Some(adapter), card)?;
-        let bulk = Bulk { threads: self.threads, budget: self.recipe.eval.tokens, cancel: cancel.clone() };
+        let bulk = Bulk { threads: self.threads, budget: self.recipe.eval.score_tokens, cancel: cancel.clone() };
         let labels = classifier.labels();
         let marked = classifier.scores(dialogues, &bulk, progress)?.marked(dialogues, labels)?;
         Ok((Report::new(labels.names(), &marked.scores, &marked.gold, 1.0)?, marked))
@@ -280,7 +280,7 @@ impl Run {
         let (mut sum, mut total) = (0.0, 0.0);
         let mut rest = groups;
         while !rest.is_empty() {
-            let (batch, n) = first_batch(rest, self.recipe.eval.tokens);
+            let (batch, n) = first_batch(rest, self.recipe.eval.score_tokens);
             rest = &rest[n..];
             let (forest, rows) = batch.build();
             let asked: Vec<(Target, f64)> = targets(&groups[groups.len() - rest.len() - n..][..n], &rows).collect();
