@@ -206,7 +206,9 @@ impl Run {
 
     /// Whether the parameters as they are wait for a dev score.
     pub fn dev_is_due(&self) -> bool {
-        self.dev.is_some() && self.record.dev_step != self.trainer.steps_made() && self.at_a_mark(self.recipe.eval.dev_steps)
+        self.dev.is_some()
+            && self.record.dev_step != self.trainer.steps_made()
+            && self.at_a_mark(self.recipe.eval.dev_steps)
     }
 
     /// Whether a checkpoint should be made now.

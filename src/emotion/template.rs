@@ -399,6 +399,13 @@ mod tests {
     }
 
     #[test]
+    fn runs_of_white_space_are_one_space_in_the_dialogue_prompt() {
+        let turns = [turn("Ann", " No.  No!\nNo "), turn("Bo", "a \t b")];
+        let want = format!("{HEAD}Ann: No. No! No\nBo: a b\nEmotion of Bo in \"a b\":");
+        assert_eq!(prompt(&dialogue("5"), &Labels::meld(), &turns, 1, 0), want);
+    }
+
+    #[test]
     fn with_the_whole_history_a_context_begins_the_next_one() {
         let renderer = Renderer::new(&dialogue("\"all\""), &Labels::meld()).unwrap();
         let turns = renderer.turns(&seven());

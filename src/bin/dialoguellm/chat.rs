@@ -90,7 +90,9 @@ impl Talk<'_> {
             "/undo" => self.undo(rest.trim()),
             "/save" => self.save(file(rest)?),
             "/load" => self.load(file(rest)?),
-            _ if line.starts_with('/') => Err(Error::invalid(format!("there is no {command}; /help lists what there is"))),
+            _ if line.starts_with('/') => {
+                Err(Error::invalid(format!("there is no {command}; /help lists what there is")))
+            }
             _ => self.turn(line),
         }
     }

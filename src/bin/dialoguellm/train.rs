@@ -127,9 +127,9 @@ impl Train {
         let is_empty = std::fs::read_dir(out).map_or(true, |mut entries| entries.next().is_none());
         match (self.resume, is_run) {
             (true, true) => Ok(()),
-            (true, false) => {
-                Err(Error::not_found(format!("{shown} holds no checkpoint to resume (no state.json); leave --resume out")))
-            }
+            (true, false) => Err(Error::not_found(format!(
+                "{shown} holds no checkpoint to resume (no state.json); leave --resume out"
+            ))),
             (false, true) => Err(Error::invalid(format!(
                 "{shown} holds a run that was stopped; add --resume to go on with it, or name a new folder"
             ))),
