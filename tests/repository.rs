@@ -24,7 +24,8 @@ fn files() -> Vec<PathBuf> {
             let name = entry.file_name();
             let path = folder.join(&name);
             match entry.file_type().unwrap() {
-                kind if kind.is_dir() && !OUTSIDE.iter().any(|outside| name == *outside) => folders.push(path),
+                _ if OUTSIDE.iter().any(|outside| name == *outside) => {}
+                kind if kind.is_dir() => folders.push(path),
                 kind if kind.is_file() => files.push(path),
                 _ => {}
             }
