@@ -2,13 +2,14 @@
 //! its own ([`Tile`]), this file brings the loops. It knows no instruction and no thread.
 //!
 //! One tile is ROWS rows by some vectors of columns, held in registers over a chunk of k. Rows of `a` are copied
-//! ("staged") to the stack a chunk at a time: widened once for all 32 columns, padded to pairs, and with a fixed stride
-//! that never maps all rows to one cache set as a stride of 4096 bytes would.
+//! ("staged") to the stack a chunk at a time: widened once for a group of panels, padded to pairs, and with a fixed
+//! stride that never maps all rows to one cache set as a stride of 4096 bytes would.
 
 use super::{Out, PANEL, Term, panel_len};
 use crate::{Elem, Real};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 /// Vectors of `E::Real`.
 ///
@@ -144,15 +145,18 @@ pub(super) unsafe fn gemm<T: Tile>(
     let block = block_rows::<T>(terms);
     for first in (0..rows).step_by(block) {
         let end = rows.min(first + block);
-        for j in (0..n).step_by(PANEL) {
-            let cols = PANEL.min(n - j);
-            let bias = bias.map(|bias| &bias[j..j + cols]);
+        for panels in groups::<T>(n) {
             for i in (first..end).step_by(T::ROWS) {
                 let m = T::ROWS.min(end - i);
-                // SAFETY: the caller's; the tile lies within rows and n.
+                // SAFETY: the caller's; the tiles lie within rows and n.
                 unsafe {
-                    sum::<T>(&mut scratch, i, m, j / PANEL, terms);
-                    emit::<T>(&scratch, &mut out, i * ldc + j, ldc, m, cols, bias);
+                    sum::<T>(&mut scratch, i, m, panels.clone(), terms);
+                    for (p, panel) in panels.clone().enumerate() {
+                        let (j, cols) = (panel * PANEL, PANEL.min(n - panel * PANEL));
+                        let bias = bias.map(|bias| &bias[j..j + cols]);
+                        let c = scratch.c.as_ptr().cast::<T::V>().add(p * m * (PANEL / T::COLS));
+                        emit::<T>(c, &mut out, i * ldc + j, ldc, m, cols, bias);
+                    }
                 }
             }
         }
@@ -164,23 +168,32 @@ fn block_rows<T: Tile>(terms: &[Term<T::E>]) -> usize {
     (BLOCK_BYTES / row.max(1) / T::ROWS).clamp(1, 1 << 10) * T::ROWS
 }
 
-/// All terms of `m` rows from `i` on, times one panel, into the scratch's sums.
+/// Panels that share staged rows: as many as the scratch has sums for.
+fn groups<T: Tile>(n: usize) -> impl Iterator<Item = Range<usize>> {
+    let (panels, group) = (n.div_ceil(PANEL), MAX_VECS / (T::ROWS * PANEL / T::COLS));
+    (0..panels).step_by(group).map(move |at| at..panels.min(at + group))
+}
+
+/// All terms of `m` rows from `i` on, times each panel, into the scratch's sums, panel after panel.
 #[inline(always)]
-unsafe fn sum<T: Tile>(scratch: &mut Scratch<T::V>, i: usize, m: usize, panel: usize, terms: &[Term<T::E>]) {
-    let c = scratch.c.as_mut_ptr().cast::<T::V>();
-    for v in 0..m * (PANEL / T::COLS) {
-        // SAFETY: ROWS * PANEL / COLS vectors fit MAX_VECS for every level.
+unsafe fn sum<T: Tile>(scratch: &mut Scratch<T::V>, i: usize, m: usize, panels: Range<usize>, terms: &[Term<T::E>]) {
+    let (c, vecs) = (scratch.c.as_mut_ptr().cast::<T::V>(), m * (PANEL / T::COLS));
+    for v in 0..panels.len() * vecs {
+        // SAFETY: a group's ROWS * PANEL / COLS vectors a panel fit MAX_VECS for every level.
         unsafe { c.add(v).write(T::zero()) };
     }
     for term in terms {
-        let b = &term.b[panel * panel_len(term.k)..][..panel_len(term.k)];
+        let b = &term.b[panels.start * panel_len(term.k)..panels.end * panel_len(term.k)];
         for from in (0..term.k).step_by(chunk::<T::A>()) {
             let len = chunk::<T::A>().min(term.k - from);
             let a = scratch.a.as_mut_ptr().cast::<T::A>();
             // SAFETY: m rows of a chunk fit `a`; the chunk's pairs of b begin at an even `from`.
             unsafe {
                 stage::<T>(a, term, i, m, from, len);
-                sections::<T>(c, a, b.as_ptr().add(from * PANEL), m, len.div_ceil(2));
+                for panel in 0..panels.len() {
+                    let b = b.as_ptr().add(panel * panel_len(term.k) + from * PANEL);
+                    sections::<T>(c.add(panel * vecs), a, b, m, len.div_ceil(2));
+                }
             }
         }
     }
@@ -256,7 +269,7 @@ unsafe fn inner<T: Tile, const M: usize>(c: *mut T::V, a: *const T::A, b: *const
 /// Finishes the sums, adds the bias and writes the rows.
 #[inline(always)]
 unsafe fn emit<T: Tile>(
-    scratch: &Scratch<T::V>,
+    c: *const T::V,
     out: &mut Out<T::E>,
     at: usize,
     ldc: usize,
@@ -264,7 +277,6 @@ unsafe fn emit<T: Tile>(
     cols: usize,
     bias: Option<&[<T::E as Elem>::Real]>,
 ) {
-    let c = scratch.c.as_ptr().cast::<T::V>();
     let mut row = [<T::E as Elem>::Real::ZERO; PANEL];
     for r in 0..m {
         for v in 0..PANEL / T::COLS {

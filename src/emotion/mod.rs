@@ -13,6 +13,8 @@ pub mod metrics;
 pub mod prompts;
 mod spread;
 pub mod template;
+#[cfg(test)]
+mod testing;
 
 pub use card::Card;
 pub use classifier::{Bulk, Classifier};

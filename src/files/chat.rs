@@ -55,11 +55,15 @@ fn known(tokens: &SpecialTokens) -> Value {
     Value::from_iter(all.into_iter().filter_map(|(name, token)| Some((name, token.as_deref()?))))
 }
 
+/// Instructions a template may run: thousands of times what a long chat needs, and still under a second.
+const FUEL: u64 = 10_000_000;
+
 fn environment() -> Environment<'static> {
     let mut env = Environment::new();
     env.set_trim_blocks(true);
     env.set_lstrip_blocks(true);
     env.set_recursion_limit(100);
+    env.set_fuel(Some(FUEL));
     env.add_function("raise_exception", |text: String| -> std::result::Result<String, minijinja::Error> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, text))
     });
@@ -172,11 +176,27 @@ mod tests {
     }
 
     #[test]
+    fn roles_that_must_alternate_and_a_system_message_apart_are_understood() {
+        let template = "{%- if messages[0]['role'] == 'system' -%}{%- set rest = messages[1:] -%}{%- else -%}{%- set rest = messages -%}{%- endif -%}\
+            {%- set ns = namespace(n=0) -%}{%- for m in rest -%}\
+            {%- if (m['role'] == 'user') != (loop.index0 % 2 == 0) -%}{{- raise_exception('no') -}}{%- endif -%}\
+            {%- set ns.n = ns.n + 1 -%}{{- m.role if m.content is string else '' }}{{ '.' if loop.last else ',' -}}{%- endfor -%}{{ ns.n }}";
+        assert_eq!(rendered(template).unwrap(), "user,assistant.2");
+        assert!(render(template, &[("assistant", "x")], false, &SpecialTokens::default()).is_err());
+    }
+
+    #[test]
     fn a_templates_own_refusal_is_quoted() {
         let error =
             rendered("{% if messages[0].role != 'system' %}{{ raise_exception('roles must alternate') }}{% endif %}")
                 .unwrap_err();
         assert!(error.text().contains("roles must alternate"), "{error}");
+    }
+
+    #[test]
+    fn a_template_that_never_ends_is_stopped() {
+        let text = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}x{% endfor %}{% endfor %}{% endfor %}";
+        assert_eq!(rendered(text).unwrap_err().code(), crate::Code::BadFile);
     }
 
     #[test]

@@ -18,6 +18,11 @@ pub fn model_dir() -> Option<PathBuf> {
     present("DLLM_MODEL", "models/smollm2", "")
 }
 
+/// What transformers computed with that model: `$DLLM_PARITY` (default: `models/smollm2_parity.safetensors`).
+pub fn parity_file() -> Option<PathBuf> {
+    present("DLLM_PARITY", "models/smollm2_parity.safetensors", "")
+}
+
 fn present(variable: &str, default: &str, name: &str) -> Option<PathBuf> {
     let root = match std::env::var_os(variable) {
         Some(path) => PathBuf::from(path),
