@@ -1,7 +1,7 @@
 //! Emotion in conversation: labels, templates, dialogues to forests to probabilities, and how good they are.
 //!
 //! Read in this order: `labels`, `template`, `framing` and `prompts` make token sequences; `card`, `classifier` and `live`
-//! ask the model; `metrics` and `baseline` judge the answers.
+//! ask the model; `metrics` and `baseline` judge the answers; `recipe` and `run` train.
 
 pub mod baseline;
 pub mod card;
@@ -11,6 +11,8 @@ pub mod labels;
 pub mod live;
 pub mod metrics;
 pub mod prompts;
+pub mod recipe;
+pub mod run;
 mod spread;
 pub mod template;
 #[cfg(test)]
@@ -21,4 +23,6 @@ pub use classifier::{Bulk, Classifier};
 pub use labels::{Labels, Terminator};
 pub use live::Live;
 pub use prompts::Prompter;
+pub use recipe::Recipe;
+pub use run::Run;
 pub use template::Template;

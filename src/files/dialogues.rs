@@ -129,6 +129,18 @@ impl Source {
         }
     }
 
+    /// The splits that these data are cut into; none for a single file.
+    pub fn splits(&self) -> Vec<Split> {
+        let all = [Split::Train, Split::Dev, Split::Test];
+        match self {
+            Source::Meld(_) => all.to_vec(),
+            Source::Jsonl(path) if path.is_dir() => {
+                all.into_iter().filter(|split| path.join(format!("{}.jsonl", split.name())).exists()).collect()
+            }
+            Source::Jsonl(_) | Source::Log(_) | Source::Pairs(_) => Vec::new(),
+        }
+    }
+
     /// The prompts and completions of a `pairs:FILE`.
     pub fn pairs(&self) -> Result<Vec<Pair>> {
         match self {
@@ -612,6 +624,15 @@ mod tests {
         assert_eq!(dialogues[0].turns[0].text, "one: two");
         let error = sentence(log(Path::new("l"), b"Ann: one\nsecret words\n"));
         assert!(error.contains("l: line 2") && !error.contains("secret"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_has_the_splits_whose_files_are_there_and_a_file_has_none() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("dev.jsonl"), "").unwrap();
+        assert_eq!(Source::Jsonl(dir.path().into()).splits(), [Split::Dev]);
+        assert!(Source::Jsonl(dir.path().join("dev.jsonl")).splits().is_empty());
+        assert_eq!(Source::Meld(dir.path().into()).splits().len(), 3);
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod dialogues;
 pub mod fingerprint;
 pub mod folder;
 pub mod gguf;
+pub mod hub;
 pub mod mmap;
 pub mod safetensors;
 pub mod tokenizer;

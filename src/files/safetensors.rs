@@ -7,6 +7,7 @@
 use super::{Access, Bytes, room_for};
 use crate::{Error, Result};
 use dialoguellm_kernels::matrix::{Dtype, Matrix};
+use half::{bf16, f16};
 use safetensors::tensor::{Dtype as Stored, Metadata};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -289,6 +290,26 @@ fn liar(json: &[u8]) -> Option<String> {
         expected = to;
     }
     None
+}
+
+/// Appends `values` as `dtype`. Rounds to nearest, ties to even; the first value that is not finite afterwards is the error.
+pub(crate) fn encode(values: &[f32], dtype: Dtype, out: &mut Vec<u8>) -> std::result::Result<(), f32> {
+    for &x in values {
+        let finite = match dtype {
+            Dtype::F32 => push(out, x.to_le_bytes(), x.is_finite()),
+            Dtype::F16 => push(out, f16::from_f32(x).to_le_bytes(), f16::from_f32(x).is_finite()),
+            Dtype::Bf16 => push(out, bf16::from_f32(x).to_le_bytes(), bf16::from_f32(x).is_finite()),
+        };
+        if !finite {
+            return Err(x);
+        }
+    }
+    Ok(())
+}
+
+fn push<const N: usize>(out: &mut Vec<u8>, bytes: [u8; N], finite: bool) -> bool {
+    out.extend(bytes);
+    finite
 }
 
 /// A tensor to be written: name, type, shape.

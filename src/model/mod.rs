@@ -9,6 +9,7 @@ pub mod forest;
 mod linear;
 pub mod llama;
 pub mod lora;
+pub mod merge;
 mod pass;
 mod rope;
 

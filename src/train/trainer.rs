@@ -387,6 +387,12 @@ impl Trainer {
     pub fn adapter(&self) -> &Adapter {
         &self.adapter
     }
+    /// The adapter that [`Trainer::finish`] would give now.
+    pub fn best_adapter(&self) -> Adapter {
+        let mut adapter = self.adapter.clone();
+        self.best.iter().for_each(|(_, params)| adapter.params_mut().copy_from_slice(params));
+        adapter
+    }
     /// Steps made.
     pub fn steps_made(&self) -> u64 {
         self.step

@@ -7,11 +7,10 @@ use super::blocks::Kind;
 use super::parse::{Gguf, Tensor};
 use super::{bad, settings};
 use crate::files::adapter::Site;
-use crate::files::safetensors::{NewTensor, Writer};
+use crate::files::safetensors::{NewTensor, Writer, encode};
 use crate::files::{Config, room_for};
 use crate::{Code, Error, Result};
 use dialoguellm_kernels::matrix::Dtype;
-use half::{bf16, f16};
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -180,24 +179,4 @@ fn interleaved_row(row: usize, d: usize) -> usize {
     let (head, within) = (row / d, row % d);
     let (s, i) = (within / (d / 2), within % (d / 2));
     head * d + 2 * i + s
-}
-
-/// Rounds to nearest, ties to even; the first value that is not finite afterwards is the error.
-fn encode(values: &[f32], dtype: Dtype, out: &mut Vec<u8>) -> std::result::Result<(), f32> {
-    for &x in values {
-        let finite = match dtype {
-            Dtype::F32 => push(out, x.to_le_bytes(), x.is_finite()),
-            Dtype::F16 => push(out, f16::from_f32(x).to_le_bytes(), f16::from_f32(x).is_finite()),
-            Dtype::Bf16 => push(out, bf16::from_f32(x).to_le_bytes(), bf16::from_f32(x).is_finite()),
-        };
-        if !finite {
-            return Err(x);
-        }
-    }
-    Ok(())
-}
-
-fn push<const N: usize>(out: &mut Vec<u8>, bytes: [u8; N], finite: bool) -> bool {
-    out.extend(bytes);
-    finite
 }

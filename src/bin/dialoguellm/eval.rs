@@ -1,0 +1,231 @@
+//! `eval`: figures of a model on labelled dialogues, and whether it differs from another by more than chance.
+
+use crate::args::{AskArgs, ModelArgs, Style};
+use crate::out::{self, duration, thousands};
+use crate::progress::Progress;
+use clap::Args;
+use dialoguellm::emotion::classifier::Scored;
+use dialoguellm::emotion::metrics::{Bootstrap, Report, likeliest, paired_bootstrap};
+use dialoguellm::emotion::{Bulk, Classifier, Labels};
+use dialoguellm::files::dialogues::{Dialogue, Source, Split};
+use dialoguellm::{Error, Result};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Measure how well labels are named; turns without a label are context only.
+#[derive(Args)]
+pub struct Eval {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    ask: AskArgs,
+    /// meld:DIR, jsonl:FILE (or a folder with train, dev and test)
+    #[arg(long, value_name = "SPEC")]
+    data: String,
+    /// train, dev or test, where the data have them
+    #[arg(long, default_value = "test")]
+    split: String,
+    /// Write every turn's prediction, one JSON line each: id, turn (from 0), gold, label, probs
+    #[arg(long, value_name = "FILE")]
+    predictions: Option<PathBuf>,
+    /// Compare with another predictions file: paired bootstrap of the weighted F1, dialogues drawn whole
+    #[arg(long, value_name = "FILE")]
+    compare: Option<PathBuf>,
+    /// Resamples of the bootstrap
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    resamples: usize,
+    /// Tokens computed at once: bounds memory
+    #[arg(long, value_name = "N", default_value_t = 8192)]
+    batch_tokens: usize,
+}
+
+impl Eval {
+    pub fn run(&self, style: Style) -> Result<()> {
+        let source: Source = self.data.parse()?;
+        let split: Split = self.split.parse()?;
+        let dialogues = source.dialogues(split, self.ask.known(&self.model)?.as_deref())?;
+        let labels = labels_of(&source, &dialogues);
+        let classifier = self.ask.classifier(&self.model, self.model.open()?, labels)?;
+        let started = Instant::now();
+        let scored = self.score(&classifier, &dialogues, style)?;
+        let seconds = started.elapsed().as_secs_f64();
+        let marked = scored.marked(&dialogues, classifier.labels())?;
+        let names = classifier.labels().names();
+        let report = Report::new(names, &marked.scores, &marked.gold, classifier.card().temperature)?;
+        let rows = predictions(&classifier, &dialogues, &scored);
+        if let Some(path) = &self.predictions {
+            out::file(path, &rows.iter().map(|row| format!("{row}\n")).collect::<String>())?;
+        }
+        let answers: Vec<usize> = marked.scores.iter().map(|scores| likeliest(scores)).collect();
+        let mine = Mine { names, rows: &rows, gold: &marked.gold, answers: &answers, units: &marked.dialogues };
+        let compared = self.compare.as_deref().map(|path| self.compared(path, &mine)).transpose()?;
+        match style.json {
+            true => out::json(&as_json(&report, &scored, seconds, compared)),
+            false => out::text(&table(&report, &scored, seconds, compared)),
+        }
+    }
+
+    fn score(&self, classifier: &Classifier, dialogues: &[Dialogue], style: Style) -> Result<Scored> {
+        let turns: usize = dialogues.iter().map(|dialogue| dialogue.turns.len()).sum();
+        let mut progress = Progress::new(style, "turns", 0, turns as u64);
+        let bulk = Bulk { threads: self.model.threads(), budget: self.batch_tokens, ..Bulk::default() };
+        let scored = classifier.scores(dialogues, &bulk, &mut |done| progress.at(done as u64, ""));
+        progress.end();
+        scored
+    }
+
+    /// The bootstrap against the predictions in `path`, which must be of the same turns.
+    fn compared(&self, path: &Path, mine: &Mine) -> Result<Bootstrap> {
+        let theirs = mine.find(path)?;
+        let answers = [&theirs[..], mine.answers];
+        paired_bootstrap(mine.names.len(), mine.gold, answers, mine.units, self.resamples, 0)
+    }
+}
+
+/// MELD's own order where it is MELD, else the most frequent label first.
+fn labels_of(source: &Source, dialogues: &[Dialogue]) -> Option<Labels> {
+    match source {
+        Source::Meld(_) => Some(Labels::meld()),
+        _ => Labels::of(dialogues).ok(),
+    }
+}
+
+/// This evaluation, as far as a comparison needs it.
+struct Mine<'a> {
+    names: &'a [String],
+    rows: &'a [Value],
+    gold: &'a [usize],
+    answers: &'a [usize],
+    units: &'a [Range<usize>],
+}
+
+/// One line of a predictions file.
+#[derive(Deserialize)]
+struct Row {
+    id: String,
+    turn: u64,
+    gold: String,
+    label: String,
+}
+
+impl Mine<'_> {
+    /// The other file's answers in this evaluation's order.
+    fn find(&self, path: &Path) -> Result<Vec<usize>> {
+        let theirs = read_rows(path)?;
+        let bad = |text: String| Error::bad_file(path, text + ": are both predictions of the same data?");
+        if theirs.len() != self.rows.len() {
+            return Err(bad(format!("has {} turns, this evaluation {}", theirs.len(), self.rows.len())));
+        }
+        let answer = |(row, &gold): (&Value, &usize)| {
+            let (id, turn) = (row["id"].as_str().unwrap_or_default(), row["turn"].as_u64().unwrap_or_default());
+            let place = || format!("dialogue {id}, turn {turn}");
+            let other = theirs.get(&(id.to_owned(), turn)).ok_or_else(|| bad(format!("has no {}", place())))?;
+            let index = |name: &str| self.names.iter().position(|known| known == name);
+            if index(&other.gold) != Some(gold) {
+                return Err(bad(format!("{} has another true label there", place())));
+            }
+            index(&other.label).ok_or_else(|| bad(format!("{} has a label unknown here", place())))
+        };
+        self.rows.iter().zip(self.gold).map(answer).collect()
+    }
+}
+
+fn read_rows(path: &Path) -> Result<HashMap<(String, u64), Row>> {
+    let text = std::fs::read_to_string(path).map_err(|error| Error::io("read", path, &error))?;
+    let lines = text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty());
+    let row = |(line, number): (&str, u64)| {
+        let row: Row = serde_json::from_str(line)
+            .map_err(|_| Error::bad_file(path, format!("line {number} is no prediction (id, turn, gold, label)")))?;
+        Ok(((row.id.clone(), row.turn), row))
+    };
+    lines.map(row).collect()
+}
+
+fn predictions(classifier: &Classifier, dialogues: &[Dialogue], scored: &Scored) -> Vec<Value> {
+    let of_dialogue = |(dialogue, scores): (&Dialogue, &Vec<Vec<f32>>)| {
+        let labelled = dialogue.turns.iter().zip(scores).enumerate();
+        let row = |(turn, (said, scores)): (usize, (&dialoguellm::files::Turn, &Vec<f32>))| {
+            let mut row = prediction(classifier, &dialogue.id, turn, &classifier.probabilities(scores));
+            row["gold"] = json!(said.emotion.as_ref()?);
+            Some(row)
+        };
+        labelled.filter_map(row).collect::<Vec<_>>()
+    };
+    dialogues.iter().zip(&scored.scores).flat_map(of_dialogue).collect()
+}
+
+/// `{"id", "turn", "label", "probs"}` of a turn.
+pub fn prediction(classifier: &Classifier, id: &str, turn: usize, probabilities: &[f32]) -> Value {
+    let names = classifier.labels().names();
+    let probs: serde_json::Map<String, Value> =
+        names.iter().cloned().zip(probabilities.iter().map(|&p| short(p))).collect();
+    json!({"id": id, "turn": turn, "label": names[likeliest(probabilities)], "probs": probs})
+}
+
+/// A probability with the digits that an f32 has, and no more.
+pub fn short(p: f32) -> Value {
+    json!(p.to_string().parse::<f64>().unwrap_or(f64::from(p)))
+}
+
+fn as_json(report: &Report, scored: &Scored, seconds: f64, compared: Option<Bootstrap>) -> Value {
+    let mut value = json!(report);
+    value["seconds"] = json!(seconds);
+    value["tokens"] = json!(scored.tokens);
+    if let Some(Bootstrap { difference, low, high, not_better }) = compared {
+        value["compared"] = json!({"difference": difference, "low": low, "high": high, "not_better": not_better});
+    }
+    value
+}
+
+fn table(report: &Report, scored: &Scored, seconds: f64, compared: Option<Bootstrap>) -> String {
+    let percent = |x: f64| format!("{:.2} %", 100.0 * x);
+    let mut text = format!(
+        "{} turns  accuracy {}  weighted F1 {}  macro F1 {}  NLL {:.3}  ECE {}\n\n",
+        thousands(report.n as u64),
+        percent(report.accuracy),
+        percent(report.weighted_f1),
+        percent(report.macro_f1),
+        report.nll,
+        percent(report.ece)
+    );
+    let width = report.per_label.iter().map(|label| label.name.chars().count()).max().unwrap_or(0).max(5);
+    text += &format!("{:width$}  precision   recall       F1    turns\n", "label");
+    for label in &report.per_label {
+        let (precision, recall, f1) = (percent(label.precision), percent(label.recall), percent(label.f1));
+        text += &format!("{:width$}  {precision:>9}{recall:>9}{f1:>9}{:>9}\n", label.name, label.support);
+    }
+    text += &confusion(report, width);
+    text += &format!(
+        "\n{} tokens computed of {} without sharing, in {} ({:.1} turns/s)\n",
+        thousands(scored.tokens as u64),
+        thousands(scored.linear_tokens as u64),
+        duration(seconds),
+        report.n as f64 / seconds.max(1e-9)
+    );
+    if let Some(Bootstrap { difference, low, high, not_better }) = compared {
+        text += &format!(
+            "weighted F1 against the other file: {:+.2} points (95 %: {:+.2} to {:+.2}); not better in {} of resamples\n",
+            100.0 * difference,
+            100.0 * low,
+            100.0 * high,
+            percent(not_better)
+        );
+    }
+    text
+}
+
+/// Rows are the truth, columns the answer.
+fn confusion(report: &Report, width: usize) -> String {
+    let cell = |text: &str| format!("{:>9}", text.chars().take(8).collect::<String>());
+    let mut text = format!("\n{:width$}", "truth");
+    text += &report.per_label.iter().map(|label| cell(&label.name)).collect::<String>();
+    for (label, counts) in report.per_label.iter().zip(&report.confusion) {
+        text += &format!("\n{:width$}", label.name);
+        text += &counts.iter().map(|n| cell(&n.to_string())).collect::<String>();
+    }
+    text + "\n"
+}

@@ -1,0 +1,630 @@
+//! Everything that decides a training run, as one TOML file with the tables `[lora]`, `[train]`, `[emotion]`, `[eval]`.
+//!
+//! Every field may be left out; an unknown one is an error that lists the known ones. A recipe holds choices only: the
+//! model, the data and the machine's settings (threads, precision) are given beside it.
+
+use super::framing::Framing;
+use super::labels::Labels;
+use super::metrics::Report;
+use super::template::{Bos, Demonstration, Eos, Grouping, Template, Truncation, Window};
+use crate::files::dialogues::Dialogue;
+use crate::files::{LoraConfig, Targets};
+use crate::train::Options;
+use crate::{Error, Result};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// A recipe.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Recipe {
+    /// The adapter.
+    pub lora: Lora,
+    /// The optimiser's run.
+    pub train: Options,
+    /// From dialogues to token sequences.
+    pub emotion: Emotion,
+    /// What happens between steps: dev scores and checkpoints.
+    pub eval: Eval,
+}
+
+/// The `[lora]` table: which weights get a pair, how wide, how strong.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Lora {
+    /// R. Default 16.
+    pub rank: usize,
+    /// The scale's numerator: alpha / rank. Default 32.
+    pub alpha: f64,
+    /// Dropout of a pair's input while training. Default 0.
+    pub dropout: f64,
+    /// Modules that get a pair: `all-linear`, a name, a list of names, or a regular expression that matches whole paths
+    /// such as `model.layers.0.self_attn.q_proj`. Default `all-linear`.
+    pub targets: Modules,
+    /// Modules that do not, in the same forms. Default none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exclude: Option<Modules>,
+    /// Scale alpha / sqrt(rank) (arXiv 2312.03732). Default false.
+    pub rslora: bool,
+    /// Other ranks for some modules, as pairs `[["q_proj", 4], ..]`; the first match counts. Default none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rank_pattern: Vec<(String, usize)>,
+    /// Other alphas for some modules, likewise.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub alpha_pattern: Vec<(String, f64)>,
+    /// Only these layers, for targets given as names. Default all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Vec<usize>>,
+}
+
+impl Default for Lora {
+    fn default() -> Self {
+        Self {
+            rank: 16,
+            alpha: 32.0,
+            dropout: 0.0,
+            targets: Modules::Text("all-linear".into()),
+            exclude: None,
+            rslora: false,
+            rank_pattern: Vec::new(),
+            alpha_pattern: Vec::new(),
+            layers: None,
+        }
+    }
+}
+
+/// Modules of a model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Modules {
+    /// `all-linear`, one name, or a regular expression: whatever is not letters, digits and `_` alone.
+    Text(String),
+    /// Names.
+    List(Vec<String>),
+}
+
+impl Modules {
+    fn targets(&self) -> Targets {
+        match self {
+            Modules::List(names) => Targets::Names(names.clone()),
+            Modules::Text(text) if text == "all-linear" => Targets::AllLinear,
+            Modules::Text(text) if text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') => {
+                Targets::Names(vec![text.clone()])
+            }
+            Modules::Text(text) => Targets::Regex(text.clone()),
+        }
+    }
+}
+
+/// The `[emotion]` table. What is left out is the template's own.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Emotion {
+    /// A built-in template's name, or a table as [`Template::from_toml_table`] reads it. Default `dialogue`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub template: Option<TemplateChoice>,
+    /// The labels' names in the data, in the order of the probabilities. Default: those of the training data, the most
+    /// frequent first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Vec<String>>,
+    /// The words that the model reads and writes for them, in the same order. Default: the names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub words: Option<Vec<String>>,
+    /// Previous turns shown: a number, or `all`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<Window>,
+    /// What counts as one of a batch: `turn` or `dialogue`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<Grouping>,
+    /// What is cut from a sequence that is too long: `oldest-context` or `right`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub truncation: Option<Truncation>,
+    /// Whether a first token is added: `tokenizer`, `always` or `never`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bos: Option<Bos>,
+    /// Whether an end token is added in training: `always`, `if-fits` or `never`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eos: Option<Eos>,
+    /// The longest sequence in tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<usize>,
+    /// What the loss of a turn is multiplied by: `none`, `balanced` (turns / (labels * turns of the label), as
+    /// scikit-learn), or a table of label = weight, 1 where a label is left out. Default `none`.
+    pub class_weights: ClassWeights,
+    /// Labelled turns shown before every conversation.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub demonstrations: Vec<Demonstration>,
+}
+
+/// A template by name or in full.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TemplateChoice {
+    /// A built-in one.
+    Name(String),
+    /// One's own.
+    Table(toml::Table),
+}
+
+/// Weights of labels.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum ClassWeights {
+    /// By a rule.
+    Rule(WeightRule),
+    /// One by one.
+    ByName(BTreeMap<String, f32>),
+}
+
+/// How weights of labels follow from the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WeightRule {
+    /// All 1.
+    None,
+    /// Every label weighs the same in all.
+    Balanced,
+}
+
+impl Default for ClassWeights {
+    fn default() -> Self {
+        Self::Rule(WeightRule::None)
+    }
+}
+
+/// The `[eval]` table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Eval {
+    /// What the dev split chooses by: `weighted_f1`, `macro_f1`, `accuracy` or `nll`. Default `weighted_f1`.
+    pub metric: Metric,
+    /// Steps between dev scores; there is always one at the end of an epoch. Default 0: only there.
+    pub dev_steps: u64,
+    /// Whether a temperature is fitted on the dev split and stored with the adapter. Default true.
+    pub calibrate: bool,
+    /// Steps between checkpoints. Default 100; 0 for none but those at the end of an epoch.
+    pub checkpoint_steps: u64,
+    /// Tokens scored at once. Default 8192.
+    pub score_tokens: usize,
+}
+
+impl Default for Eval {
+    fn default() -> Self {
+        Self { metric: Metric::WeightedF1, dev_steps: 0, calibrate: true, checkpoint_steps: 100, score_tokens: 8192 }
+    }
+}
+
+/// What a dev score is; of two adapters the one with the larger score is the better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// Mean F1, weighted by support.
+    WeightedF1,
+    /// Plain mean F1.
+    MacroF1,
+    /// Part of the turns that is right.
+    Accuracy,
+    /// The negative of the mean of -ln p(truth), before calibration.
+    Nll,
+}
+
+impl Metric {
+    /// The score that `report` gives.
+    pub fn score(self, report: &Report) -> f64 {
+        match self {
+            Metric::WeightedF1 => report.weighted_f1,
+            Metric::MacroF1 => report.macro_f1,
+            Metric::Accuracy => report.accuracy,
+            Metric::Nll => -report.nll,
+        }
+    }
+
+    /// Its name in a recipe.
+    pub fn name(self) -> &'static str {
+        match self {
+            Metric::WeightedF1 => "weighted_f1",
+            Metric::MacroF1 => "macro_f1",
+            Metric::Accuracy => "accuracy",
+            Metric::Nll => "nll",
+        }
+    }
+}
+
+/// Every table and its fields. Field names are unique, so a setting may leave its table out: `epochs=2` means
+/// `train.epochs=2`.
+pub const FIELDS: [(&str, &[&str]); 4] = [
+    (
+        "lora",
+        &["rank", "alpha", "dropout", "targets", "exclude", "rslora", "rank_pattern", "alpha_pattern", "layers"],
+    ),
+    (
+        "train",
+        &[
+            "seed",
+            "epochs",
+            "max_steps",
+            "batch",
+            "micro_tokens",
+            "shuffle",
+            "loss",
+            "learning_rate",
+            "schedule",
+            "min_rate",
+            "warmup_steps",
+            "warmup_ratio",
+            "beta1",
+            "beta2",
+            "epsilon",
+            "weight_decay",
+            "clip",
+            "neftune",
+            "activation_mib",
+            "skip_limit",
+        ],
+    ),
+    (
+        "emotion",
+        &[
+            "template",
+            "labels",
+            "words",
+            "window",
+            "group",
+            "truncation",
+            "bos",
+            "eos",
+            "max_tokens",
+            "class_weights",
+            "demonstrations",
+        ],
+    ),
+    ("eval", &["metric", "dev_steps", "calibrate", "checkpoint_steps", "score_tokens"]),
+];
+
+impl Recipe {
+    /// A recipe from TOML text.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT with the line of what is no TOML, or the table and field that is unknown or out of its range.
+    pub fn from_toml(text: &str) -> Result<Self> {
+        Self::with(text, &[])
+    }
+
+    /// As [`Recipe::from_toml`], with `settings` such as `train.epochs=2` or `epochs=2` in place of the text's own. A
+    /// value is TOML, or else a text: `template=dialogue`, `labels=["joy", "fear"]`.
+    ///
+    /// # Errors
+    /// As [`Recipe::from_toml`].
+    pub fn with(text: &str, settings: &[String]) -> Result<Self> {
+        let mut table: toml::Table = text.parse().map_err(|error: toml::de::Error| not_toml(text, &error))?;
+        for setting in settings {
+            set(&mut table, setting)?;
+        }
+        let recipe = Self {
+            lora: section(&mut table, "lora")?,
+            train: section(&mut table, "train")?,
+            emotion: section(&mut table, "emotion")?,
+            eval: section(&mut table, "eval")?,
+        };
+        if let Some(other) = table.keys().next() {
+            let tables = FIELDS.map(|(table, _)| table).join("], [");
+            return Err(Error::invalid(format!("recipe: unknown table or field `{other}`; there are [{tables}]")));
+        }
+        recipe.check()?;
+        Ok(recipe)
+    }
+
+    /// The whole recipe as TOML, defaults included.
+    ///
+    /// # Errors
+    /// INTERNAL.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|error| Error::internal(format!("a recipe as TOML: {error}")))
+    }
+
+    fn check(&self) -> Result<()> {
+        self.train.check().map_err(|error| error.at("recipe [train]"))?;
+        let Lora { rank, alpha, dropout, .. } = self.lora;
+        let wrong = |what: String| Err(Error::invalid(format!("recipe [lora]: {what}")));
+        if rank == 0 {
+            return wrong("rank is 0, must be 1 or more".into());
+        }
+        if !(alpha > 0.0 && alpha.is_finite()) {
+            return wrong(format!("alpha is {alpha}, must be above 0"));
+        }
+        if !(0.0..1.0).contains(&dropout) {
+            return wrong(format!("dropout is {dropout}, must be from 0 to below 1"));
+        }
+        if self.eval.score_tokens == 0 {
+            return Err(Error::invalid("recipe [eval]: score_tokens is 0, must be 1 or more"));
+        }
+        if self.emotion.words.is_some() && self.emotion.labels.is_none() {
+            return Err(Error::invalid("recipe [emotion]: words need labels, in the same order"));
+        }
+        Ok(())
+    }
+
+    /// The adapter's settings for PEFT's adapter_config.json.
+    pub fn lora_config(&self) -> LoraConfig {
+        let Lora { rank, alpha, dropout, rslora, .. } = self.lora;
+        LoraConfig {
+            rank,
+            alpha,
+            dropout,
+            targets: self.lora.targets.targets(),
+            exclude: self.lora.exclude.as_ref().map(Modules::targets),
+            use_rslora: rslora,
+            rank_pattern: self.lora.rank_pattern.clone(),
+            alpha_pattern: self.lora.alpha_pattern.clone(),
+            layers_to_transform: self.lora.layers.clone(),
+            ..LoraConfig::default()
+        }
+    }
+
+    /// The template with this recipe's options. Without one of its own it is `earlier`'s (of an adapter that training
+    /// starts from), else `dialogue`.
+    ///
+    /// # Errors
+    /// As [`Template::from_toml_table`].
+    pub fn template(&self, earlier: Option<&Template>) -> Result<Template> {
+        let mut template = match (&self.emotion.template, earlier) {
+            (Some(TemplateChoice::Name(name)), _) => Template::built_in(name)?,
+            (Some(TemplateChoice::Table(table)), _) => Template::from_toml_table(table.clone())?,
+            (None, Some(earlier)) => earlier.clone(),
+            (None, None) => Template::built_in("dialogue")?,
+        };
+        let Emotion { window, group, truncation, bos, eos, max_tokens, demonstrations, .. } = &self.emotion;
+        template.window = window.unwrap_or(template.window);
+        template.group = group.unwrap_or(template.group);
+        template.truncation = truncation.unwrap_or(template.truncation);
+        template.bos = bos.unwrap_or(template.bos);
+        template.eos = eos.unwrap_or(template.eos);
+        template.max_tokens = max_tokens.or(template.max_tokens);
+        if !demonstrations.is_empty() {
+            template.demonstrations.clone_from(demonstrations);
+        }
+        Ok(template)
+    }
+
+    /// The labels that this recipe names, if it does.
+    ///
+    /// # Errors
+    /// As [`Labels::with_words`].
+    pub fn own_labels(&self) -> Result<Option<Labels>> {
+        let Emotion { labels, words, .. } = &self.emotion;
+        let Some(names) = labels else { return Ok(None) };
+        let words = words.as_ref().unwrap_or(names);
+        Labels::with_words(names.clone(), words.clone()).map(Some).map_err(|error| error.at("recipe [emotion]"))
+    }
+
+    /// How prompts and completions become sequences: this recipe's options and no template's, so no end token unless it
+    /// asks for one.
+    pub fn framing(&self) -> Framing {
+        let Emotion { truncation, bos, eos, max_tokens, .. } = self.emotion;
+        Framing {
+            truncation: truncation.unwrap_or_default(),
+            bos: bos.unwrap_or_default(),
+            eos: eos.unwrap_or_default(),
+            max_tokens,
+        }
+    }
+
+    /// The weight of every label; empty where all are 1.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT for a weight that is no number of 0 or more; NOT_FOUND for a weight of an unknown label.
+    pub fn class_weights(&self, labels: &Labels, dialogues: &[Dialogue]) -> Result<Vec<f32>> {
+        match &self.emotion.class_weights {
+            ClassWeights::Rule(WeightRule::None) => Ok(Vec::new()),
+            ClassWeights::Rule(WeightRule::Balanced) => Ok(balanced(labels, dialogues)),
+            ClassWeights::ByName(by_name) => listed(labels, by_name),
+        }
+    }
+}
+
+fn listed(labels: &Labels, by_name: &BTreeMap<String, f32>) -> Result<Vec<f32>> {
+    let mut weights = vec![1.0; labels.len()];
+    for (name, &weight) in by_name {
+        let label = labels.index(name).map_err(|error| error.at("recipe [emotion]: class_weights"))?;
+        if !(weight >= 0.0 && weight.is_finite()) {
+            return Err(Error::invalid(format!("recipe [emotion]: the weight of `{name}` is {weight}, must be 0 or more")));
+        }
+        weights[label] = weight;
+    }
+    Ok(weights)
+}
+
+/// turns / (labels that occur * turns of the label); 1 for a label that does not occur.
+fn balanced(labels: &Labels, dialogues: &[Dialogue]) -> Vec<f32> {
+    let mut counts = vec![0usize; labels.len()];
+    let turns = dialogues.iter().flat_map(|dialogue| &dialogue.turns);
+    for label in turns.filter_map(|turn| labels.index(turn.emotion.as_ref()?).ok()) {
+        counts[label] += 1;
+    }
+    let (total, kinds) = (counts.iter().sum::<usize>() as f32, counts.iter().filter(|&&n| n > 0).count() as f32);
+    counts.into_iter().map(|n| if n == 0 { 1.0 } else { total / (kinds * n as f32) }).collect()
+}
+
+fn section<T: DeserializeOwned + Default>(table: &mut toml::Table, name: &str) -> Result<T> {
+    let Some(value) = table.remove(name) else { return Ok(T::default()) };
+    value.try_into().map_err(|error: toml::de::Error| {
+        let message = error.message().trim().replace('\n', ", ");
+        Error::invalid(format!("recipe [{name}]: {message}"))
+    })
+}
+
+fn not_toml(text: &str, error: &toml::de::Error) -> Error {
+    let at = error.span().map_or(text.len(), |span| span.start.min(text.len()));
+    let line = 1 + text.as_bytes()[..at].iter().filter(|&&byte| byte == b'\n').count();
+    Error::invalid(format!("recipe, line {line}: {}", error.message().trim().replace('\n', ", ")))
+}
+
+/// Puts `table.field=value` into `table`.
+fn set(table: &mut toml::Table, setting: &str) -> Result<()> {
+    let Some((path, value)) = setting.split_once('=') else {
+        return Err(Error::invalid(format!("the setting `{setting}` has no `=`; write field=value")));
+    };
+    let path = path.trim();
+    let (section, field) = match path.split_once('.') {
+        Some(pair) => pair,
+        None => (table_of(path)?, path),
+    };
+    let section = table.entry(section).or_insert_with(|| toml::Table::new().into());
+    let Some(section) = section.as_table_mut() else {
+        return Err(Error::invalid(format!("the setting `{setting}` is in a field, not in a table")));
+    };
+    section.insert(field.to_owned(), value_of(field, value.trim()));
+    Ok(())
+}
+
+fn table_of(field: &str) -> Result<&'static str> {
+    let found = FIELDS.iter().find(|(_, fields)| fields.contains(&field));
+    found.map(|(table, _)| *table).ok_or_else(|| {
+        let all: Vec<&str> = FIELDS.iter().flat_map(|(_, fields)| fields.iter().copied()).collect();
+        Error::invalid(format!("no recipe has a field `{field}`; there are {}", all.join(", ")))
+    })
+}
+
+/// TOML, or else a text; a text with commas is a list where the field takes one.
+fn value_of(field: &str, text: &str) -> toml::Value {
+    let parsed = format!("value = {text}").parse::<toml::Table>().ok().and_then(|mut table| table.remove("value"));
+    let is_list = ["labels", "words", "targets", "exclude"].contains(&field) && text.contains(',');
+    parsed.unwrap_or_else(|| match is_list {
+        true => text.split(',').map(str::trim).collect::<Vec<_>>().into(),
+        false => text.into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::emotion::template::All;
+    use crate::files::dialogues::Turn;
+    use crate::train::Loss;
+
+    fn with(settings: &[&str]) -> Result<Recipe> {
+        Recipe::with("", &settings.iter().map(|&setting| setting.into()).collect::<Vec<_>>())
+    }
+
+    fn refusal(text: &str) -> String {
+        Recipe::from_toml(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_empty_recipe_is_the_defaults_and_reads_back() {
+        let recipe = Recipe::from_toml("").unwrap();
+        assert_eq!(recipe, Recipe::default());
+        assert_eq!(Recipe::from_toml(&recipe.to_toml().unwrap()).unwrap(), recipe);
+    }
+
+    #[test]
+    fn a_full_recipe_reads_back_from_its_own_text() {
+        let text = r#"
+            [lora]
+            targets = ["q_proj"]
+            rank_pattern = [["layers.0", 2]]
+            layers = [0]
+            [train]
+            loss = "choice"
+            [emotion]
+            template = { base = "dialogue", question = "?" }
+            labels = ["joy", "fear"]
+            words = ["happiness", "fear"]
+            window = "all"
+            class_weights = { fear = 2.0 }
+            demonstrations = [{ text = "boo", label = "fear" }]
+            [eval]
+            metric = "nll"
+        "#;
+        let recipe = Recipe::from_toml(text).unwrap();
+        assert_eq!(Recipe::from_toml(&recipe.to_toml().unwrap()).unwrap(), recipe);
+        assert_eq!(recipe.train.loss, Loss::Choice);
+        let template = recipe.template(None).unwrap();
+        assert_eq!((template.question.as_str(), template.window), ("?", Window::All(All::All)));
+        assert_eq!(template.demonstrations.len(), 1);
+        assert_eq!(recipe.own_labels().unwrap().unwrap().words(), ["happiness", "fear"]);
+    }
+
+    #[test]
+    fn the_list_of_fields_is_complete() {
+        for (table, fields) in FIELDS {
+            // serde lists all names of a table where one is unknown
+            let error = refusal(&format!("[{table}]\nnonsense = 1"));
+            let listed: Vec<&str> = error.split('`').skip(3).step_by(2).collect();
+            assert_eq!(listed, fields, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_fields_name_is_in_one_table_only() {
+        let all: Vec<&str> = FIELDS.iter().flat_map(|(_, fields)| fields.iter().copied()).collect();
+        assert!(all.iter().all(|field| all.iter().filter(|other| other == &field).count() == 1));
+    }
+
+    #[test]
+    fn a_setting_stands_above_the_text_with_or_without_its_table() {
+        let recipe = Recipe::with(
+            "[train]\nepochs = 9\nbatch = 3",
+            &["epochs=2".into(), "lora.rank = 4".into(), "template=dialoguellm".into()],
+        );
+        let recipe = recipe.unwrap();
+        assert_eq!((recipe.train.epochs, recipe.train.batch, recipe.lora.rank), (2, 3, 4));
+        assert_eq!(recipe.emotion.template, Some(TemplateChoice::Name("dialoguellm".into())));
+    }
+
+    #[test]
+    fn values_are_toml_or_else_texts() {
+        let recipe = with(&["labels=[\"a\", \"b\"]", "words=c, d", "window=2", "eos=if-fits", "shuffle=false"]).unwrap();
+        assert_eq!(recipe.emotion.labels.as_deref().unwrap(), ["a", "b"]);
+        assert_eq!(recipe.emotion.words.as_deref().unwrap(), ["c", "d"]);
+        assert_eq!((recipe.emotion.window, recipe.emotion.eos), (Some(Window::Last(2)), Some(Eos::IfFits)));
+        assert!(!recipe.train.shuffle);
+    }
+
+    #[test]
+    fn every_refusal_names_table_field_and_value() {
+        assert!(refusal("[train]\nepochs = ").contains("line 2"));
+        assert!(refusal("[lora]\nrank = -1").starts_with("recipe [lora]: "), "{}", refusal("[lora]\nrank = -1"));
+        assert_eq!(refusal("[lora]\ndropout = 1.0"), "recipe [lora]: dropout is 1, must be from 0 to below 1");
+        assert_eq!(refusal("[lora]\nalpha = nan"), "recipe [lora]: alpha is NaN, must be above 0");
+        assert_eq!(refusal("[train]\nbatch = 0"), "recipe [train]: batch is 0, must be 1 or more");
+        assert!(refusal("[trian]\nbatch = 1").contains("`trian`; there are [lora], [train], [emotion], [eval]"));
+        assert!(with(&["epoch=1"]).unwrap_err().text().contains("no recipe has a field `epoch`; there are rank"));
+        assert!(with(&["epochs"]).is_err() && with(&["x.epochs=1"]).is_err());
+    }
+
+    #[test]
+    fn targets_are_names_expressions_or_all() {
+        let targets = |value: &str| with(&[&format!("targets={value}")]).unwrap().lora_config().targets;
+        assert_eq!(targets("all-linear"), Targets::AllLinear);
+        assert_eq!(targets("q_proj"), Targets::Names(vec!["q_proj".into()]));
+        assert_eq!(targets("[\"q_proj\", \"v_proj\"]"), Targets::Names(vec!["q_proj".into(), "v_proj".into()]));
+        assert_eq!(targets(".*q_proj"), Targets::Regex(".*q_proj".into()));
+    }
+
+    #[test]
+    fn an_earlier_template_is_kept_unless_the_recipe_names_one() {
+        let earlier = Template { name: "own".into(), ..Template::built_in("dialogue").unwrap() };
+        let name = |settings: &[&str]| with(settings).unwrap().template(Some(&earlier)).unwrap().name;
+        assert_eq!([name(&["window=1"]), name(&["template=dialoguellm"])], ["own", "dialoguellm"]);
+    }
+
+    #[test]
+    fn weights_are_scikit_learns_balanced_ones_or_as_listed() {
+        let labels = Labels::new(["a", "b", "c"].map(String::from).to_vec()).unwrap();
+        let turn = |emotion: &str| Turn { emotion: Some(emotion.into()), ..Turn::default() };
+        let dialogue = Dialogue { id: "d".into(), turns: ["a", "a", "a", "b"].map(turn).to_vec() };
+        let weights = |settings: &[&str]| with(settings).unwrap().class_weights(&labels, std::slice::from_ref(&dialogue));
+        // compute_class_weight("balanced", classes=["a", "b"], y=["a", "a", "a", "b"]) of scikit-learn
+        assert_eq!(weights(&["class_weights=balanced"]).unwrap(), [2.0 / 3.0, 2.0, 1.0]);
+        assert_eq!(weights(&["class_weights={b = 3.0}"]).unwrap(), [1.0, 3.0, 1.0]);
+        assert!(weights(&[]).unwrap().is_empty());
+        assert!(weights(&["class_weights={z = 3.0}"]).is_err() && weights(&["class_weights={a = -1.0}"]).is_err());
+    }
+
+    #[test]
+    fn pairs_get_no_end_token_unless_the_recipe_says_so() {
+        assert_eq!(with(&["template=dialoguellm"]).unwrap().framing(), Framing::default());
+        assert_eq!(with(&["eos=always"]).unwrap().framing().eos, Eos::Always);
+    }
+}
