@@ -4,9 +4,9 @@ use crate::args::{ModelArgs, PrecisionName, Style};
 use crate::out::{self, bytes, thousands};
 use clap::Args;
 use dialoguellm::Result;
-use dialoguellm::files::{Access, Config, Tensors};
+use dialoguellm::device::Isa;
+use dialoguellm::files::{Access, Config, Dtype, Tensors};
 use dialoguellm::model::{Adapter, Model};
-use dialoguellm_kernels::{Dtype, Isa};
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 
@@ -162,8 +162,9 @@ fn text(value: &Value) -> String {
         all.collect::<Vec<_>>().join(", ")
     };
     let weights = value["weights"].as_object().into_iter().flatten();
-    let weights: Vec<String> =
-        weights.map(|(dtype, part)| format!("{} {dtype} ({})", part["tensors"], bytes(number(&part["bytes"])))).collect();
+    let weights: Vec<String> = weights
+        .map(|(dtype, part)| format!("{} {dtype} ({})", part["tensors"], bytes(number(&part["bytes"]))))
+        .collect();
     let memory = &value["memory"];
     let context = value["context"].as_u64().map_or("no bound".to_owned(), |n| format!("{} tokens", thousands(n)));
     let mut text = format!(
