@@ -154,7 +154,7 @@ impl Conversation {
         self.check(ids)?;
         let before = self.len();
         for chunk in ids.chunks(CHUNK) {
-            if let Err(e) = self.extend(chunk) {
+            if let Err(e) = self.extend(chunk, &[]) {
                 self.truncate(before);
                 return Err(e);
             }
@@ -162,12 +162,13 @@ impl Conversation {
         Ok(())
     }
 
-    fn extend(&mut self, ids: &[u32]) -> Result<()> {
+    /// The logits of chosen rows of `ids`, which are now part of the timeline.
+    fn extend(&mut self, ids: &[u32], rows: &[u32]) -> Result<Vec<f32>> {
         let forest = Forest::chain(ids, self.len());
         let pass = Pass { forest: &forest, adapter: self.adapter.as_deref(), cancel: &self.cancel };
-        self.model.engine().extend(&pass, &mut self.cache)?;
+        let logits = self.model.engine().extend(&pass, &mut self.cache, rows)?;
         self.tokens.extend_from_slice(ids);
-        Ok(())
+        Ok(logits)
     }
 
     fn check(&self, ids: &[u32]) -> Result<()> {
@@ -322,6 +323,7 @@ impl Conversation {
 
     fn draw_all(&mut self, sampling: &Sampling, on_token: &mut dyn FnMut(u32) -> bool) -> Result<Generated> {
         let mut tokens = Vec::new();
+        let mut logits = None;
         let stop = loop {
             if tokens.len() == sampling.max_tokens {
                 break Stop::Length;
@@ -329,8 +331,13 @@ impl Conversation {
             if self.room() == 0 {
                 break Stop::Context;
             }
-            let token = sampling.pick(self.logits_after(&[])?, &self.tokens)?;
-            self.append(&[token])?;
+            // only the first token asks again for a row that is in the cache
+            let after = match logits.take() {
+                Some(logits) => logits,
+                None => self.logits_after(&[])?,
+            };
+            let token = sampling.pick(after, &self.tokens)?;
+            logits = Some(self.extend(&[token], &[0])?);
             if sampling.eos.contains(&token) {
                 break Stop::Eos(token);
             }

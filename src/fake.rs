@@ -8,7 +8,7 @@ use crate::files::{Config, Rope, Scaling, Tokenizer};
 use crate::model::engine::{Cache, Engine, Learning, LossGradient, Noise, Pass, Target};
 use crate::model::{Adapter, Model};
 use crate::{Code, Error, Result};
-use dialoguellm_kernels::dropout;
+use dialoguellm_kernels::{Isa, dropout};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
@@ -190,6 +190,9 @@ impl Engine for Fake {
     fn precision(&self) -> &'static str {
         self.precision
     }
+    fn isa(&self) -> Isa {
+        Isa::best(None)
+    }
     fn cache(&self) -> Cache {
         Cache { rows: 0, store: Box::new(Rows::new()) }
     }
@@ -205,10 +208,12 @@ impl Engine for Fake {
         let of = |&row: &u32| self.row(pass, &states[row as usize], row, None).logits;
         Ok(rows.iter().flat_map(of).map(|x| x as f32).collect())
     }
-    fn extend(&self, pass: &Pass, cache: &mut Cache) -> Result<()> {
+    fn extend(&self, pass: &Pass, cache: &mut Cache, rows: &[u32]) -> Result<Vec<f32>> {
         let event = self.script.next(pass, None)?;
         assert_eq!(pass.forest.cached(), cache.len());
         let new = self.states(pass, Some(cache));
+        let of = |&row: &u32| self.row(pass, &new[row as usize], row, None).logits;
+        let logits = rows.iter().flat_map(of).map(|x| x as f32).collect();
         let store = cache.store.downcast_mut::<Rows>().unwrap();
         store.truncate(cache.rows);
         store.extend(new);
@@ -216,7 +221,7 @@ impl Engine for Fake {
             return Err(Error::new(Code::Cancelled, "stopped, as asked"));
         }
         cache.rows = store.len();
-        Ok(())
+        Ok(logits)
     }
     fn gradient(
         &self,

@@ -182,7 +182,7 @@ fn together<E: Elem>(model: &Llama<Cpu<E>>, case: &Case, adapter: &Adapter, budg
     assert_eq!(log_p, asked_alone, "training and inference differ");
     Answer {
         log_p: spread(&log_p).concat(),
-        gradient: gradient.into_iter().map(|x| dialoguellm_kernels::Real::to_f64(x)).collect(),
+        gradient: gradient.into_iter().map(dialoguellm_kernels::Real::to_f64).collect(),
     }
 }
 

@@ -4,7 +4,7 @@
 #
 # On Debian 12:
 #   dpkg --add-architecture arm64 && apt-get update
-#   apt-get install rustc-web libstd-rust-web-dev:arm64 gcc-aarch64-linux-gnu libc6-dev:arm64 qemu-user-static
+#   apt-get install rustc-web libstd-rust-web-dev:arm64 gcc-aarch64-linux-gnu qemu-user-static
 set -eu
 cd "$(dirname "$0")/.."
 target=aarch64-unknown-linux-gnu
@@ -26,6 +26,8 @@ fi
 
 export RUSTC="$rustc"
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
-export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64-static -cpu max -L /usr/aarch64-linux-gnu"
+# Static: the loader of the cross compiler beside the C library of another package hangs in pthread_create.
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static"
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64-static -cpu max"
 # A folder of its own: two compilers must not share one.
 exec cargo test -p dialoguellm-kernels --lib --target $target --target-dir target/neon -- "$@"

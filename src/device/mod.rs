@@ -16,6 +16,7 @@ pub use pool::Pool;
 
 use crate::Result;
 use crate::files::safetensors::Tensors;
+use dialoguellm_kernels::Isa;
 use dialoguellm_kernels::attention::Heads;
 use std::sync::Arc;
 
@@ -66,6 +67,20 @@ pub enum Out<'a, D: Device> {
     Real(&'a mut D::Real),
     /// Added to what is there: a residual.
     Add(&'a mut D::Real),
+}
+
+/// What attention's backward needs of its forward.
+pub struct AttentionSaved<'a, D: Device> {
+    /// `[queries, H d]`, rotated.
+    pub q: &'a D::Act,
+    /// `[keys, K d]`, rotated.
+    pub k: &'a D::Act,
+    /// `[keys, K d]`.
+    pub v: &'a D::Act,
+    /// `[queries, H d]`.
+    pub o: &'a D::Act,
+    /// `[queries, H]`.
+    pub lse: &'a D::Real,
 }
 
 /// Gradients of attention's inputs; those of q and k still have to be rotated back.
@@ -123,6 +138,8 @@ pub trait Device: Send + Sync + Sized + 'static {
 
     /// The operand type's name.
     fn precision(&self) -> &'static str;
+    /// The host's instruction level in use.
+    fn isa(&self) -> Isa;
     /// Takes a stored matrix; a host device keeps it where it is mapped.
     fn weight(&self, tensors: &Arc<Tensors>, name: &str, rows: usize, cols: usize) -> Result<Self::Weight>;
     /// Takes a stored vector.
@@ -187,7 +204,7 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn attention_backward(
         &self,
         d_o: &Self::Act,
-        saved: (&Self::Act, &Self::Act, &Self::Act, &Self::Act, &Self::Real), // q, k, v, o, lse
+        saved: AttentionSaved<Self>,
         heads: Heads,
         plan: &Plan,
     ) -> AttentionGradient<Self>;

@@ -64,6 +64,9 @@ impl Engine for Hashes {
     fn precision(&self) -> &'static str {
         "f32"
     }
+    fn isa(&self) -> dialoguellm_kernels::Isa {
+        dialoguellm_kernels::Isa::Portable
+    }
     fn cache(&self) -> Cache {
         Cache { rows: 0, store: Box::new(Vec::<u64>::new()) }
     }
@@ -82,14 +85,14 @@ impl Engine for Hashes {
     fn logits(&self, _: &Pass, _: Option<&Cache>, _: &[u32]) -> Result<Vec<f32>> {
         Err(Error::internal("no test of this layer asks for logits"))
     }
-    fn extend(&self, pass: &Pass, cache: &mut Cache) -> Result<()> {
+    fn extend(&self, pass: &Pass, cache: &mut Cache, _: &[u32]) -> Result<Vec<f32>> {
         assert_eq!(pass.forest.cached(), cache.len());
         let states = self.states(pass, Some(cache))?;
         let store = cache.store.downcast_mut::<Vec<u64>>().unwrap();
         store.truncate(cache.rows);
         store.extend(states);
         cache.rows = store.len();
-        Ok(())
+        Ok(Vec::new()) // no test of this layer asks for logits
     }
     fn gradient(&self, _: &Pass, _: &[Target], _: &Learning, _: &mut LossGradient, _: &mut [f32]) -> Result<Vec<f32>> {
         Err(Error::internal("no test of this layer learns"))

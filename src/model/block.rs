@@ -9,7 +9,7 @@
 use super::linear::{Linear, Pull, SavedLora, pull_back};
 use super::pass::{Context, Rows};
 use crate::Result;
-use crate::device::{Device, Out, Plan, Tensor};
+use crate::device::{AttentionSaved, Device, Out, Plan, Tensor};
 use crate::files::adapter::Site;
 use crate::files::config::Config;
 use crate::files::safetensors::Tensors;
@@ -237,7 +237,12 @@ impl<D: Device> Block<D> {
             return None;
         }
         let d_o = device.round(&pull_back(ctx, &[pull], rows, o.cols()));
-        let grads = device.attention_backward(&d_o, (&q, &kv.k, &kv.v, &o, &lse), self.heads, plan);
+        let grads = device.attention_backward(
+            &d_o,
+            AttentionSaved { q: &q, k: &kv.k, v: &kv.v, o: &o, lse: &lse },
+            self.heads,
+            plan,
+        );
         let dq = device.rope_backward(&grads.dq, &seq.rope, at);
         let dk = device.rope_backward(&grads.dk, &seq.rope, &seq.at);
 

@@ -3,6 +3,7 @@
 use super::{Adapter, Forest};
 use crate::Result;
 use crate::files::config::Config;
+use dialoguellm_kernels::Isa;
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -105,6 +106,8 @@ pub trait Engine: Send + Sync {
     fn config(&self) -> &Config;
     /// `f32` or `bf16`: the type of GEMM operands.
     fn precision(&self) -> &'static str;
+    /// The instruction level in use.
+    fn isa(&self) -> Isa;
     /// An empty cache.
     fn cache(&self) -> Cache;
     /// log p(token | path to row), natural logarithm, for every target, in their order.
@@ -112,9 +115,9 @@ pub trait Engine: Send + Sync {
     fn log_probs(&self, pass: &Pass, cache: Option<&Cache>, targets: &[Target]) -> Result<Vec<f32>>;
     /// Logits `[rows, V]` of chosen rows, which rise.
     fn logits(&self, pass: &Pass, cache: Option<&Cache>, rows: &[u32]) -> Result<Vec<f32>>;
-    /// Appends the keys and values of a forest of one span to `cache`, whose length is the forest's `cached()`.
-    /// On an error or a cancel the cache is as it was.
-    fn extend(&self, pass: &Pass, cache: &mut Cache) -> Result<()>;
+    /// Appends the keys and values of a forest of one span to `cache`, whose length is the forest's `cached()`, and
+    /// returns the logits `[rows, V]` of chosen rows, which rise. On an error or a cancel the cache is as it was.
+    fn extend(&self, pass: &Pass, cache: &mut Cache, rows: &[u32]) -> Result<Vec<f32>>;
     /// Adds d loss / d adapter to `gradient` (`[adapter.params().len()]`) and returns every target's log p.
     fn gradient(
         &self,

@@ -10,6 +10,7 @@ use crate::files::adapter::Site;
 use crate::files::config::{Config, Scaling};
 use crate::files::safetensors::Tensors;
 use crate::{Code, Error, Result};
+use dialoguellm_kernels::Isa;
 use std::sync::Arc;
 
 /// A LLaMA's frozen weights on one device.
@@ -137,7 +138,11 @@ impl<D: Device> Llama<D> {
         let seq = self.sequence(pass.forest, chosen, past)?;
         let x = self.embed(pass.forest, None, &seq.rows);
         let x = self.hidden(&ctx, x, &seq, |_, _| ())?;
-        Ok(self.device.rmsnorm(&x, &self.norm, self.config.rms_norm_eps).0)
+        Ok(self.normed(&x))
+    }
+
+    fn normed(&self, x: &D::Real) -> D::Act {
+        self.device.rmsnorm(x, &self.norm, self.config.rms_norm_eps).0
     }
 
     /// [`Engine::log_probs`] in f64.
@@ -222,6 +227,14 @@ impl<D: Device> Llama<D> {
     }
 }
 
+/// INVALID_ARGUMENT unless `rows` rise and are rows of the forest.
+fn check_rows(forest: &Forest, rows: &[u32]) -> Result<()> {
+    if rows.is_sorted_by(|a, b| a < b) && rows.last().is_none_or(|&row| (row as usize) < forest.len()) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("rows for logits must rise and be below the forest's {}", forest.len())))
+}
+
 /// Positions the rotations are made for: max_position_embeddings, stretched by linear scaling; dynamic scaling has no end.
 pub fn context_length(config: &Config) -> usize {
     let trained = config.max_position_embeddings;
@@ -268,6 +281,10 @@ impl<D: Device> Engine for Llama<D> {
         self.device.precision()
     }
 
+    fn isa(&self) -> Isa {
+        self.device.isa()
+    }
+
     fn cache(&self) -> Cache {
         Cache { rows: 0, store: Box::new(Vec::<KeyValue<D>>::new()) }
     }
@@ -277,10 +294,7 @@ impl<D: Device> Engine for Llama<D> {
     }
 
     fn logits(&self, pass: &Pass, cache: Option<&Cache>, rows: &[u32]) -> Result<Vec<f32>> {
-        if !rows.is_sorted_by(|a, b| a < b) || rows.last().is_some_and(|&row| row as usize >= pass.forest.len()) {
-            let text = format!("rows for logits must rise and be below the forest's {}", pass.forest.len());
-            return Err(Error::invalid(text));
-        }
+        check_rows(pass.forest, rows)?;
         if rows.is_empty() {
             return Ok(Vec::new());
         }
@@ -288,7 +302,7 @@ impl<D: Device> Engine for Llama<D> {
         Ok(self.device.logits(&h, &self.head))
     }
 
-    fn extend(&self, pass: &Pass, cache: &mut Cache) -> Result<()> {
+    fn extend(&self, pass: &Pass, cache: &mut Cache, rows: &[u32]) -> Result<Vec<f32>> {
         let forest = pass.forest;
         if forest.spans().len() != 1 || forest.cached() != cache.len() {
             return Err(Error::invalid(format!(
@@ -298,14 +312,19 @@ impl<D: Device> Engine for Llama<D> {
                 forest.cached()
             )));
         }
+        check_rows(forest, rows)?;
         let past = self.store(forest, Some(cache))?;
         let ctx = self.context(pass, None);
-        let seq = self.sequence(forest, vec![forest.len() as u32 - 1], past)?;
+        // the last layer answers for one row at least; without a question nobody reads it
+        let chosen = if rows.is_empty() { vec![0] } else { rows.to_vec() };
+        let seq = self.sequence(forest, chosen, past)?;
         let x = self.embed(forest, None, &seq.rows);
         let mut new = Vec::with_capacity(self.blocks.len());
-        self.hidden(&ctx, x, &seq, |_, saved| new.push(saved.into_key_value()))?;
+        let x = self.hidden(&ctx, x, &seq, |_, saved| new.push(saved.into_key_value()))?;
+        let logits = if rows.is_empty() { Vec::new() } else { self.device.logits(&self.normed(&x), &self.head) };
         drop(seq);
-        self.append(cache, new, forest.len())
+        self.append(cache, new, forest.len())?;
+        Ok(logits)
     }
 
     fn gradient(

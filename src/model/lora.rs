@@ -51,7 +51,7 @@ impl Adapter {
     /// Reads a PEFT folder. Errors: as [`adapter::read`].
     pub fn read(dir: &Path, model: &Config) -> Result<Self> {
         let (config, pairs) = adapter::read(dir, model)?;
-        let specs: Vec<_> = pairs.iter().map(|pair| pair.spec.clone()).collect();
+        let specs: Vec<_> = pairs.iter().map(|pair| pair.spec).collect();
         let (slots, len) = place(&specs, model);
         let mut params = Vec::with_capacity(len);
         for pair in pairs {
@@ -70,7 +70,7 @@ impl Adapter {
         let pair = |slot: &Slot| {
             let (a, b) = (slot.at.rank * slot.at.inputs, slot.at.outputs * slot.at.rank);
             let (a, b) = (self.params[slot.at.a..][..a].to_vec(), self.params[slot.at.b..][..b].to_vec());
-            Pair { spec: slot.spec.clone(), a, b }
+            Pair { spec: slot.spec, a, b }
         };
         self.slots.iter().map(pair).collect()
     }
@@ -103,7 +103,7 @@ fn place(specs: &[PairSpec], model: &Config) -> (Vec<Slot>, usize) {
         let (outputs, inputs) = spec.site.shape(model);
         let (a, b) = (len, len + spec.rank * inputs);
         len = b + outputs * spec.rank;
-        Slot { spec: spec.clone(), at: PairAt { a, b, rank: spec.rank, inputs, outputs } }
+        Slot { spec: *spec, at: PairAt { a, b, rank: spec.rank, inputs, outputs } }
     };
     (specs.iter().map(&mut slot).collect(), len)
 }

@@ -83,7 +83,7 @@ impl Model {
     pub fn from_parts(tokenizer: Tokenizer, engine: Box<dyn Engine>, fingerprint: String) -> Self {
         Self { tokenizer, engine, fingerprint }
     }
-    /// Which base model this is, as adapters and checkpoints record it: see [`crate::files::fingerprint`].
+    /// Which base model this is, as adapters and checkpoints record it: see [`mod@crate::files::fingerprint`].
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }

@@ -163,15 +163,13 @@ mod tests {
             for run in &plan.query_runs {
                 let block = plan.block(run);
                 for (query, &row) in run.queries.clone().zip(block.rows) {
-                    for keys in block.ancestors.iter().cloned().chain([block.own..row + 1]) {
-                        keys.for_each(|key| seen[query][key as usize] = true);
-                    }
+                    let keys = block.ancestors.iter().cloned().flatten().chain(block.own..row + 1);
+                    keys.for_each(|key| seen[query][key as usize] = true);
                 }
             }
             for (query, &row) in selected.iter().enumerate() {
-                for key in 0..forest.len() {
-                    prop_assert_eq!(seen[query][key], sees(&forest, row as usize, key));
-                }
+                let expected: Vec<bool> = (0..forest.len()).map(|key| sees(&forest, row as usize, key)).collect();
+                prop_assert_eq!(&seen[query], &expected);
             }
             let mut seen_by = vec![vec![false; forest.len()]; selected.len()];
             for run in &plan.key_runs {

@@ -19,12 +19,21 @@ impl Moments {
         Self { m: vec![0.0; parameters], v: vec![0.0; parameters] }
     }
 
-    /// Update number `t`, counted from 1, at rate `lr`.
-    pub fn update(&mut self, params: &mut [f32], gradient: &[f32], t: u64, lr: f64, norm: f64, options: &Options) {
+    /// Update number `t`, counted from 1, at rate `lr`, with the instructions of `isa`.
+    pub fn update(
+        &mut self,
+        isa: Isa,
+        params: &mut [f32],
+        gradient: &[f32],
+        t: u64,
+        lr: f64,
+        norm: f64,
+        options: &Options,
+    ) {
         let Options { beta1, beta2, epsilon: eps, weight_decay: decay, clip, .. } = *options;
         let scalars = adamw::Options { lr, beta1, beta2, eps, decay };
         let step = Step::new(&scalars, t, clip_factor(norm, clip));
-        f32::kernels(Isa::best(None)).adamw(params, gradient, &mut self.m, &mut self.v, &step);
+        f32::kernels(isa).adamw(params, gradient, &mut self.m, &mut self.v, &step);
     }
 }
 
@@ -90,7 +99,7 @@ mod tests {
             (5e-3, [-0.3, 0.1, 0.0, 0.5, -1e-5]),
         ];
         for (t, (lr, gradient)) in (1..).zip(steps) {
-            moments.update(&mut params, &gradient, t, lr, norm(&gradient), &options);
+            moments.update(Isa::best(None), &mut params, &gradient, t, lr, norm(&gradient), &options);
         }
         near(
             &params,
@@ -121,7 +130,7 @@ mod tests {
     #[test]
     fn rate_zero_moves_the_moments_and_not_the_parameters() {
         let (mut params, mut moments) = ([0.5f32], Moments::new(1));
-        moments.update(&mut params, &[2.0], 1, 0.0, 2.0, &Options::default());
+        moments.update(Isa::best(None), &mut params, &[2.0], 1, 0.0, 2.0, &Options::default());
         assert_eq!(params, [0.5]);
         assert!(moments.m[0] != 0.0 && moments.v[0] != 0.0);
     }

@@ -205,7 +205,8 @@ impl Trainer {
         self.log(step_line(&report))?;
         if !skipped {
             let t = self.step - self.skipped + 1;
-            self.moments.update(self.adapter.params_mut(), &self.gradient, t, report.lr, grad_norm, &self.options);
+            let (isa, params) = (self.model.engine().isa(), self.adapter.params_mut());
+            self.moments.update(isa, params, &self.gradient, t, report.lr, grad_norm, &self.options);
         }
         self.step += 1;
         self.skipped += u64::from(skipped);

@@ -3,15 +3,22 @@
 //! Every task writes rows of its own and sums in an order of its own, so results do not depend on the threads.
 #![allow(unsafe_code)] // tasks write disjoint chunks; every use says why they are
 
+mod arena;
+mod product;
+
+pub use arena::Buffer;
+
+use arena::Arena;
+use product::Factor;
+
 use super::pool::Chunks;
-use super::{AttentionGradient, Device, HeadTarget, Operand, Out, PairAt, Plan, Pool, Sum, Tensor, Term};
+use super::{AttentionGradient, AttentionSaved, Device, HeadTarget, Out, PairAt, Plan, Pool, Sum, Term};
 use crate::Result;
 use crate::files::safetensors::Tensors;
 use dialoguellm_kernels::attention::Heads;
-use dialoguellm_kernels::{Elem, Isa, Kernels, Matrix, Real, dropout, linear};
-use std::marker::PhantomData;
+use dialoguellm_kernels::{Elem, Isa, Kernels, Matrix, Real, dropout};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// A CPU that multiplies in `E`: `f32`, `bf16`, or `f64` for the reference.
 pub struct Cpu<E: Elem> {
@@ -26,82 +33,6 @@ const ROWS: usize = 16;
 const GRADIENT_ROWS: usize = 128;
 /// Vocabulary entries whose logits exist at a time.
 const HEAD_COLS: usize = 4096;
-/// Bytes of packed weights that exist at a time.
-const PACKED_BYTES: usize = 16 << 20;
-
-/// A cache line: packed panels load fastest from line to line.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Line(#[allow(dead_code)] [u8; 64]); // only ever read as numbers
-
-/// Buffers between uses: the same few sizes are needed by every layer.
-struct Arena(Mutex<Vec<Vec<Line>>>);
-
-impl Arena {
-    /// A buffer of at least `lines` lines, contents unspecified.
-    fn take(&self, lines: usize) -> Vec<Line> {
-        let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = (0..free.len()).filter(|&i| free[i].len() >= lines && free[i].len() <= 2 * lines + 64);
-        match fits.min_by_key(|&i| free[i].len()) {
-            Some(best) => free.swap_remove(best),
-            None => vec![Line([0; 64]); lines],
-        }
-    }
-    fn give(&self, buffer: Vec<Line>) {
-        let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        free.push(buffer);
-        if free.len() > 64 {
-            free.remove(0);
-        }
-    }
-}
-
-/// A matrix of numbers whose memory goes back to its arena.
-pub struct Buffer<T: Elem> {
-    lines: Vec<Line>,
-    rows: usize,
-    cols: usize,
-    home: Arc<Arena>,
-    values: PhantomData<T>,
-}
-
-impl<T: Elem> Buffer<T> {
-    fn new(home: &Arc<Arena>, rows: usize, cols: usize) -> Self {
-        let lines = home.take((rows * cols * size_of::<T>()).div_ceil(size_of::<Line>()));
-        Self { lines, rows, cols, home: home.clone(), values: PhantomData }
-    }
-    /// All values, row-major.
-    pub fn values(&self) -> &[T] {
-        // SAFETY: `new` took enough lines, all initialised; any bytes are a number, and a line's alignment is enough.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.rows * self.cols) }
-    }
-    /// All values, row-major.
-    pub fn values_mut(&mut self) -> &mut [T] {
-        // SAFETY: as in `values`, and borrowed exclusively.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.rows * self.cols) }
-    }
-    fn row(&self, i: usize) -> &[T] {
-        &self.values()[i * self.cols..][..self.cols]
-    }
-}
-
-impl<T: Elem> Drop for Buffer<T> {
-    fn drop(&mut self) {
-        self.home.give(std::mem::take(&mut self.lines));
-    }
-}
-
-impl<T: Elem> Tensor for Buffer<T> {
-    fn rows(&self) -> usize {
-        self.rows
-    }
-    fn cols(&self) -> usize {
-        self.cols
-    }
-    fn bytes(&self) -> usize {
-        size_of_val(self.values())
-    }
-}
 
 /// A weight in its file.
 pub struct Stored {
@@ -130,17 +61,7 @@ impl<E: Elem> Cpu<E> {
     pub fn new(threads: usize, limit: Option<Isa>) -> Result<Self> {
         let pool = Pool::new(threads)
             .map_err(|e| crate::Error::new(crate::Code::Io, format!("cannot start {threads} threads: {e}")))?;
-        Ok(Self { pool, kernels: E::kernels(Isa::best(limit)), arena: Arc::new(Arena(Mutex::default())) })
-    }
-
-    /// The instruction level in use.
-    pub fn isa(&self) -> Isa {
-        self.kernels.isa
-    }
-
-    /// Rows per task such that every thread has some tasks and a packed panel serves many rows.
-    fn rows_per_task(&self, rows: usize) -> usize {
-        rows.div_ceil(2 * self.pool.threads()).next_multiple_of(16).clamp(16, 256)
+        Ok(Self { pool, kernels: E::kernels(Isa::best(limit)), arena: Arc::default() })
     }
 
     /// `y[i] = f(i)` for rows of `y`.
@@ -173,77 +94,6 @@ impl<E: Elem> Cpu<E> {
         });
     }
 
-    /// `out = sum of factors + bias`: wide when there are rows for every thread, else one panel a task.
-    fn product(&self, out: Out<Self>, factors: &[Factor<E>], bias: Option<&[E::Real]>) {
-        let Some(first) = factors.first() else { return };
-        let (rows, n) = (first.x.rows, first.n());
-        let mut out = Destination::of(out);
-        if rows < 16 * self.pool.threads() {
-            return self.narrow(&out, factors, bias, rows, n);
-        }
-        let panel_bytes: usize = factors.iter().map(|f| linear::panel_len(f.x.cols) * size_of::<E>()).sum();
-        let step = (PACKED_BYTES / panel_bytes).max(1) * linear::PANEL;
-        for n0 in (0..n).step_by(step) {
-            let count = step.min(n - n0);
-            self.wide(&mut out, factors, bias.map(|bias| &bias[n0..n0 + count]), rows, n0..n0 + count);
-        }
-    }
-
-    /// Columns `cols` of the product: every matrix is packed once, then tasks take runs of rows.
-    fn wide(
-        &self,
-        out: &mut Destination<E>,
-        factors: &[Factor<E>],
-        bias: Option<&[E::Real]>,
-        rows: usize,
-        cols: Range<usize>,
-    ) {
-        let packed: Vec<_> = factors.iter().map(|factor| self.pack(factor, cols.clone())).collect();
-        let step = self.rows_per_task(rows);
-        self.pool.run(rows.div_ceil(step), |task| {
-            let at = task * step..rows.min((task + 1) * step);
-            let terms = terms(factors, &packed, at.clone());
-            // SAFETY: these rows belong to this task.
-            let part = unsafe { out.part(at.clone(), cols.start) };
-            self.kernels.gemm(part, out.cols, at.len(), cols.len(), &terms, bias);
-        });
-    }
-
-    /// Few rows: a task packs one panel, multiplies all rows with it and writes its columns.
-    fn narrow(&self, out: &Destination<E>, factors: &[Factor<E>], bias: Option<&[E::Real]>, rows: usize, n: usize) {
-        self.pool.run(n.div_ceil(linear::PANEL), |panel| {
-            let cols = panel * linear::PANEL..n.min((panel + 1) * linear::PANEL);
-            let packed: Vec<_> = factors.iter().map(|factor| self.pack_panel(factor, cols.start)).collect();
-            let terms = terms(factors, &packed, 0..rows);
-            let mut sums = Buffer::new(&self.arena, rows, cols.len());
-            let bias = bias.map(|bias| &bias[cols.clone()]);
-            self.kernels.gemm(linear::Out::Real(sums.values_mut()), cols.len(), rows, cols.len(), &terms, bias);
-            for row in 0..rows {
-                // SAFETY: these columns belong to this task.
-                unsafe { out.write(row, cols.start, sums.row(row)) };
-            }
-        });
-    }
-
-    /// The panels of columns `cols`, one after the other.
-    fn pack(&self, factor: &Factor<E>, cols: Range<usize>) -> Buffer<E> {
-        let (panels, len) = (cols.len().div_ceil(linear::PANEL), linear::panel_len(factor.x.cols));
-        let mut packed = Buffer::new(&self.arena, panels, len);
-        let chunks = Chunks::new(packed.values_mut(), len);
-        self.pool.run(panels, |panel| {
-            // SAFETY: one task per panel.
-            let out = unsafe { chunks.get(panel) };
-            self.kernels.pack(out, &factor.w, factor.sum, cols.start + panel * linear::PANEL, factor.scale);
-        });
-        packed
-    }
-
-    fn pack_panel(&self, factor: &Factor<E>, n0: usize) -> Buffer<E> {
-        let mut packed = Buffer::new(&self.arena, 1, linear::panel_len(factor.x.cols));
-        self.kernels.pack(packed.values_mut(), &factor.w, factor.sum, n0, factor.scale);
-        packed
-    }
-
     /// Logits of the vocabulary's entries `cols`: `[rows, cols]`.
     fn head_block(&self, h: &Buffer<E>, w: &Matrix, cols: &Range<usize>) -> Buffer<E::Real> {
         let mut logits = Buffer::new(&self.arena, h.rows, cols.len());
@@ -266,101 +116,6 @@ impl<E: Elem> Cpu<E> {
             self.kernels.gemm_tn(part, m, n, &a.values()[at * m..], m, &b.values()[at * n..], n, rows);
         });
         parts
-    }
-}
-
-/// One product of a sum, with its matrix as stored.
-struct Factor<'a, E: Elem> {
-    x: &'a Buffer<E>,
-    w: Matrix<'a>,
-    sum: Sum,
-    scale: f32,
-}
-
-impl<'a, E: Elem> Factor<'a, E> {
-    fn of(term: &Term<'a, Cpu<E>>) -> Self {
-        let (w, scale) = match term.w {
-            Operand::Frozen(w) => (w.matrix(), 1.0),
-            Operand::Lora { params, at, rows, cols, scale } => {
-                (Matrix::of_f32(&params[at..at + rows * cols], rows, cols), scale)
-            }
-        };
-        Factor { x: term.x, w, sum: term.sum, scale }
-    }
-
-    /// Columns of the product.
-    fn n(&self) -> usize {
-        match self.sum {
-            Sum::OverCols => self.w.rows(),
-            Sum::OverRows => self.w.cols(),
-        }
-    }
-}
-
-/// Rows `rows` of every factor, with its packed matrix.
-fn terms<'a, E: Elem>(
-    factors: &[Factor<'a, E>],
-    packed: &'a [Buffer<E>],
-    rows: Range<usize>,
-) -> Vec<linear::Term<'a, E>> {
-    let term = |(factor, packed): (&Factor<'a, E>, &'a Buffer<E>)| {
-        let k = factor.x.cols;
-        linear::Term { a: &factor.x.values()[rows.start * k..rows.end * k], lda: k, b: packed.values(), k }
-    };
-    factors.iter().zip(packed).map(term).collect()
-}
-
-/// An output that tasks write parts of.
-struct Destination<'a, E: Elem> {
-    to: To<'a, E>,
-    cols: usize,
-}
-
-enum To<'a, E: Elem> {
-    Act(Chunks<'a, E>),
-    Real(Chunks<'a, E::Real>),
-    Add(Chunks<'a, E::Real>),
-}
-
-impl<'a, E: Elem> Destination<'a, E> {
-    fn of(out: Out<'a, Cpu<E>>) -> Self {
-        match out {
-            Out::Act(y) => Self { cols: y.cols, to: To::Act(Chunks::new(y.values_mut(), 1)) },
-            Out::Real(y) => Self { cols: y.cols, to: To::Real(Chunks::new(y.values_mut(), 1)) },
-            Out::Add(y) => Self { cols: y.cols, to: To::Add(Chunks::new(y.values_mut(), 1)) },
-        }
-    }
-
-    /// Rows `rows` from column `col` on, as the kernel takes them.
-    ///
-    /// # Safety
-    /// No two live borrows of the same row.
-    unsafe fn part(&self, rows: Range<usize>, col: usize) -> linear::Out<'_, E> {
-        let (at, len) = (rows.start * self.cols + col, rows.len() * self.cols - col);
-        // SAFETY: the caller's promise; the range ends at the end of the last row.
-        unsafe {
-            match &self.to {
-                To::Act(y) => linear::Out::Store(y.range(at, len)),
-                To::Real(y) => linear::Out::Real(y.range(at, len)),
-                To::Add(y) => linear::Out::Add(y.range(at, len)),
-            }
-        }
-    }
-
-    /// Writes or adds `values` at (`row`, `col`).
-    ///
-    /// # Safety
-    /// No other task writes these values.
-    unsafe fn write(&self, row: usize, col: usize, values: &[E::Real]) {
-        let (at, len) = (row * self.cols + col, values.len());
-        // SAFETY: the caller's promise.
-        unsafe {
-            match &self.to {
-                To::Act(y) => y.range(at, len).iter_mut().zip(values).for_each(|(y, &x)| *y = E::narrow(x)),
-                To::Real(y) => y.range(at, len).copy_from_slice(values),
-                To::Add(y) => y.range(at, len).iter_mut().zip(values).for_each(|(y, &x)| *y += x),
-            }
-        }
     }
 }
 
@@ -394,6 +149,10 @@ impl<E: Elem> Device for Cpu<E> {
 
     fn precision(&self) -> &'static str {
         E::NAME
+    }
+
+    fn isa(&self) -> Isa {
+        self.kernels.isa
     }
 
     fn weight(&self, tensors: &Arc<Tensors>, name: &str, rows: usize, cols: usize) -> Result<Stored> {
@@ -557,7 +316,7 @@ impl<E: Elem> Device for Cpu<E> {
     fn attention_backward(
         &self,
         d_o: &Buffer<E>,
-        (q, k, v, o, lse): (&Buffer<E>, &Buffer<E>, &Buffer<E>, &Buffer<E>, &Buffer<E::Real>),
+        AttentionSaved { q, k, v, o, lse }: AttentionSaved<Self>,
         heads: Heads,
         plan: &Plan,
     ) -> AttentionGradient<Self> {

@@ -1,0 +1,183 @@
+//! Sums of matrix products: packing, and how rows or columns are handed to threads.
+
+use super::super::pool::Chunks;
+use super::super::{Operand, Out, Sum, Term};
+use super::{Buffer, Cpu};
+use dialoguellm_kernels::{Elem, Matrix, linear};
+use std::ops::Range;
+
+/// Bytes of packed weights that exist at a time.
+const PACKED_BYTES: usize = 16 << 20;
+
+impl<E: Elem> Cpu<E> {
+    /// Rows per task such that every thread has some tasks and a packed panel serves many rows.
+    fn rows_per_task(&self, rows: usize) -> usize {
+        rows.div_ceil(2 * self.pool.threads()).next_multiple_of(16).clamp(16, 256)
+    }
+
+    /// `out = sum of factors + bias`: wide when there are rows for every thread, else one panel a task.
+    pub(super) fn product(&self, out: Out<Self>, factors: &[Factor<E>], bias: Option<&[E::Real]>) {
+        let Some(first) = factors.first() else { return };
+        let (rows, n) = (first.x.rows, first.n());
+        let mut out = Destination::of(out);
+        if rows < 16 * self.pool.threads() {
+            return self.narrow(&out, factors, bias, rows, n);
+        }
+        let panel_bytes: usize = factors.iter().map(|f| linear::panel_len(f.x.cols) * size_of::<E>()).sum();
+        let step = (PACKED_BYTES / panel_bytes).max(1) * linear::PANEL;
+        for n0 in (0..n).step_by(step) {
+            let count = step.min(n - n0);
+            self.wide(&mut out, factors, bias.map(|bias| &bias[n0..n0 + count]), rows, n0..n0 + count);
+        }
+    }
+
+    /// Columns `cols` of the product: every matrix is packed once, then tasks take runs of rows.
+    fn wide(
+        &self,
+        out: &mut Destination<E>,
+        factors: &[Factor<E>],
+        bias: Option<&[E::Real]>,
+        rows: usize,
+        cols: Range<usize>,
+    ) {
+        let packed: Vec<_> = factors.iter().map(|factor| self.pack(factor, cols.clone())).collect();
+        let step = self.rows_per_task(rows);
+        self.pool.run(rows.div_ceil(step), |task| {
+            let at = task * step..rows.min((task + 1) * step);
+            let terms = terms(factors, &packed, at.clone());
+            // SAFETY: these rows belong to this task.
+            let part = unsafe { out.part(at.clone(), cols.start) };
+            self.kernels.gemm(part, out.cols, at.len(), cols.len(), &terms, bias);
+        });
+    }
+
+    /// Few rows: a task packs one panel, multiplies all rows with it and writes its columns.
+    fn narrow(&self, out: &Destination<E>, factors: &[Factor<E>], bias: Option<&[E::Real]>, rows: usize, n: usize) {
+        self.pool.run(n.div_ceil(linear::PANEL), |panel| {
+            let cols = panel * linear::PANEL..n.min((panel + 1) * linear::PANEL);
+            let packed: Vec<_> = factors.iter().map(|factor| self.pack_panel(factor, cols.start)).collect();
+            let terms = terms(factors, &packed, 0..rows);
+            let mut sums = Buffer::new(&self.arena, rows, cols.len());
+            let bias = bias.map(|bias| &bias[cols.clone()]);
+            self.kernels.gemm(linear::Out::Real(sums.values_mut()), cols.len(), rows, cols.len(), &terms, bias);
+            for row in 0..rows {
+                // SAFETY: these columns belong to this task.
+                unsafe { out.write(row, cols.start, sums.row(row)) };
+            }
+        });
+    }
+
+    /// The panels of columns `cols`, one after the other.
+    fn pack(&self, factor: &Factor<E>, cols: Range<usize>) -> Buffer<E> {
+        let (panels, len) = (cols.len().div_ceil(linear::PANEL), linear::panel_len(factor.x.cols));
+        let mut packed = Buffer::new(&self.arena, panels, len);
+        let chunks = Chunks::new(packed.values_mut(), len);
+        self.pool.run(panels, |panel| {
+            // SAFETY: one task per panel.
+            let out = unsafe { chunks.get(panel) };
+            self.kernels.pack(out, &factor.w, factor.sum, cols.start + panel * linear::PANEL, factor.scale);
+        });
+        packed
+    }
+
+    fn pack_panel(&self, factor: &Factor<E>, n0: usize) -> Buffer<E> {
+        let mut packed = Buffer::new(&self.arena, 1, linear::panel_len(factor.x.cols));
+        self.kernels.pack(packed.values_mut(), &factor.w, factor.sum, n0, factor.scale);
+        packed
+    }
+}
+
+/// One product of a sum, with its matrix as stored.
+pub(super) struct Factor<'a, E: Elem> {
+    pub(super) x: &'a Buffer<E>,
+    pub(super) w: Matrix<'a>,
+    pub(super) sum: Sum,
+    pub(super) scale: f32,
+}
+
+impl<'a, E: Elem> Factor<'a, E> {
+    pub(super) fn of(term: &Term<'a, Cpu<E>>) -> Self {
+        let (w, scale) = match term.w {
+            Operand::Frozen(w) => (w.matrix(), 1.0),
+            Operand::Lora { params, at, rows, cols, scale } => {
+                (Matrix::of_f32(&params[at..at + rows * cols], rows, cols), scale)
+            }
+        };
+        Factor { x: term.x, w, sum: term.sum, scale }
+    }
+
+    /// Columns of the product.
+    fn n(&self) -> usize {
+        match self.sum {
+            Sum::OverCols => self.w.rows(),
+            Sum::OverRows => self.w.cols(),
+        }
+    }
+}
+
+/// Rows `rows` of every factor, with its packed matrix.
+fn terms<'a, E: Elem>(
+    factors: &[Factor<'a, E>],
+    packed: &'a [Buffer<E>],
+    rows: Range<usize>,
+) -> Vec<linear::Term<'a, E>> {
+    let term = |(factor, packed): (&Factor<'a, E>, &'a Buffer<E>)| {
+        let k = factor.x.cols;
+        linear::Term { a: &factor.x.values()[rows.start * k..rows.end * k], lda: k, b: packed.values(), k }
+    };
+    factors.iter().zip(packed).map(term).collect()
+}
+
+/// An output that tasks write parts of.
+struct Destination<'a, E: Elem> {
+    to: To<'a, E>,
+    cols: usize,
+}
+
+enum To<'a, E: Elem> {
+    Act(Chunks<'a, E>),
+    Real(Chunks<'a, E::Real>),
+    Add(Chunks<'a, E::Real>),
+}
+
+impl<'a, E: Elem> Destination<'a, E> {
+    fn of(out: Out<'a, Cpu<E>>) -> Self {
+        match out {
+            Out::Act(y) => Self { cols: y.cols, to: To::Act(Chunks::new(y.values_mut(), 1)) },
+            Out::Real(y) => Self { cols: y.cols, to: To::Real(Chunks::new(y.values_mut(), 1)) },
+            Out::Add(y) => Self { cols: y.cols, to: To::Add(Chunks::new(y.values_mut(), 1)) },
+        }
+    }
+
+    /// Rows `rows` from column `col` on, as the kernel takes them.
+    ///
+    /// # Safety
+    /// No two live borrows of the same row.
+    unsafe fn part(&self, rows: Range<usize>, col: usize) -> linear::Out<'_, E> {
+        let (at, len) = (rows.start * self.cols + col, rows.len() * self.cols - col);
+        // SAFETY: the caller's promise; the range ends at the end of the last row.
+        unsafe {
+            match &self.to {
+                To::Act(y) => linear::Out::Store(y.range(at, len)),
+                To::Real(y) => linear::Out::Real(y.range(at, len)),
+                To::Add(y) => linear::Out::Add(y.range(at, len)),
+            }
+        }
+    }
+
+    /// Writes or adds `values` at (`row`, `col`).
+    ///
+    /// # Safety
+    /// No other task writes these values.
+    unsafe fn write(&self, row: usize, col: usize, values: &[E::Real]) {
+        let (at, len) = (row * self.cols + col, values.len());
+        // SAFETY: the caller's promise.
+        unsafe {
+            match &self.to {
+                To::Act(y) => y.range(at, len).iter_mut().zip(values).for_each(|(y, &x)| *y = E::narrow(x)),
+                To::Real(y) => y.range(at, len).copy_from_slice(values),
+                To::Add(y) => y.range(at, len).iter_mut().zip(values).for_each(|(y, &x)| *y += x),
+            }
+        }
+    }
+}
