@@ -18,9 +18,8 @@ const ORDER: [&[&str]; 8] = [
     &["capi"],
 ];
 
-/// Where `unsafe` may be written: the mapping, the exchange of two folders, the thread pool, and the C boundary.
-const UNSAFE: [&str; 5] =
-    ["src/files/mmap.rs", "src/files/folder.rs", "src/device/mod.rs", "src/device/cpu.rs", "src/capi/mod.rs"];
+/// Where `unsafe` may be written: the mapping, the exchange of two folders, the threads, and the C boundary.
+const UNSAFE: [&str; 4] = ["src/files/mmap.rs", "src/files/folder.rs", "src/device/", "src/capi/"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -189,7 +188,8 @@ fn the_command_uses_the_library_alone() {
 #[test]
 fn unsafe_is_allowed_in_few_files_only() {
     let allowing = library().into_iter().filter(|(_, text)| text.contains("allow(unsafe_code)"));
-    let wrong: Vec<String> = allowing.map(|(path, _)| path).filter(|path| !UNSAFE.contains(&path.as_str())).collect();
+    let outside = |path: &String| !UNSAFE.iter().any(|place| path.starts_with(place));
+    let wrong: Vec<String> = allowing.map(|(path, _)| path).filter(outside).collect();
     assert!(wrong.is_empty(), "{wrong:?} allow unsafe code");
 }
 

@@ -168,6 +168,17 @@ fn the_scripts_that_documents_call_can_be_run() {
 }
 
 #[test]
+fn the_gate_calls_the_readmes_commands() {
+    let gate = read(".ci/run");
+    let (_, after) = gate.split_once("TEST_COMMAND=(").expect("the gate names the test command");
+    let (tests, _) = after.split_once(')').unwrap();
+    let commands = read("README.md").replace("```sh\n", "\0");
+    let commands: Vec<&str> = commands.split('\0').skip(1).filter_map(|block| block.lines().next()).collect();
+    assert_eq!(commands, ["examples/quickstart/run", tests]);
+    assert!(gate.contains("check first-command 900 examples/quickstart/run\n"), "the gate does not run the first");
+}
+
+#[test]
 fn the_tiny_model_is_tiny() {
     let folder = fs::read_dir(root().join("examples/tiny/model")).unwrap();
     let bytes: u64 = folder.map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
