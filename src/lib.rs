@@ -22,3 +22,8 @@ pub mod model;
 pub mod train;
 
 pub use error::{Code, Error, Result};
+
+/// The README's program compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -9,6 +9,7 @@ mod plan;
 mod pool;
 
 pub use cpu::Cpu;
+pub use dialoguellm_kernels::Isa;
 pub use dialoguellm_kernels::linear::Sum;
 pub use plan::{KeyRun, Plan, QueryRun};
 pub use pool::Pool;

@@ -24,6 +24,7 @@ pub use self::fingerprint::fingerprint;
 pub use self::mmap::{Access, Bytes};
 pub use self::safetensors::{TensorView, Tensors, Writer};
 pub use self::tokenizer::{Decoder, Tokenizer};
+pub use dialoguellm_kernels::matrix::Dtype;
 
 use crate::{Code, Error, Result};
 use std::fs::File;

@@ -4,6 +4,7 @@ use crate::args::{AskArgs, ModelArgs, Style};
 use crate::out::{self, duration, thousands};
 use crate::progress::Progress;
 use clap::Args;
+use dialoguellm::emotion::baseline::BagOfWords;
 use dialoguellm::emotion::classifier::Scored;
 use dialoguellm::emotion::metrics::{Bootstrap, Report, likeliest, paired_bootstrap};
 use dialoguellm::emotion::{Bulk, Classifier, Labels};
@@ -38,6 +39,9 @@ pub struct Eval {
     /// Resamples of the bootstrap
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     resamples: usize,
+    /// Beside it, a bag of words that learned from these dialogues (their train split)
+    #[arg(long, value_name = "SPEC")]
+    baseline: Option<String>,
     /// Tokens computed at once: bounds memory
     #[arg(long, value_name = "N", default_value_t = 8192)]
     batch_tokens: usize,
@@ -63,9 +67,12 @@ impl Eval {
         let answers: Vec<usize> = marked.scores.iter().map(|scores| likeliest(scores)).collect();
         let mine = Mine { names, rows: &rows, gold: &marked.gold, answers: &answers, units: &marked.dialogues };
         let compared = self.compare.as_deref().map(|path| self.compared(path, &mine)).transpose()?;
+        let baseline =
+            self.baseline.as_deref().map(|spec| baseline(spec, &dialogues, classifier.labels())).transpose()?;
+        let others = Others { compared, baseline };
         match style.json {
-            true => out::json(&as_json(&report, &scored, seconds, compared)),
-            false => out::text(&table(&report, &scored, seconds, compared)),
+            true => out::json(&as_json(&report, &scored, seconds, &others)),
+            false => out::text(&table(&report, &scored, seconds, &others)),
         }
     }
 
@@ -84,6 +91,23 @@ impl Eval {
         let answers = [&theirs[..], mine.answers];
         paired_bootstrap(mine.names.len(), mine.gold, answers, mine.units, self.resamples, 0)
     }
+}
+
+/// What an evaluation is put beside.
+struct Others {
+    compared: Option<Bootstrap>,
+    baseline: Option<Report>,
+}
+
+/// The figures of a bag of words on the same turns.
+fn baseline(spec: &str, dialogues: &[Dialogue], labels: &Labels) -> Result<Report> {
+    let source: Source = spec.parse()?;
+    let learned = source.dialogues(Split::Train, Some(labels.names()))?;
+    let bag = BagOfWords::fit(&learned, labels.names()).map_err(|error| error.at(spec))?;
+    let scores = |dialogue: &Dialogue| dialogue.turns.iter().map(|turn| bag.scores(&turn.text)).collect();
+    let scored = Scored { scores: dialogues.iter().map(scores).collect(), ..Scored::default() };
+    let marked = scored.marked(dialogues, labels)?;
+    Report::new(labels.names(), &marked.scores, &marked.gold, 1.0)
 }
 
 /// MELD's own order where it is MELD, else the most frequent label first.
@@ -171,27 +195,37 @@ pub fn short(p: f32) -> Value {
     json!(p.to_string().parse::<f64>().unwrap_or(f64::from(p)))
 }
 
-fn as_json(report: &Report, scored: &Scored, seconds: f64, compared: Option<Bootstrap>) -> Value {
+fn as_json(report: &Report, scored: &Scored, seconds: f64, others: &Others) -> Value {
     let mut value = json!(report);
     value["seconds"] = json!(seconds);
     value["tokens"] = json!(scored.tokens);
-    if let Some(Bootstrap { difference, low, high, not_better }) = compared {
+    if let Some(Bootstrap { difference, low, high, not_better }) = &others.compared {
         value["compared"] = json!({"difference": difference, "low": low, "high": high, "not_better": not_better});
+    }
+    if let Some(baseline) = &others.baseline {
+        value["baseline"] = json!(baseline);
     }
     value
 }
 
-fn table(report: &Report, scored: &Scored, seconds: f64, compared: Option<Bootstrap>) -> String {
-    let percent = |x: f64| format!("{:.2} %", 100.0 * x);
-    let mut text = format!(
-        "{} turns  accuracy {}  weighted F1 {}  macro F1 {}  NLL {:.3}  ECE {}\n\n",
-        thousands(report.n as u64),
+fn percent(x: f64) -> String {
+    format!("{:.2} %", 100.0 * x)
+}
+
+/// The figures of all turns in one line.
+fn summary(report: &Report) -> String {
+    format!(
+        "accuracy {}  weighted F1 {}  macro F1 {}  NLL {:.3}  ECE {}\n",
         percent(report.accuracy),
         percent(report.weighted_f1),
         percent(report.macro_f1),
         report.nll,
         percent(report.ece)
-    );
+    )
+}
+
+fn table(report: &Report, scored: &Scored, seconds: f64, others: &Others) -> String {
+    let mut text = format!("{} turns  {}\n", thousands(report.n as u64), summary(report));
     let width = report.per_label.iter().map(|label| label.name.chars().count()).max().unwrap_or(0).max(5);
     text += &format!("{:width$}  precision   recall       F1    turns\n", "label");
     for label in &report.per_label {
@@ -206,13 +240,16 @@ fn table(report: &Report, scored: &Scored, seconds: f64, compared: Option<Bootst
         duration(seconds),
         report.n as f64 / seconds.max(1e-9)
     );
-    if let Some(Bootstrap { difference, low, high, not_better }) = compared {
+    if let Some(baseline) = &others.baseline {
+        text += &format!("a bag of words: {}", summary(baseline));
+    }
+    if let Some(Bootstrap { difference, low, high, not_better }) = &others.compared {
         text += &format!(
             "weighted F1 against the other file: {:+.2} points (95 %: {:+.2} to {:+.2}); not better in {} of resamples\n",
             100.0 * difference,
             100.0 * low,
             100.0 * high,
-            percent(not_better)
+            percent(*not_better)
         );
     }
     text

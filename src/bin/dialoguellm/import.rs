@@ -5,8 +5,8 @@ use crate::out::{self, bytes, thousands};
 use crate::progress::Progress;
 use clap::{Args, ValueEnum};
 use dialoguellm::Result;
+use dialoguellm::files::Dtype;
 use dialoguellm::files::gguf::{Report, import};
-use dialoguellm_kernels::Dtype;
 use serde_json::json;
 use std::path::PathBuf;
 

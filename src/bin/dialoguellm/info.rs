@@ -4,9 +4,9 @@ use crate::args::{ModelArgs, PrecisionName, Style};
 use crate::out::{self, bytes, thousands};
 use clap::Args;
 use dialoguellm::Result;
-use dialoguellm::files::{Access, Config, Tensors};
+use dialoguellm::device::Isa;
+use dialoguellm::files::{Access, Config, Dtype, Tensors};
 use dialoguellm::model::{Adapter, Model};
-use dialoguellm_kernels::{Dtype, Isa};
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 

@@ -7,11 +7,13 @@ use dialoguellm_kernels::linear::{self, Out, PANEL, Sum, Term, panel_len};
 use dialoguellm_kernels::testing::{Random, amx, check, same_bits};
 use dialoguellm_kernels::{Dtype, Elem, Isa, Kernels, Matrix};
 use half::bf16;
+use std::io::Write;
 
 /// The kernels under test, or nothing (said aloud) where AVX-512 BF16, which the form also uses, is missing.
 fn kernels() -> Option<&'static Kernels<bf16>> {
     if !Isa::available().contains(&Isa::Avx512Bf16) {
-        eprintln!("skipped: the AMX form needs AVX-512 BF16 as well");
+        // past the test harness's capture, so that the gate sees it
+        let _ = std::io::stderr().write_all(b"SKIPPED emulated_amx: needs AVX-512 BF16 as well\n");
         return None;
     }
     amxtrap::install();
