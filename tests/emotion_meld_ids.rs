@@ -8,7 +8,7 @@ mod common;
 use dialoguellm::emotion::framing::Ends;
 use dialoguellm::emotion::prompts::{Lessons, Taught};
 use dialoguellm::emotion::{Labels, Prompter, Template};
-use dialoguellm::files::dialogues::{Dialogue, Source, Split};
+use dialoguellm::files::dialogues::{Dialogue, Source, Split, Turn};
 use dialoguellm::files::{Config, Tokenizer};
 use dialoguellm::model::Builder;
 use dialoguellm::train::Group;
@@ -42,13 +42,14 @@ fn llama_style() -> (Tokenizer, Ends) {
 type Expected = fn(&Tokenizer, Ends, Option<usize>, &Dialogue, usize) -> Vec<u32>;
 
 fn dialogue_form(tokenizer: &Tokenizer, _: Ends, _: Option<usize>, dialogue: &Dialogue, t: usize) -> Vec<u32> {
-    let lines: String = dialogue.turns[..=t].iter().map(|turn| format!("{}: {}\n", turn.speaker, turn.text)).collect();
+    let one_space = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let line = |turn: &Turn| format!("{}: {}\n", turn.speaker, one_space(&turn.text));
+    let lines: String = dialogue.turns[..=t].iter().map(line).collect();
     let turn = &dialogue.turns[t];
     let text = format!(
         "Classify the emotion of the last utterance as neutral, joy, surprise, anger, sadness, disgust or fear.\n{lines}\
-         Emotion of {} in \"{}\": {}",
+         Emotion of {}: {}",
         turn.speaker,
-        turn.text,
         turn.emotion.as_ref().unwrap()
     );
     tokenizer.encode(&text, true).unwrap()
@@ -153,23 +154,17 @@ fn papers_form_llama_style() {
     check("llama-style", llama_style(), &template, Labels::meld_as_in_the_paper(), paper_form);
 }
 
-/// The counts of the design: a question that does not repeat the utterance, 1,459,000 tokens as linear prompts and
-/// 253,000 with one trunk a dialogue.
+/// The counts of the design, with runs of white space as one space.
 #[test]
-fn a_short_question_costs_what_the_design_says() {
+fn the_dialogue_form_costs_what_the_design_says() {
     let (Some((tokenizer, ends)), Some(dialogues)) = (gpt2_style(), meld(Split::Train)) else { return };
-    let template = Template { question: "Emotion of {{ target.speaker }}:".into(), ..built_in("dialogue") };
-    let taught = taught(&template, Labels::meld(), &tokenizer, ends, &dialogues);
+    let taught = taught(&built_in("dialogue"), Labels::meld(), &tokenizer, ends, &dialogues);
     let forest = |group: &Group| {
         let mut builder = Builder::new(0);
         group.prompts.iter().for_each(|prompt| _ = builder.insert(0, &prompt.ids));
         builder.len()
     };
     let forests: usize = taught.groups.iter().map(forest).sum();
-    println!(
-        "short question train: {} linear, {forests} in a forest a group, {} in one",
-        taught.linear_tokens,
-        one_forest(&taught)
-    );
-    assert_eq!((taught.linear_tokens, forests), (1_458_914, 253_343));
+    println!("train: {} linear, {forests} in a forest a group, {} in one", taught.linear_tokens, one_forest(&taught));
+    assert_eq!((taught.linear_tokens, forests), (1_454_363, 252_649));
 }

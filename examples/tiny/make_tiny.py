@@ -42,7 +42,7 @@ def line(turn):
 
 
 def question(turn):
-    return f"Emotion of {turn['speaker']} in \"{turn['text']}\":"
+    return f"Emotion of {turn['speaker']}:"
 
 
 def prompt(turns, target, window):
@@ -66,7 +66,7 @@ def make_tokenizer(dialogues):
         show_progress=False,
     )
     plain = ["".join(map(line, turns)) for turns in dialogues]
-    asked = [f'Emotion of {t["speaker"]} in "": {t["emotion"]}' for turns in dialogues for t in turns]
+    asked = [f'Emotion of {t["speaker"]}: {t["emotion"]}' for turns in dialogues for t in turns]
     tokenizer.train_from_iterator([INSTRUCTION, *plain, *asked], trainer)
     return tokenizer
 

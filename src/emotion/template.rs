@@ -392,16 +392,24 @@ mod tests {
 
     #[test]
     fn the_dialogue_prompt_with_a_window_of_five_is_as_specified() {
-        let want = format!("{HEAD}Bo: t1\nAnn: t2\nBo: t3\nAnn: t4\nBo: t5\nAnn: t6\nEmotion of Ann in \"t6\":");
+        let want = format!("{HEAD}Bo: t1\nAnn: t2\nBo: t3\nAnn: t4\nBo: t5\nAnn: t6\nEmotion of Ann:");
         assert_eq!(prompt(&dialogue("5"), &Labels::meld(), &seven(), 6, 0), want);
-        let want = format!("{HEAD}Ann: t0\nEmotion of Ann in \"t0\":");
+        let want = format!("{HEAD}Ann: t0\nEmotion of Ann:");
         assert_eq!(prompt(&dialogue("5"), &Labels::meld(), &seven(), 0, 0), want);
+    }
+
+    #[test]
+    fn a_question_may_repeat_the_utterance() {
+        let question = r#"Emotion of {{ target.speaker }} in "{{ target.text | split | join(' ') }}":"#;
+        let template = Template { question: question.into(), ..dialogue("1") };
+        let want = format!("{HEAD}Ann: t0\nBo: t1\nEmotion of Bo in \"t1\":");
+        assert_eq!(prompt(&template, &Labels::meld(), &seven(), 1, 0), want);
     }
 
     #[test]
     fn runs_of_white_space_are_one_space_in_the_dialogue_prompt() {
         let turns = [turn("Ann", " No.  No!\nNo "), turn("Bo", "a \t b")];
-        let want = format!("{HEAD}Ann: No. No! No\nBo: a b\nEmotion of Bo in \"a b\":");
+        let want = format!("{HEAD}Ann: No. No! No\nBo: a b\nEmotion of Bo:");
         assert_eq!(prompt(&dialogue("5"), &Labels::meld(), &turns, 1, 0), want);
     }
 
@@ -415,16 +423,16 @@ mod tests {
 
     #[test]
     fn skipping_drops_the_oldest_turns_and_never_the_target() {
-        let want = format!("{HEAD}Bo: t5\nAnn: t6\nEmotion of Ann in \"t6\":");
+        let want = format!("{HEAD}Bo: t5\nAnn: t6\nEmotion of Ann:");
         assert_eq!(prompt(&dialogue("5"), &Labels::meld(), &seven(), 6, 4), want);
-        let want = format!("{HEAD}Ann: t6\nEmotion of Ann in \"t6\":");
+        let want = format!("{HEAD}Ann: t6\nEmotion of Ann:");
         assert_eq!(prompt(&dialogue("5"), &Labels::meld(), &seven(), 6, 99), want);
     }
 
     #[test]
     fn the_dialogue_prompt_shows_visual_descriptions_where_there_are_any() {
         let turns = [Turn { visual: Some("waves".into()), ..turn("Ann", "a") }, turn("Bo", "b")];
-        let want = format!("{HEAD}Ann: a [waves]\nBo: b\nEmotion of Bo in \"b\":");
+        let want = format!("{HEAD}Ann: a [waves]\nBo: b\nEmotion of Bo:");
         assert_eq!(prompt(&dialogue("1"), &Labels::meld(), &turns, 1, 0), want);
     }
 
