@@ -16,7 +16,6 @@ pub use pool::Pool;
 
 use crate::Result;
 use crate::files::safetensors::Tensors;
-use dialoguellm_kernels::Isa;
 use dialoguellm_kernels::attention::Heads;
 use std::sync::Arc;
 
