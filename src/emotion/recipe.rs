@@ -233,10 +233,7 @@ impl Metric {
 /// Every table and its fields. Field names are unique, so a setting may leave its table out: `epochs=2` means
 /// `train.epochs=2`.
 pub const FIELDS: [(&str, &[&str]); 4] = [
-    (
-        "lora",
-        &["rank", "alpha", "dropout", "targets", "exclude", "rslora", "rank_pattern", "alpha_pattern", "layers"],
-    ),
+    ("lora", &["rank", "alpha", "dropout", "targets", "exclude", "rslora", "rank_pattern", "alpha_pattern", "layers"]),
     (
         "train",
         &[
@@ -427,7 +424,9 @@ fn listed(labels: &Labels, by_name: &BTreeMap<String, f32>) -> Result<Vec<f32>> 
     for (name, &weight) in by_name {
         let label = labels.index(name).map_err(|error| error.at("recipe [emotion]: class_weights"))?;
         if !(weight >= 0.0 && weight.is_finite()) {
-            return Err(Error::invalid(format!("recipe [emotion]: the weight of `{name}` is {weight}, must be 0 or more")));
+            return Err(Error::invalid(format!(
+                "recipe [emotion]: the weight of `{name}` is {weight}, must be 0 or more"
+            )));
         }
         weights[label] = weight;
     }
@@ -574,7 +573,8 @@ mod tests {
 
     #[test]
     fn values_are_toml_or_else_texts() {
-        let recipe = with(&["labels=[\"a\", \"b\"]", "words=c, d", "window=2", "eos=if-fits", "shuffle=false"]).unwrap();
+        let recipe =
+            with(&["labels=[\"a\", \"b\"]", "words=c, d", "window=2", "eos=if-fits", "shuffle=false"]).unwrap();
         assert_eq!(recipe.emotion.labels.as_deref().unwrap(), ["a", "b"]);
         assert_eq!(recipe.emotion.words.as_deref().unwrap(), ["c", "d"]);
         assert_eq!((recipe.emotion.window, recipe.emotion.eos), (Some(Window::Last(2)), Some(Eos::IfFits)));
@@ -614,7 +614,8 @@ mod tests {
         let labels = Labels::new(["a", "b", "c"].map(String::from).to_vec()).unwrap();
         let turn = |emotion: &str| Turn { emotion: Some(emotion.into()), ..Turn::default() };
         let dialogue = Dialogue { id: "d".into(), turns: ["a", "a", "a", "b"].map(turn).to_vec() };
-        let weights = |settings: &[&str]| with(settings).unwrap().class_weights(&labels, std::slice::from_ref(&dialogue));
+        let weights =
+            |settings: &[&str]| with(settings).unwrap().class_weights(&labels, std::slice::from_ref(&dialogue));
         // compute_class_weight("balanced", classes=["a", "b"], y=["a", "a", "a", "b"]) of scikit-learn
         assert_eq!(weights(&["class_weights=balanced"]).unwrap(), [2.0 / 3.0, 2.0, 1.0]);
         assert_eq!(weights(&["class_weights={b = 3.0}"]).unwrap(), [1.0, 3.0, 1.0]);
@@ -626,5 +627,20 @@ mod tests {
     fn pairs_get_no_end_token_unless_the_recipe_says_so() {
         assert_eq!(with(&["template=dialoguellm"]).unwrap().framing(), Framing::default());
         assert_eq!(with(&["eos=always"]).unwrap().framing().eos, Eos::Always);
+    }
+
+    #[test]
+    fn every_recipe_under_examples_can_be_used() {
+        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/recipes");
+        let mut seen = 0;
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            let recipe = Recipe::from_toml(&std::fs::read_to_string(&path).unwrap()).unwrap();
+            recipe.template(None).unwrap();
+            recipe.own_labels().unwrap().unwrap();
+            crate::train::Rate::new(&recipe.train, 1000).unwrap();
+            seen += 1;
+        }
+        assert!(seen >= 5, "{seen}");
     }
 }

@@ -71,9 +71,10 @@ pub fn merge(
 /// Replacing one of the sources would lose it.
 fn refuse_same(out: &Path, source: &Path) -> Result<()> {
     match (out.canonicalize(), source.canonicalize()) {
-        (Ok(a), Ok(b)) if a == b => {
-            Err(Error::invalid(format!("{} is a source of the merge and would be replaced; name a new folder", out.display())))
-        }
+        (Ok(a), Ok(b)) if a == b => Err(Error::invalid(format!(
+            "{} is a source of the merge and would be replaced; name a new folder",
+            out.display()
+        ))),
         _ => Ok(()),
     }
 }

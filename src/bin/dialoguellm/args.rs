@@ -180,9 +180,7 @@ impl AskArgs {
 
     fn own_labels(&self, of_data: Option<Labels>) -> Result<Labels> {
         match (&self.labels, of_data) {
-            (Some(names), _) => {
-                Labels::with_words(names.clone(), self.words.clone().unwrap_or_else(|| names.clone()))
-            }
+            (Some(names), _) => Labels::with_words(names.clone(), self.words.clone().unwrap_or_else(|| names.clone())),
             (None, Some(labels)) => Ok(labels),
             (None, None) => Err(Error::invalid(
                 "nothing says which labels there are: give --adapter with a dialoguellm.json, or --labels A,B,..",

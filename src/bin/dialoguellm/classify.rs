@@ -201,7 +201,9 @@ impl Reader {
         };
         match &mut self.open {
             Some(item) => item.dialogue.turns.push(turn),
-            None => self.open = Some(Item { dialogue: Dialogue { id: self.name(), turns: vec![turn] }, line: self.line }),
+            None => {
+                self.open = Some(Item { dialogue: Dialogue { id: self.name(), turns: vec![turn] }, line: self.line })
+            }
         }
         None
     }

@@ -78,7 +78,11 @@ impl Spec {
 
     fn stats(&self, style: Style) -> Result<()> {
         if let Some(pairs) = self.pairs()? {
-            return if style.json { out::json(&json!({"pairs": pairs})) } else { out::line(format_args!("{pairs} pairs")) };
+            return if style.json {
+                out::json(&json!({"pairs": pairs}))
+            } else {
+                out::line(format_args!("{pairs} pairs"))
+            };
         }
         let parts = self.parts()?;
         if style.json {

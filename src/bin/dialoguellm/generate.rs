@@ -82,7 +82,9 @@ impl Generate {
         };
         let seconds = started.elapsed().as_secs_f64();
         let prompt = prompt.len();
-        out::json(&json!({"text": text, "tokens": generated.tokens, "stop": stop, "prompt_tokens": prompt, "seconds": seconds}))
+        out::json(
+            &json!({"text": text, "tokens": generated.tokens, "stop": stop, "prompt_tokens": prompt, "seconds": seconds}),
+        )
     }
 
     fn ids(&self, model: &Model) -> Result<Vec<u32>> {
@@ -100,7 +102,9 @@ impl Generate {
             Framer::new(Framing::default(), tokenizer, Ends::of(tokenizer, model.config()))?.ids(tokenizer, &prompt)?
         };
         if ids.is_empty() {
-            return Err(Error::invalid("the prompt has no token, and nothing predicts the first one; give a longer prompt"));
+            return Err(Error::invalid(
+                "the prompt has no token, and nothing predicts the first one; give a longer prompt",
+            ));
         }
         Ok(ids)
     }
@@ -213,7 +217,9 @@ impl Stopper<'_> {
 /// Bytes at the end of `text` that `stop` begins with.
 fn begun(text: &str, stop: &str) -> usize {
     let longest = stop.len().saturating_sub(1).min(text.len());
-    let fits = |n: &usize| text.is_char_boundary(text.len() - n) && stop.as_bytes().starts_with(&text.as_bytes()[text.len() - n..]);
+    let fits = |n: &usize| {
+        text.is_char_boundary(text.len() - n) && stop.as_bytes().starts_with(&text.as_bytes()[text.len() - n..])
+    };
     (1..=longest).rev().find(fits).unwrap_or(0)
 }
 
@@ -237,7 +243,10 @@ mod tests {
 
     #[test]
     fn a_stop_string_over_several_pieces_is_not_given_out() {
-        assert_eq!(streamed(&["END"], &["a E", "N", "D b"]), (vec!["a ".into(), "".into(), "".into(), "".into()], true));
+        assert_eq!(
+            streamed(&["END"], &["a E", "N", "D b"]),
+            (vec!["a ".into(), "".into(), "".into(), "".into()], true)
+        );
     }
 
     #[test]

@@ -45,7 +45,10 @@ impl Merge {
             return out::json(&json!({"tensors": tensors, "changed": changed, "bytes": size, "out": self.out}));
         }
         let size = bytes(size as u64);
-        out::line(format_args!("{tensors} tensors, {changed} of them changed, {size} written to {}", self.out.display()))
+        out::line(format_args!(
+            "{tensors} tensors, {changed} of them changed, {size} written to {}",
+            self.out.display()
+        ))
     }
 
     /// The adapter's card, which must be of this base.

@@ -40,9 +40,10 @@ impl Score {
         let scores = conversation.scores_after(&leaves)?;
         let rows = self.continuations.iter().zip(&wholes).zip(&scores);
         if style.json {
-            let row = |((text, (ids, from)), score): ((&String, &(Vec<u32>, usize)), &dialoguellm::conversation::Score)| {
-                json!({"text": text, "tokens": ids[*from..], "logprob": score.total})
-            };
+            let row = |((text, (ids, from)), score): (
+                (&String, &(Vec<u32>, usize)),
+                &dialoguellm::conversation::Score,
+            )| { json!({"text": text, "tokens": ids[*from..], "logprob": score.total}) };
             return out::json(&json!({"scores": rows.map(row).collect::<Vec<_>>()}));
         }
         for ((text, (ids, from)), score) in rows {
