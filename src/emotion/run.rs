@@ -294,7 +294,7 @@ impl Run {
                 total += weight;
             }
         }
-        if !(total > 0.0) {
+        if total == 0.0 {
             return Err(Error::invalid("no token of the dev pairs' completions has a weight above 0"));
         }
         Ok(sum / total)

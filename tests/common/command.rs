@@ -109,7 +109,7 @@ impl Place {
     }
 
     /// `arguments` with the model, two threads and f32.
-    pub fn model_args<'a>(&self, arguments: &[&'a str]) -> Vec<String> {
+    pub fn model_args(&self, arguments: &[&str]) -> Vec<String> {
         let model = ["--model", &self.arg("model"), "--threads", "2", "--precision", "f32"].map(String::from);
         arguments.iter().map(|&argument| argument.to_owned()).chain(model).collect()
     }
