@@ -4,6 +4,8 @@
 //! implementation in the same types (same input roundings, sequential sums, one rounding at the output). It knows no
 //! operation. NaN fails every comparison here, so each is written `!(error <= bound)`.
 
+#![allow(clippy::neg_cmp_op_on_partial_ord)] // see above
+
 use crate::{Elem, Real};
 #[cfg(target_arch = "x86_64")]
 use crate::{Kernels, bf16};

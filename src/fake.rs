@@ -163,15 +163,15 @@ impl Fake {
             return Row { x: *state, ax: vec![], logits: matvec(output, V, state) };
         };
         let (at, p) = (adapter.slots()[0].at, adapter.params());
-        let x = drop(pass, *state, row, noise);
+        let x = masked(pass, *state, row, noise);
         let ax = matvec(|r, d| f64::from(p[at.a + r * D + d]), at.rank, &x);
         let bax = matvec(|d, r| f64::from(p[at.b + d * at.rank + r]), D, &ax);
-        let h: Vec<f64> = (0..D).map(|d| state[d] + adapter.slots()[0].spec.scale as f64 * bax[d]).collect();
+        let h: Vec<f64> = (0..D).map(|d| state[d] + adapter.slots()[0].spec.scale * bax[d]).collect();
         Row { x, ax, logits: matvec(output, V, &h) }
     }
 }
 
-fn drop(pass: &Pass, mut x: [f64; D], row: u32, noise: Option<Noise>) -> [f64; D] {
+fn masked(pass: &Pass, mut x: [f64; D], row: u32, noise: Option<Noise>) -> [f64; D] {
     let Some(noise) = noise else { return x };
     let span = pass.forest.spans().iter().find(|span| span.rows.contains(&(row as usize))).unwrap();
     let position = (span.start + row as usize - span.rows.start) as u64;
@@ -251,7 +251,7 @@ impl Engine for Fake {
 /// d log p(token) / d logits = onehot - p;  dh = U^T dlogits;  dB = s dh (A x)^T;  dA = s B^T dh x^T
 fn backward(adapter: &Adapter, token: usize, row: &Row, slope: f64, gradient: &mut [f32]) {
     let (at, params) = (adapter.slots()[0].at, adapter.params());
-    let scale = adapter.slots()[0].spec.scale as f64 * slope;
+    let scale = adapter.slots()[0].spec.scale * slope;
     let p: Vec<f64> = log_softmax(&row.logits).iter().map(|x| x.exp()).collect();
     let dlogits: Vec<f64> = (0..V).map(|v| f64::from(u8::from(v == token)) - p[v]).collect();
     let dh = matvec(|d, v| output(v, d), D, &dlogits);

@@ -62,9 +62,9 @@ fn ask(model: &Model, forest: &Forest, targets: &[Target]) -> Vec<f32> {
 fn bulk(model: &Model) -> Vec<Vec<Vec<f32>>> {
     let (turns, mut builder) = (turns(), Builder::new(0));
     for turn in 1..=turns.len() {
-        leaves()
-            .iter()
-            .for_each(|leaf| drop(builder.insert(0, &[turns[..turn].concat(), leaf[..4].to_vec()].concat())));
+        for leaf in leaves() {
+            builder.insert(0, &[&turns[..turn].concat(), &leaf[..4]].concat());
+        }
     }
     let (forest, rows) = builder.build();
     let of_leaf = |rows: &Vec<u32>, leaf: &Vec<u32>| {
@@ -86,6 +86,7 @@ fn alone(model: &Model, text: &[u32]) -> Vec<Vec<f32>> {
 }
 
 fn assert_same(name: &str, what: &str, a: &[Vec<f32>], b: &[Vec<f32>]) {
+    assert!(!a.is_empty() && a.concat().len() == b.concat().len(), "{name}: {what} have different lengths");
     let pairs = a.concat().into_iter().zip(b.concat());
     let worst =
         pairs.map(|(a, b)| (a - b).abs()).fold(0.0f32, |w, d| if d.is_nan() { f32::INFINITY } else { w.max(d) });

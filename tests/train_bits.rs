@@ -52,7 +52,9 @@ fn trainer(model: Arc<Model>, loss: Loss) -> Trainer {
 }
 
 fn run(trainer: &mut Trainer, steps: usize) -> Vec<u32> {
-    (0..steps).for_each(|_| drop(trainer.step(&Cancel::default()).unwrap()));
+    for _ in 0..steps {
+        trainer.step(&Cancel::default()).unwrap();
+    }
     trainer.adapter().params().iter().map(|p| p.to_bits()).collect()
 }
 

@@ -144,7 +144,8 @@ fn small_micro_batches_make_the_same_adapter() {
 /// The measure would see a mistake: each setting changed alone leaves the allowed distance.
 #[test]
 fn any_other_setting_ends_elsewhere() {
-    let changes: [(&str, fn(&mut Options)); 8] = [
+    type Change = (&'static str, fn(&mut Options));
+    let changes: [Change; 8] = [
         ("clip", |o| o.clip = 0.0),
         ("clip", |o| o.weight_decay = 0.0),
         ("linear", |o| o.beta1 = 0.91),

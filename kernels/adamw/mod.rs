@@ -3,11 +3,14 @@
 //! The order of operations is PyTorch's (torch/optim/adam.py, _single_tensor_adam, decoupled decay), so that runs agree:
 //!   p *= 1 - lr decay;  m = lerp(m, g, 1 - beta1);  v = v beta2 + (1 - beta2) g g
 //!   denom = sqrt(v) / sqrt(1 - beta2^t) + eps;  p += -lr / (1 - beta1^t) * m / denom
+//!
+//! ```text
 //! shapes   p, g, m, v: any run of values, all independent
 //! types    Real; the scalars are computed in f64 and rounded once, as Python hands them to PyTorch
 //! rounding after every operation, as written
 //! alias    p, m, v in place
 //! used by  train
+//! ```
 
 use crate::stamp::stamp;
 use crate::{Elem, Kernels, Real};

@@ -1,9 +1,9 @@
 //! The two backward passes: dq of a block of queries over its keys, dk and dv of a block of keys over its queries.
 //! Both recompute P from lse; neither needs the other, so that no sum is shared between threads.
 
-use super::forward::{Sequence, TILE, head_of, transpose, widen};
+use super::forward::{Sequence, TILE, head_of, store, transpose, turn, widen};
 use super::product::{Left, Out, Products, Right, Span};
-use super::scratch::{buffers, padded};
+use super::scratch::{PAD, buffers, padded};
 use super::{Block, Heads, KeyBlock};
 use crate::{Elem, Real};
 use std::ops::Range;
@@ -16,6 +16,22 @@ const ROWS: usize = 48;
 fn pair<E: Elem>(s: E::Real, dp: E::Real, lse: E::Real, delta: E::Real, scale: E::Real) -> (E::Real, E::Real) {
     let p = Real::exp(s * scale - lse);
     (E::narrow(p).widen(), E::narrow(p * (dp - delta)).widen())
+}
+
+/// One key under many rows: scores become dS.
+#[inline(always)]
+fn pairs_of_key<E: Elem>(s: &mut [E::Real], dp: &[E::Real], lse: &[E::Real], delta: &[E::Real], scale: E::Real) {
+    for (((s, dp), lse), delta) in s.iter_mut().zip(dp).zip(lse).zip(delta) {
+        *s = pair::<E>(*s, *dp, *lse, *delta, scale).1;
+    }
+}
+
+/// One row over many keys: scores become P, and d_o v becomes dS.
+#[inline(always)]
+fn pairs_of_query<E: Elem>(s: &mut [E::Real], dp: &mut [E::Real], lse: E::Real, delta: E::Real, scale: E::Real) {
+    for (s, dp) in s.iter_mut().zip(dp) {
+        (*s, *dp) = pair::<E>(*s, *dp, lse, delta, scale);
+    }
 }
 
 /// dq of a block, every head.
@@ -57,9 +73,7 @@ pub(super) fn backward_q<E: Elem>(
             products.set(out(scores), left(keys), Right { values: queries, row: lanes }, heads.dim);
             products.set(out(d_probs), left(values), Right { values: d_outs, row: lanes }, heads.dim);
             for (s, dp) in scores.chunks_exact_mut(lanes).zip(d_probs.chunks_exact(lanes)).take(tile.len) {
-                for (((s, dp), lse), delta) in s.iter_mut().zip(dp).zip(&*row_lse).zip(&*row_delta) {
-                    *s = pair::<E>(*s, *dp, *lse, *delta, scale).1;
-                }
+                pairs_of_key::<E>(s, dp, row_lse, row_delta, scale);
             }
             let out = Out { values: sums, row: dim, rows, width: dim };
             let factor = Left { values: scores, row: 1, term: lanes };
@@ -68,8 +82,7 @@ pub(super) fn backward_q<E: Elem>(
             products.add(out, factor, Right { values: keys, row: dim }, tile.len, span);
         }
         for (row, sums) in sums.chunks_exact(dim).enumerate().take(rows) {
-            let dq = &mut dq[head_of(row, head, heads) * heads.dim..][..heads.dim];
-            dq.iter_mut().zip(sums).for_each(|(dq, sum)| *dq = *sum * scale);
+            store(&mut dq[head_of(row, head, heads) * heads.dim..][..heads.dim], sums, scale);
         }
     }
 }
@@ -100,12 +113,8 @@ pub(super) fn backward_kv<E: Elem>(
     let [keys, values, probs, d_scores, queries, d_outs, key_sums, value_sums] = buffers(scratch, lens);
     let scale = E::Real::from_f64(heads.scale());
     for head in 0..heads.kv {
-        for (at, j) in block.keys.clone().enumerate() {
-            let from = j as usize * heads.kv_row() + head * heads.dim;
-            for c in 0..heads.dim {
-                (keys[c * lanes + at], values[c * lanes + at]) = (k[from + c].widen(), v[from + c].widen());
-            }
-        }
+        turn_keys(keys, lanes, k, heads, head, &block.keys);
+        turn_keys(values, lanes, v, heads, head, &block.keys);
         key_sums.fill(E::Real::ZERO);
         value_sums.fill(E::Real::ZERO);
         for (part, causal) in parts(block, heads) {
@@ -119,21 +128,18 @@ pub(super) fn backward_kv<E: Elem>(
             let left = |values| Left { values, row: dim, term: 1 };
             products.set(out(probs), left(queries), Right { values: keys, row: lanes }, heads.dim);
             products.set(out(d_scores), left(d_outs), Right { values, row: lanes }, heads.dim);
-            for (row, (s, dp)) in
-                probs.chunks_exact_mut(lanes).zip(d_scores.chunks_exact_mut(lanes)).enumerate().take(rows)
-            {
+            let pairs = probs.chunks_exact_mut(lanes).zip(d_scores.chunks_exact_mut(lanes));
+            for (row, (s, dp)) in pairs.enumerate().take(rows) {
                 let at = head_of(row + part.start * heads.group(), head, heads);
-                let (lse, delta) = (lse[at], delta[at]);
-                for (s, dp) in s.iter_mut().zip(dp) {
-                    (*s, *dp) = pair::<E>(*s, *dp, lse, delta, scale);
-                }
+                pairs_of_query::<E>(s, dp, lse[at], delta[at], scale);
             }
             let seen_by = &block.rows[part];
             let sighted = |at: usize| {
                 let key = block.keys.start + at as u32;
                 (seen_by.partition_point(|row| *row < key) * heads.group(), rows)
             };
-            let span: Span = if causal { Some(&sighted) } else { None };
+            let all = !causal || seen_by[0] + 1 >= block.keys.end;
+            let span: Span = if all { None } else { Some(&sighted) };
             let left = |values| Left { values, row: 1, term: lanes };
             let out = |values| Out { values, row: dim, rows: n, width: dim };
             products.add(out(key_sums), left(d_scores), Right { values: queries, row: dim }, rows, span);
@@ -141,11 +147,18 @@ pub(super) fn backward_kv<E: Elem>(
         }
         for at in 0..n {
             let to = (at * heads.kv + head) * heads.dim;
-            for c in 0..heads.dim {
-                dk[to + c] = key_sums[at * dim + c] * scale;
-                dv[to + c] = E::narrow(value_sums[at * dim + c]);
-            }
+            store(&mut dk[to..][..heads.dim], &key_sums[at * dim..], scale);
+            store(&mut dv[to..][..heads.dim], &value_sums[at * dim..], E::Real::ONE);
         }
+    }
+}
+
+/// `to`[c, j] = x[key j, c], widened, of one key head.
+#[inline(always)]
+fn turn_keys<E: Elem>(to: &mut [E::Real], lanes: usize, x: &[E], heads: Heads, head: usize, keys: &Range<u32>) {
+    for first in (0..keys.len()).step_by(PAD) {
+        let at = |i: usize| (keys.start as usize + first + i) * heads.kv_row() + head * heads.dim;
+        turn(&mut to[first..], lanes, PAD.min(keys.len() - first), heads.dim, |i| &x[at(i)..][..heads.dim]);
     }
 }
 

@@ -9,6 +9,7 @@ use half::bf16;
 use std::arch::x86_64::{__m256, __m512};
 
 type Forward<E, R> = unsafe fn(&mut [E], &mut [R], &[E], &[E], &[E], Heads, &Block, &mut Vec<R>);
+type Delta<E, R> = unsafe fn(&mut [R], &[E], &[E], Heads);
 type BackwardQ<E, R> = unsafe fn(&mut [R], &[E], &[E], &[E], &[E], &[R], &[R], Heads, &Block, &mut Vec<R>);
 type BackwardKv<E, R> =
     unsafe fn(&mut [R], &mut [E], &[E], &[E], &[E], &[E], &[R], &[R], Heads, &KeyBlock, &mut Vec<R>);
@@ -16,7 +17,7 @@ type BackwardKv<E, R> =
 /// Attention's forms for one number type at one level.
 pub(crate) struct Forms<E: Elem> {
     pub(super) forward: Forward<E, E::Real>,
-    pub(super) delta: unsafe fn(&mut [E::Real], &[E], &[E], Heads),
+    pub(super) delta: Delta<E, E::Real>,
     pub(super) backward_q: BackwardQ<E, E::Real>,
     pub(super) backward_kv: BackwardKv<E, E::Real>,
 }

@@ -44,8 +44,8 @@ pub(super) fn forward<E: Elem>(
             let out = Out { values: scores, row: lanes, rows: tile.len, width: lanes };
             let factor = Left { values: keys, row: dim, term: 1 };
             products.set(out, factor, Right { values: queries, row: lanes }, heads.dim);
-            hide(scores, lanes, &tile, block, heads.group());
-            soften::<E>(&mut scores[..tile.len * lanes], max, total, decay, scale);
+            let blind = |first: &mut usize, j| blind_rows(first, j, &tile, block, heads.group());
+            soften::<E>(&mut scores[..tile.len * lanes], max, total, decay, scale, blind);
             for (output, decay) in outputs.chunks_exact_mut(dim).zip(&*decay) {
                 output.iter_mut().for_each(|x| *x *= *decay);
             }
@@ -57,12 +57,17 @@ pub(super) fn forward<E: Elem>(
         }
         for (row, output) in outputs.chunks_exact(dim).enumerate().take(rows) {
             let at = head_of(row, head, heads);
-            let share = E::Real::ONE / total[row];
-            for (o, x) in o[at * heads.dim..][..heads.dim].iter_mut().zip(output) {
-                *o = E::narrow(*x * share);
-            }
             lse[at] = max[row] * scale + Real::ln(total[row]);
+            store(&mut o[at * heads.dim..][..heads.dim], output, E::Real::ONE / total[row]);
         }
+    }
+}
+
+/// o = narrow(x * by).
+#[inline(always)]
+pub(super) fn store<E: Elem>(o: &mut [E], x: &[E::Real], by: E::Real) {
+    for (o, x) in o.iter_mut().zip(x) {
+        *o = E::narrow(*x * by);
     }
 }
 
@@ -76,10 +81,36 @@ pub(super) fn head_of(row: usize, head: usize, heads: Heads) -> usize {
 #[inline(always)]
 pub(super) fn transpose<E: Elem>(to: &mut [E::Real], lanes: usize, x: &[E], heads: Heads, head: usize) {
     let rows = x.len() / heads.q_row() * heads.group();
-    for row in 0..rows {
-        let from = &x[head_of(row, head, heads) * heads.dim..][..heads.dim];
-        for (c, value) in from.iter().enumerate() {
-            to[c * lanes + row] = value.widen();
+    for first in (0..rows).step_by(PAD) {
+        let row = |i: usize| &x[head_of(first + i, head, heads) * heads.dim..][..heads.dim];
+        turn(&mut to[first..], lanes, PAD.min(rows - first), heads.dim, row);
+    }
+}
+
+/// `to`[c, i] = row(i)[c] of at most PAD rows, `lanes` apart: by squares that fit in registers, where the strides are known.
+#[inline(always)]
+pub(super) fn turn<'a, E: Elem>(
+    to: &mut [E::Real],
+    lanes: usize,
+    rows: usize,
+    dim: usize,
+    row: impl Fn(usize) -> &'a [E],
+) {
+    for c in (0..dim).step_by(PAD) {
+        let width = PAD.min(dim - c);
+        let mut square = [[E::Real::ZERO; PAD]; PAD];
+        for (i, square) in square.iter_mut().enumerate().take(rows) {
+            let from = &row(i)[c..c + width];
+            match from.first_chunk::<PAD>() {
+                Some(from) => square.iter_mut().zip(from).for_each(|(to, from)| *to = from.widen()),
+                None => square.iter_mut().zip(from).for_each(|(to, from)| *to = from.widen()),
+            }
+        }
+        for w in 0..width {
+            let to = &mut to[(c + w) * lanes..][..PAD];
+            for i in 0..PAD {
+                to[i] = square[i][w];
+            }
         }
     }
 }
@@ -183,20 +214,18 @@ impl Tile {
     }
 }
 
-/// Scores of keys that a row does not see become minus infinity: rows ascend, so that a key hides from a first few.
+/// The rows that do not see key `j` of the tile: rows ascend, so that they are a first few. Keys come in order and `i`, the
+/// first query that sees one, only grows.
 #[inline(always)]
-fn hide<R: Real>(scores: &mut [R], lanes: usize, tile: &Tile, block: &Block, group: usize) {
-    let mut i = 0;
-    for (j, scores) in scores.chunks_exact_mut(lanes).enumerate().take(tile.len) {
-        while i < block.rows.len() && tile.seen(block, i) <= j {
-            i += 1;
-        }
-        scores[..i * group].fill(R::NEG_INFINITY);
+fn blind_rows(i: &mut usize, j: usize, tile: &Tile, block: &Block, group: usize) -> usize {
+    while *i < block.rows.len() && tile.seen(block, *i) <= j {
+        *i += 1;
     }
+    *i * group
 }
 
 /// One step of the online softmax, per row: max and total take in the tile, `decay` is what older sums are multiplied by,
-/// and the scores become e^((score - max) scale), rounded to E.
+/// and the scores become e^((score - max) scale), rounded to E. Scores that a row does not see are left as they are.
 #[inline(always)]
 fn soften<E: Elem>(
     scores: &mut [E::Real],
@@ -204,11 +233,14 @@ fn soften<E: Elem>(
     total: &mut [E::Real],
     decay: &mut [E::Real],
     scale: E::Real,
+    blind: impl Fn(&mut usize, usize) -> usize,
 ) {
     let lanes = max.len();
     decay.copy_from_slice(max);
-    for scores in scores.chunks_exact(lanes) {
-        for (max, s) in max.iter_mut().zip(scores) {
+    let mut first = 0;
+    for (j, scores) in scores.chunks_exact(lanes).enumerate() {
+        let from = blind(&mut first, j);
+        for (max, s) in max[from..].iter_mut().zip(&scores[from..]) {
             *max = Real::max(*s, *max);
         }
     }
@@ -216,8 +248,11 @@ fn soften<E: Elem>(
         *decay = Real::exp((*decay - shift(*max)) * scale);
         *total *= *decay;
     }
-    for scores in scores.chunks_exact_mut(lanes) {
-        for ((s, max), total) in scores.iter_mut().zip(&*max).zip(total.iter_mut()) {
+    let mut first = 0;
+    for (j, scores) in scores.chunks_exact_mut(lanes).enumerate() {
+        let from = blind(&mut first, j);
+        let rows = scores[from..].iter_mut().zip(&max[from..]).zip(&mut total[from..]);
+        for ((s, max), total) in rows {
             let p = Real::exp((*s - shift(*max)) * scale);
             *total += p;
             *s = E::narrow(p).widen();
@@ -235,16 +270,22 @@ fn shift<R: Real>(max: R) -> R {
 /// sees one key, o = v, the difference of the two is zero.
 #[inline(always)]
 pub(super) fn delta<E: Elem, L: Lanes<E::Real>>(delta: &mut [E::Real], d_o: &[E], o: &[E], heads: Heads) {
-    let units = d_o.chunks(L::WIDTH * heads.dim).zip(o.chunks(L::WIDTH * heads.dim));
-    for (delta, (d_o, o)) in delta.chunks_mut(L::WIDTH).zip(units) {
-        let [mut a, mut b, mut sums] = [[E::Real::ZERO; PAD]; 3];
-        for c in 0..heads.dim {
-            for i in 0..delta.len() {
-                (a[i], b[i]) = (o[i * heads.dim + c].widen(), d_o[i * heads.dim + c].widen());
-            }
-            // SAFETY: the arrays hold PAD numbers, at least WIDTH; the level is the caller's to have.
-            unsafe {
-                L::load(sums.as_ptr()).add_product(L::load(a.as_ptr()), L::load(b.as_ptr())).store(sums.as_mut_ptr())
+    let units = d_o.chunks(PAD * heads.dim).zip(o.chunks(PAD * heads.dim));
+    for (delta, (d_o, o)) in delta.chunks_mut(PAD).zip(units) {
+        let [mut a, mut b] = [[E::Real::ZERO; PAD * PAD]; 2];
+        let mut sums = [E::Real::ZERO; PAD];
+        for c in (0..heads.dim).step_by(PAD) {
+            let width = PAD.min(heads.dim - c);
+            turn(&mut a, PAD, delta.len(), width, |i| &d_o[i * heads.dim + c..][..width]);
+            turn(&mut b, PAD, delta.len(), width, |i| &o[i * heads.dim + c..][..width]);
+            for (a, b) in a.chunks_exact(PAD).zip(b.chunks_exact(PAD)).take(width) {
+                for i in (0..PAD).step_by(L::WIDTH) {
+                    // SAFETY: i + WIDTH is at most PAD, which every row has; the level is the caller's to have.
+                    unsafe {
+                        let (a, b) = (L::load(a[i..].as_ptr()), L::load(b[i..].as_ptr()));
+                        L::load(sums[i..].as_ptr()).add_product(a, b).store(sums[i..].as_mut_ptr());
+                    }
+                }
             }
         }
         delta.copy_from_slice(&sums[..delta.len()]);

@@ -3,6 +3,8 @@
 //! A row sums over its own terms from..to, in order, one multiply-add each, on top of what c holds. So its bits do not
 //! depend on the rows beside it, and terms that a row does not have are not touched. It knows no attention.
 
+#![allow(clippy::needless_range_loop)] // a square of registers is read by row and lane
+
 use super::lanes::Lanes;
 use crate::Real;
 

@@ -1,11 +1,13 @@
 //! Cross-entropy: -log p_t = lse - z_t, lse = log sum_v e^(z_v), p_v = e^(z_v - lse)
 //!
+//! ```text
 //! shapes   logits [V] or a run of them, one row per call; targets (t, g_t) with g_t = d loss / d (-log p_t): several
 //!          where a row of the forest has several children; total is their sum over the whole row
 //! types    logits Real; lse Real; dlogits E
 //! rounding once, at dlogits. The sum runs in 16 parts under the row's maximum, so that it cannot overflow
 //! alias    none
 //! used by  model: rows that carry a target; emotion: label probabilities
+//! ```
 
 use crate::stamp::{PARTS, fold, stamp, sum};
 use crate::{Elem, Kernels, Real};

@@ -2,11 +2,14 @@
 //!
 //! The mask is a function of (key, channel): no state, so that it does not depend on packing, threads, device or resume.
 //! The hash is two rounds of a 32-bit mixer on (channel, key); integer arithmetic, so every form has the same mask.
+//!
+//! ```text
 //! shapes   x, y [n], one row (one token's values) per key
 //! types    dropout x, y E; dropout_add Real
 //! rounding 1 / (1 - p) to Real once, then one rounding at y. A dropped NaN or infinity is NaN, as in PyTorch (x * 0)
 //! alias    none
 //! used by  model: in front of LoRA's A, while training
+//! ```
 
 use crate::stamp::stamp;
 use crate::{Elem, Kernels, Real};

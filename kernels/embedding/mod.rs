@@ -1,10 +1,12 @@
-//! Embedding: y = table[id]
+//! Embedding: y = row `id` of the table
 //!
+//! ```text
 //! shapes   table [V, D], y [D]; one token per call
 //! types    table f32, f16 or bf16 as stored in the file; y Real
 //! rounding none: every stored type widens exactly
 //! gradient none, by design: the table is frozen, as PEFT leaves it
 //! used by  model: the first thing a token meets
+//! ```
 
 use crate::stamp::stamp;
 use crate::{Elem, Kernels, Matrix};

@@ -1,6 +1,6 @@
 //! Linear: y = x W^T + b, its gradient dx = dy W, and LoRA's terms in the same sum       Hu et al. 2021, eq. 3
 //!
-//! shapes   x [T, k], y [T, n], rows of any stride; W as the file has it, any of three types, any alignment
+//! shapes   `x [T, k]`, `y [T, n]`, rows of any stride; W as the file has it, any of three types, any alignment
 //! types    x, W packed as E; sums and bias E::Real; y as E, or as E::Real stored or added
 //! rounding W once at packing (none from bf16 to bf16), y once at the end; sums in Real, in order of k, as two sums
 //!          over even and odd k that are added at the end, or as pairs (vdpbf16ps, which flushes denormals, and AMX)
@@ -35,7 +35,7 @@ use portable::Portable;
 /// Output columns of one packed panel.
 pub const PANEL: usize = 32;
 
-/// y[T, n] += x[T, k] w[n, k]^T, in f64: what every form is held to.
+/// `y[T, n] += x[T, k] w[n, k]^T`, in f64: what every form is held to.
 pub fn reference(y: &mut [f64], x: &[f64], w: &[f64], n: usize, k: usize) {
     for (y, x) in y.chunks_exact_mut(n).zip(x.chunks_exact(k)) {
         for (y, w) in y.iter_mut().zip(w.chunks_exact(k)) {
@@ -44,7 +44,7 @@ pub fn reference(y: &mut [f64], x: &[f64], w: &[f64], n: usize, k: usize) {
     }
 }
 
-/// dx[T, k] += dy[T, n] w[n, k] and dw[n, k] += dy^T x, in f64.
+/// `dx[T, k] += dy[T, n] w[n, k]` and `dw[n, k] += dy^T x`, in f64.
 pub fn reference_backward(dx: &mut [f64], dw: &mut [f64], dy: &[f64], x: &[f64], w: &[f64], n: usize, k: usize) {
     for ((dx, dy), x) in dx.chunks_exact_mut(k).zip(dy.chunks_exact(n)).zip(x.chunks_exact(k)) {
         for ((dy, w), dw) in dy.iter().zip(w.chunks_exact(k)).zip(dw.chunks_exact_mut(k)) {
@@ -56,7 +56,7 @@ pub fn reference_backward(dx: &mut [f64], dw: &mut [f64], dy: &[f64], x: &[f64],
     }
 }
 
-/// Which index of a matrix [rows, cols] a product sums over.
+/// Which index of a matrix `[rows, cols]` a product sums over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sum {
     /// y = x W^T: an output for each row of W, sums over its columns.
@@ -83,7 +83,7 @@ pub const fn panel_len(k: usize) -> usize {
 /// One product a b of a sum of products.
 #[derive(Clone, Copy, Debug)]
 pub struct Term<'a, E> {
-    /// [rows, k] with row stride `lda`.
+    /// `[rows, k]` with row stride `lda`.
     pub a: &'a [E],
     /// Values from one row of `a` to the next.
     pub lda: usize,
@@ -93,7 +93,7 @@ pub struct Term<'a, E> {
     pub k: usize,
 }
 
-/// Where a product goes: [rows, n], the first written column first.
+/// Where a product goes: `[rows, n]`, the first written column first.
 #[derive(Debug)]
 pub enum Out<'a, E: Elem> {
     /// c = result, rounded.
@@ -123,12 +123,17 @@ impl<E: Elem> Out<'_, E> {
     }
 }
 
+type Pack<E> = unsafe fn(&mut [E], &Matrix, Sum, usize, f32);
+type Gemm<E, R> = unsafe fn(Out<E>, usize, usize, usize, &[Term<E>], Option<&[R]>);
+type GemmTn<E, R> = unsafe fn(&mut [R], usize, usize, &[E], usize, &[E], usize, usize);
+type Dots<E, R> = unsafe fn(&mut [R], &Matrix, usize, &[E]);
+
 /// The forms of one level. All need that level's instructions and the lengths that the wrappers below check.
 pub(crate) struct Forms<E: Elem> {
-    pack: unsafe fn(&mut [E], &Matrix, Sum, usize, f32),
-    gemm: unsafe fn(Out<E>, usize, usize, usize, &[Term<E>], Option<&[E::Real]>),
-    gemm_tn: unsafe fn(&mut [E::Real], usize, usize, &[E], usize, &[E], usize, usize),
-    dots: unsafe fn(&mut [E::Real], &Matrix, usize, &[E]),
+    pack: Pack<E>,
+    gemm: Gemm<E, E::Real>,
+    gemm_tn: GemmTn<E, E::Real>,
+    dots: Dots<E, E::Real>,
 }
 
 impl<E: Elem> Forms<E> {
@@ -194,7 +199,7 @@ impl<E: Elem> Kernels<E> {
         unsafe { (self.linear.pack)(panel, w, sum, n0, scale) }
     }
 
-    /// c[i, j] = bias[j] + the sum over `terms` of sum_k a[i, k] b[k, j], for i < rows, j < n; one rounding.
+    /// `c[i, j] = bias[j] +` the sum over `terms` of `sum_k a[i, k] b[k, j]`, for i < rows, j < n; one rounding.
     ///
     /// `out` has row stride `ldc` and begins at the first written column. Nothing past a row's `k` values is read.
     /// A row's bits do not depend on `rows`, on its index or on `n`.
@@ -212,7 +217,7 @@ impl<E: Elem> Kernels<E> {
         unsafe { (self.linear.gemm)(out, ldc, rows, n, terms, bias) }
     }
 
-    /// c[m, n] += the sum over t < rows of a[t, i] b[t, j]: a weight's gradient. For small m (LoRA's rank).
+    /// `c[i, j] +=` the sum over t < rows of `a[t, i] b[t, j]`, for i < m, j < n: a weight's gradient. For small m (LoRA's rank).
     ///
     /// The sums start from `c` and run in order of t: two calls over halves of the rows give the bits of one.
     pub fn gemm_tn(
@@ -236,7 +241,7 @@ impl<E: Elem> Kernels<E> {
         unsafe { (self.linear.gemm_tn)(c, m, n, a, lda, b, ldb, rows) }
     }
 
-    /// y[j] = sum_k w[n0 + j, k] x[k], on the matrix where it lies: for few rows, where packing would not pay.
+    /// `y[j] = sum_k w[n0 + j, k] x[k]`, on the matrix where it lies: for few rows, where packing would not pay.
     pub fn dots(&self, y: &mut [E::Real], w: &Matrix, n0: usize, x: &[E]) {
         assert_eq!(x.len(), w.cols(), "x for a matrix of {} columns", w.cols());
         assert!(y.len() <= w.rows() && n0 <= w.rows() - y.len(), "rows {n0} + {} of {}", y.len(), w.rows());

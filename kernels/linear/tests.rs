@@ -490,11 +490,11 @@ fn the_backward_reference_is_the_derivative() {
         y.iter().zip(&dy).map(|(y, dy)| y * dy).sum::<f64>()
     };
     let step = |v: &[f64], i: usize| v.iter().enumerate().map(|(j, v)| v + (i == j) as u8 as f64).collect::<Vec<_>>();
-    for i in 0..t * k {
-        assert!((loss(&step(&x, i), &w) - loss(&x, &w) - dx[i]).abs() < 1e-14);
+    for (i, dx) in dx.iter().enumerate() {
+        assert!((loss(&step(&x, i), &w) - loss(&x, &w) - dx).abs() < 1e-14);
     }
-    for i in 0..n * k {
-        assert!((loss(&x, &step(&w, i)) - loss(&x, &w) - dw[i]).abs() < 1e-14);
+    for (i, dw) in dw.iter().enumerate() {
+        assert!((loss(&x, &step(&w, i)) - loss(&x, &w) - dw).abs() < 1e-14);
     }
 }
 

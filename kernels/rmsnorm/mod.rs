@@ -1,16 +1,18 @@
 //! RMSNorm: y_i = w_i * (x_i * r), r = 1 / sqrt(mean(x^2) + eps)          Zhang & Sennrich 2019 (arXiv 1910.07467), eq. 4
 //!
+//! ```text
 //! shapes   x, y, w [D]: one row per call; rows are independent
 //! types    x, w Real; y E; the sum of squares in 16 parts of Real
 //! rounding once, at y. Hugging Face's LlamaRMSNorm rounds x * r to the model's type before the product with w; the
 //!          residual stream here is never narrower than f32, so that there is nothing to round to
 //! alias    none
 //! used by  model: twice a block, once before the logits
+//! ```
 
 use crate::stamp::{stamp, sum};
 use crate::{Elem, Kernels, Real};
 
-/// y [D] of x [D] and w [D]; returns r.
+/// y of x and w; returns r.
 pub fn reference(y: &mut [f64], x: &[f64], w: &[f64], eps: f64) -> f64 {
     let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
     let r = 1.0 / (mean + eps).sqrt();

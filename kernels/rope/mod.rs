@@ -2,11 +2,14 @@
 //!                                                                      Su et al. 2021 (arXiv 2104.09864), eq. 34
 //!
 //! The pairing is Hugging Face's rotate_half (modeling_llama.py, apply_rotary_pos_emb), not the paper's neighbours.
+//!
+//! ```text
 //! shapes   x, y [heads * d], one token; cos, sin [d / 2] of its position
 //! types    forward x Real, y E; backward dy Real, dx E
 //! rounding once, at the output
 //! alias    none
 //! used by  model: queries and keys, and their gradients
+//! ```
 
 use crate::stamp::stamp;
 use crate::{Elem, Kernels};

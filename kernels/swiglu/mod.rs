@@ -1,10 +1,12 @@
 //! SwiGLU: h_i = g_i s(g_i) u_i, s(g) = 1 / (1 + e^-g)                    Shazeer 2020 (arXiv 2002.05202), eq. 5
 //!
+//! ```text
 //! shapes   gate, up, h [F]: any run of values, all independent
 //! types    operands E, arithmetic Real
 //! rounding once, at each output. Hugging Face's bf16 LlamaMLP also rounds g s(g) before the product; here it is kept
 //! alias    none
 //! used by  model: the feed-forward part of a block
+//! ```
 
 use crate::stamp::stamp;
 use crate::{Elem, Kernels, Real};

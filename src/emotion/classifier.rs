@@ -269,3 +269,6 @@ impl Asked {
         self.question.answers.iter().zip(&self.sequences).flat_map(of_answer).collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@
 use crate::files::dialogues::{Dialogue, MELD_LABELS};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// What ends every answer where one answer's tokens begin another's, as `joy` and `joyful` may: without an end the
 /// shorter would be favoured, since the longer passes through it.
@@ -127,6 +127,19 @@ impl Labels {
     pub fn terminator(&self) -> Option<Terminator> {
         self.terminator
     }
+    /// A weight for every label, by name, 1 where none is given. Errors: NOT_FOUND for an unknown name; INVALID_ARGUMENT for
+    /// a weight that is not a finite number of 0 or more.
+    pub fn weights(&self, by_name: &BTreeMap<String, f32>) -> Result<Vec<f32>> {
+        let mut weights = vec![1.0; self.len()];
+        for (name, &weight) in by_name {
+            if !(weight.is_finite() && weight >= 0.0) {
+                return Err(Error::invalid(format!("the weight of label `{name}` is {weight}, must be 0 or more")));
+            }
+            weights[self.index(name).map_err(|error| error.at("label weights"))?] = weight;
+        }
+        Ok(weights)
+    }
+
     /// How many.
     pub fn len(&self) -> usize {
         self.names.len()
@@ -166,6 +179,13 @@ mod tests {
         let turns = ["b", "c", "a", "c"].map(turn).into_iter().chain([Turn::default()]).collect();
         let dialogue = Dialogue { id: "d".into(), turns };
         assert_eq!(Labels::of(&[dialogue]).unwrap().names(), ["c", "a", "b"]);
+    }
+
+    #[test]
+    fn weights_are_by_name_and_one_by_default() {
+        let weights = |name: &str, weight| Labels::meld().weights(&BTreeMap::from([(name.to_owned(), weight)]));
+        assert_eq!(weights("joy", 2.5).unwrap(), [1.0, 2.5, 1.0, 1.0, 1.0, 1.0, 1.0]);
+        assert!(weights("glee", 2.0).is_err() && weights("joy", f32::NAN).is_err() && weights("joy", -1.0).is_err());
     }
 
     #[test]

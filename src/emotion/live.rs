@@ -213,3 +213,6 @@ fn parse(saved: &str, base: &str) -> Result<(Vec<Turn>, usize)> {
     }
     Ok((Dialogue::from_json(&value["dialogue"], "live")?.turns, dropped as usize))
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,8 @@ pub mod recipe;
 pub mod run;
 mod spread;
 pub mod template;
+#[cfg(test)]
+mod testing;
 
 pub use card::Card;
 pub use classifier::{Bulk, Classifier};

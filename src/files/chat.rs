@@ -172,6 +172,16 @@ mod tests {
     }
 
     #[test]
+    fn roles_that_must_alternate_and_a_system_message_apart_are_understood() {
+        let template = "{%- if messages[0]['role'] == 'system' -%}{%- set rest = messages[1:] -%}{%- else -%}{%- set rest = messages -%}{%- endif -%}\
+            {%- set ns = namespace(n=0) -%}{%- for m in rest -%}\
+            {%- if (m['role'] == 'user') != (loop.index0 % 2 == 0) -%}{{- raise_exception('no') -}}{%- endif -%}\
+            {%- set ns.n = ns.n + 1 -%}{{- m.role if m.content is string else '' }}{{ '.' if loop.last else ',' -}}{%- endfor -%}{{ ns.n }}";
+        assert_eq!(rendered(template).unwrap(), "user,assistant.2");
+        assert!(render(template, &[("assistant", "x")], false, &SpecialTokens::default()).is_err());
+    }
+
+    #[test]
     fn a_templates_own_refusal_is_quoted() {
         let error =
             rendered("{% if messages[0].role != 'system' %}{{ raise_exception('roles must alternate') }}{% endif %}")

@@ -202,7 +202,8 @@ impl Rope {
     }
 }
 
-fn one_or_list(ids: &[u32]) -> Value {
+/// Token ids as transformers writes them.
+pub(super) fn one_or_list(ids: &[u32]) -> Value {
     match ids {
         [] => Value::Null,
         [one] => (*one).into(),

@@ -45,11 +45,6 @@ impl Bytes {
             Access::Read => Source::Owned(read(file, path)?),
         }))
     }
-
-    /// Bytes already in memory.
-    pub fn owned(bytes: Vec<u8>) -> Self {
-        Self(Source::Owned(bytes))
-    }
 }
 
 impl Deref for Bytes {

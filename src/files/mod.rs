@@ -2,6 +2,8 @@
 //!
 //! Every file may come from a stranger: counts are bounded before memory is asked for, offsets are checked before
 //! they are used, and what does not fit is one sentence naming the file, the place and both values.
+//! A model folder is read by `config`, `safetensors` (through `mmap`) and `tokenizer`; an adapter folder by `adapter`;
+//! `gguf` makes a model folder; `folder` replaces either in one step; `fingerprint` tells base models apart.
 
 pub mod adapter;
 mod chat;

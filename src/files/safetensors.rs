@@ -393,7 +393,7 @@ fn new_header(entries: &[NewTensor], metadata: &[(&str, &str)]) -> Result<(Strin
 }
 
 /// A type's name in a header.
-pub fn stored_name(dtype: Dtype) -> &'static str {
+fn stored_name(dtype: Dtype) -> &'static str {
     match dtype {
         Dtype::F32 => "F32",
         Dtype::F16 => "F16",

@@ -43,7 +43,8 @@ impl Tokenizer {
     /// NotFound; BadFile where a file does not parse; Unsupported where encoding would be random (BPE dropout).
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join(FILE);
-        let mut tokenizer = Self::parse(&read_bounded(&path, LIMIT)?, &path)?;
+        let json = if_there(read_bounded(&path, LIMIT))?.ok_or_else(|| no_tokenizer(dir))?;
+        let mut tokenizer = Self::parse(&json, &path)?;
         let path = dir.join(CONFIG_FILE);
         let config: Map<String, Value> = if_there(read_json(&path))?.unwrap_or_default();
         tokenizer.special = special_tokens(&config);
@@ -224,6 +225,14 @@ impl Decoder<'_> {
         self.ids.drain(..old);
         self.given = until - old;
     }
+}
+
+fn no_tokenizer(dir: &Path) -> Error {
+    let hint = match dir.join("tokenizer.model").exists() {
+        true => "it has a tokenizer.model only: open it with transformers' AutoTokenizer and save it again",
+        false => "name a folder with a whole model",
+    };
+    Error::not_found(format!("{} has no {FILE}: {hint}", dir.display()))
 }
 
 /// The crate panics on some contradictory files; here that is one more way for a file to be wrong.

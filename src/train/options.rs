@@ -117,9 +117,10 @@ impl Options {
     /// # Errors
     /// InvalidArgument naming every field that differs, with both values.
     pub(crate) fn check_same(&self, saved: &serde_json::Value) -> Result<()> {
-        let ours = as_stored(self)?;
+        let (ours, defaults) = (as_stored(self)?, as_stored(&Self::default())?);
         let differs = |(name, value): (&String, &serde_json::Value)| {
-            let then = saved.get(name).unwrap_or(&serde_json::Value::Null);
+            // A checkpoint older than a setting was made with what is now its default.
+            let then = saved.get(name).unwrap_or(&defaults[name]);
             let matters = name != "activation_mib" && name != "skip_limit";
             (matters && then != value).then(|| format!("{name} was {then} and is {value}"))
         };
@@ -180,7 +181,8 @@ mod tests {
             options.check().map_err(|e| e.to_string())
         };
         assert_eq!(says(&|_| {}), Ok(()));
-        let bad: [(&dyn Fn(&mut Options), &str); 10] = [
+        type Bad<'a> = (&'a dyn Fn(&mut Options), &'a str);
+        let bad: [Bad; 10] = [
             (&|o| o.epochs = 0, "epochs is 0, must be 1 or more"),
             (&|o| o.batch = 0, "batch is 0, must be 1 or more"),
             (&|o| o.micro_tokens = 0, "micro_tokens is 0, must be 1 or more"),
@@ -204,5 +206,14 @@ mod tests {
         assert_eq!(same.check_same(&saved), Ok(()));
         let error = Options { epochs: 9, batch: 4, ..same }.check_same(&saved).unwrap_err().to_string();
         assert!(error.contains("epochs was 3 and is 9, batch was 8 and is 4"), "{error}");
+    }
+
+    #[test]
+    fn a_setting_that_an_old_checkpoint_does_not_know_had_its_default() {
+        let mut saved = as_stored(&Options::default()).unwrap();
+        saved.as_object_mut().unwrap().remove("neftune");
+        assert_eq!(Options::default().check_same(&saved), Ok(()));
+        let error = Options { neftune: 5.0, ..Options::default() }.check_same(&saved).unwrap_err().to_string();
+        assert!(error.contains("neftune was 0.0 and is 5.0"), "{error}");
     }
 }

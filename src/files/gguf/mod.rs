@@ -9,6 +9,8 @@
 mod blocks;
 mod parse;
 mod settings;
+#[cfg(test)]
+mod tests;
 mod vocab;
 mod weights;
 

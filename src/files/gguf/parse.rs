@@ -74,9 +74,10 @@ impl<'a> Gguf<'a> {
         }
         // The file may end right after its last description: then the padding, and every tensor's bytes, are not there.
         let data = file.get(cursor.at.next_multiple_of(alignment)..).unwrap_or_default();
+        let tensors = infos.iter().map(|(name, info)| Ok((*name, info.tensor(name, data, alignment)?)));
+        let tensors = tensors.collect::<Result<_>>()?;
         check_overlaps(&infos)?;
-        let tensors = infos.into_iter().map(|(name, info)| Ok((name, info.tensor(name, data, alignment)?)));
-        Ok(Self { meta, tensors: tensors.collect::<Result<_>>()? })
+        Ok(Self { meta, tensors })
     }
 }
 
@@ -135,8 +136,8 @@ fn info(cursor: &mut Cursor<'_>) -> Result<Info> {
 }
 
 impl Info {
-    fn tensor<'a>(self, name: &str, data: &'a [u8], alignment: usize) -> Result<Tensor<'a>> {
-        let Self { kind, shape, offset, len } = self;
+    fn tensor<'a>(&self, name: &str, data: &'a [u8], alignment: usize) -> Result<Tensor<'a>> {
+        let Self { kind, ref shape, offset, len } = *self;
         if !offset.is_multiple_of(alignment) {
             return Err(bad(format!(
                 "tensor {name} lies at byte {offset} of the data, no multiple of the alignment {alignment}"
@@ -147,7 +148,7 @@ impl Info {
             let have = data.len();
             bad(format!("tensor {name} needs {len} bytes at byte {offset} of the data, which has {have}: truncated?"))
         })?;
-        Ok(Tensor { kind, shape, bytes })
+        Ok(Tensor { kind, shape: shape.clone(), bytes })
     }
 }
 

@@ -7,7 +7,7 @@
 use super::bad;
 use super::parse::{Gguf, Meta, Value as Stored};
 use super::vocab::Vocab;
-use crate::files::{Config, Rope, Scaling};
+use crate::files::config::{Config, Rope, Scaling, one_or_list};
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::f64::consts::TAU;
@@ -56,10 +56,16 @@ pub(super) fn config(gguf: &Gguf<'_>, vocab: &Vocab<'_>) -> Result<Config> {
 
 /// generation_config.json.
 pub(super) fn generation(config: &Config) -> Value {
-    let written = config.to_json("");
-    let names = ["bos_token_id", "eos_token_id", "pad_token_id"];
-    let known = names.into_iter().filter(|n| !written[n].is_null());
-    known.map(|n| (n.to_owned(), written[n].clone())).collect::<Map<_, _>>().into()
+    let ids = [
+        ("bos_token_id", one_or_list(&config.bos)),
+        ("eos_token_id", one_or_list(&config.eos)),
+        ("pad_token_id", json!(config.pad)),
+    ];
+    ids.into_iter()
+        .filter(|(_, ids)| !ids.is_null())
+        .map(|(name, ids)| (name.to_owned(), ids))
+        .collect::<Map<_, _>>()
+        .into()
 }
 
 fn refuse_other_models(meta: &Meta<'_>) -> Result<()> {

@@ -187,7 +187,8 @@ fn weight_decay_takes_its_share_of_a_and_b_alike() {
     let plain = Options { warmup_ratio: 0.0, weight_decay: 0.0, ..options(Loss::Answer) };
     let decayed = Options { weight_decay: 0.5, ..plain.clone() };
     let ((mut plain, _), (mut decayed, _)) = (trainer(0.0, plain), trainer(0.0, decayed));
-    (run(&mut plain, 1), run(&mut decayed, 1));
+    run(&mut plain, 1);
+    run(&mut decayed, 1);
     let start = fake::adapter(0.0);
     for ((start, plain), decayed) in start.params().iter().zip(plain.adapter.params()).zip(decayed.adapter.params()) {
         let diff = plain - decayed - start * 1e-2 * 0.5;
@@ -305,7 +306,8 @@ fn a_run_killed_at_any_time_resumes_to_the_same_bits_as_an_unbroken_one() {
     assert!(reached.is_sorted() && reached[19] > 0, "{reached:?}");
     let (mut killed, mut unbroken) = (begin(&dir), trainer(0.3, settings.clone()).0);
     let left = (60 - killed.steps_made()) as usize;
-    (run(&mut killed, left), run(&mut unbroken, 60));
+    run(&mut killed, left);
+    run(&mut unbroken, 60);
     assert_eq!(bits(&killed), bits(&unbroken), "killed after {reached:?}");
 }
 
@@ -490,6 +492,24 @@ mod log {
 
 mod checkpoints {
     use super::*;
+
+    /// tests/checkpoints/format_1 was written by this library's first version: five steps of `options(Answer)` with
+    /// dropout 0.3, a dev score of 0.625 after the second, the third skipped for a NaN loss.
+    #[test]
+    fn the_first_format_still_opens() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/checkpoints/format_1");
+        let mut old = resume(&path).unwrap();
+        assert_eq!((old.steps_made(), old.skipped()), (5, 1));
+        assert_eq!(old.best(), Some(Best { score: 0.625, step: 2, epoch: 1 }));
+        let (mut new, script) = trainer(0.3, options(Loss::Answer));
+        run(&mut new, 2);
+        script.then(&[Event::NanLoss]);
+        run(&mut new, 3);
+        for (old, new) in old.adapter.params().iter().zip(new.adapter.params()) {
+            assert!((old - new).abs() <= 1e-5 * new.abs(), "{old} against {new}");
+        }
+        run(&mut old, 1);
+    }
 
     /// A saved run of five steps.
     fn saved() -> (tempfile::TempDir, std::path::PathBuf) {

@@ -153,6 +153,24 @@ fn emulated_amx_nan_stays_in_its_row() {
     }
 }
 
+/// Infinity times the zero of a pad would be NaN: the second term is shorter than what the first leaves behind.
+#[test]
+fn emulated_amx_infinity_does_not_meet_a_pad() {
+    let Some(kernels) = kernels() else { return };
+    let infinite = |y: &[bf16], at: fn(usize) -> bool| {
+        for (i, y) in y.iter().enumerate() {
+            assert!(if at(i) { y.is_infinite() } else { y.is_finite() }, "element {i} is {y}");
+        }
+    };
+    let mut case = Case::new(kernels, 32, 33, &[20, 8]);
+    case.a[0][3 * 20 + 15] = bf16::INFINITY;
+    infinite(&case.run(kernels, 0..32), |i| i / 33 == 3);
+    let mut case = Case::new(kernels, 32, 33, &[20, 8]);
+    case.w[0][7 * 20 + 15] = bf16::INFINITY;
+    case.panels[0] = packed(kernels, &case.w[0], 33, 20);
+    infinite(&case.run(kernels, 0..32), |i| i % 33 == 7);
+}
+
 #[test]
 fn emulated_amx_threads_have_tiles_of_their_own() {
     let Some(kernels) = kernels() else { return };
