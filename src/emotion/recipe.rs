@@ -628,4 +628,19 @@ mod tests {
         assert_eq!(with(&["template=dialoguellm"]).unwrap().framing(), Framing::default());
         assert_eq!(with(&["eos=always"]).unwrap().framing().eos, Eos::Always);
     }
+
+    #[test]
+    fn every_recipe_under_examples_can_be_used() {
+        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/recipes");
+        let mut seen = 0;
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            let recipe = Recipe::from_toml(&std::fs::read_to_string(&path).unwrap()).unwrap();
+            recipe.template(None).unwrap();
+            recipe.own_labels().unwrap().unwrap();
+            crate::train::Rate::new(&recipe.train, 1000).unwrap();
+            seen += 1;
+        }
+        assert!(seen >= 5, "{seen}");
+    }
 }

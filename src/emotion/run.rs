@@ -144,12 +144,13 @@ impl Run {
     pub fn new(model: Arc<Model>, setup: Setup) -> Result<Self> {
         let Setup { recipe, train, dev, start, threads, base } = setup;
         let earlier = earlier_card(&model, start)?;
-        let (card, taught) = match &train {
+        let (card, mut taught) = match &train {
             Data::Dialogues(dialogues) => teach(&model, &recipe, dialogues, earlier.as_ref(), threads)?,
             Data::Pairs(pairs) => (None, teach_pairs(&model, &recipe, pairs, threads)?),
         };
         let dev = dev.map(|dev| make_dev(&model, &recipe, &card, dev, threads)).transpose()?;
-        let groups = taught.groups.clone();
+        let groups = std::mem::take(&mut taught.groups);
+        let per_epoch = groups.len().div_ceil(recipe.train.batch) as u64;
         let trainer = match start {
             Start::Resume(dir) => Trainer::resume(dir, model.clone(), groups, recipe.train.clone())?,
             Start::From(dir) => {
@@ -166,7 +167,6 @@ impl Run {
             Start::Resume(dir) => read_record(dir)?,
             Start::New | Start::From(_) => Record::default(),
         };
-        let per_epoch = taught.groups.len().div_ceil(recipe.train.batch) as u64;
         Ok(Self { model, recipe, trainer, card, dev, taught, record, best: None, per_epoch, threads })
     }
 
@@ -174,7 +174,7 @@ impl Run {
     pub fn trainer(&self) -> &Trainer {
         &self.trainer
     }
-    /// What became of the data; its groups are the trainer's.
+    /// What became of the data; the groups themselves are the trainer's.
     pub fn taught(&self) -> &Taught {
         &self.taught
     }
@@ -294,7 +294,7 @@ impl Run {
                 total += weight;
             }
         }
-        if !(total > 0.0) {
+        if total == 0.0 {
             return Err(Error::invalid("no token of the dev pairs' completions has a weight above 0"));
         }
         Ok(sum / total)

@@ -119,12 +119,12 @@ impl Talk<'_> {
             turns => turns.parse().map_err(|_| Error::invalid(format!("/undo {turns}: not a number of turns")))?,
         };
         self.live.rollback(turns)?;
-        self.say(&format!("{} turns are left", self.live.turns().len()))
+        self.say(&format!("turns left: {}", self.live.turns().len()))
     }
 
     fn save(&mut self, path: &Path) -> Result<()> {
         out::file(path, &(self.live.save() + "\n"))?;
-        self.say(&format!("{} turns written to {}", self.live.turns().len(), path.display()))
+        self.say(&format!("written to {}; turns: {}", path.display(), self.live.turns().len()))
     }
 
     fn load(&mut self, path: &Path) -> Result<()> {
@@ -134,7 +134,7 @@ impl Talk<'_> {
         self.live = live;
         self.notice(heard)?;
         let (turns, computed) = (self.live.turns().len(), heard.computed);
-        self.say(&format!("{turns} turns read from {}; {computed} tokens were computed", path.display()))
+        self.say(&format!("read from {}; turns: {turns}, tokens computed: {computed}", path.display()))
     }
 
     fn notice(&self, heard: Heard) -> Result<()> {
@@ -142,9 +142,7 @@ impl Talk<'_> {
             return Ok(());
         }
         let Heard { dropped, computed } = heard;
-        self.say(&format!(
-            "(the context is full: the {dropped} oldest turns were dropped and {computed} tokens computed again)"
-        ))
+        self.say(&format!("(the context is full; oldest turns dropped: {dropped}, tokens computed again: {computed})"))
     }
 
     /// Something beside the results.
@@ -190,7 +188,8 @@ fn chart(classifier: &Classifier, probabilities: &[f32], drawn: bool) -> String 
     let bold = std::env::var_os("NO_COLOR").is_none();
     let line = |(i, name): (usize, &String)| {
         let text = format!("  {name:width$} {:5.1} % {}", 100.0 * probabilities[i], bar(probabilities[i]));
-        if i == best && bold { format!("\x1b[1m{text}\x1b[0m\n") } else { text + "\n" }
+        let text = text.trim_end();
+        if i == best && bold { format!("\x1b[1m{text}\x1b[0m\n") } else { format!("{text}\n") }
     };
     names.iter().enumerate().map(line).collect()
 }

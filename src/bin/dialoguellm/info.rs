@@ -32,10 +32,11 @@ struct Stored {
 }
 
 impl Stored {
-    fn of(tensors: &Tensors) -> Result<Self> {
+    fn of(tensors: &Tensors) -> Self {
         let mut stored = Self::default();
         for name in tensors.names() {
-            let view = tensors.get(name)?;
+            // of a type that no weight of a LLaMA has: not the network's
+            let Ok(view) = tensors.get(name) else { continue };
             stored.bytes += view.bytes.len();
             stored.values += view.bytes.len() / view.dtype.size();
             match stored.by_type.iter_mut().find(|(dtype, ..)| *dtype == view.dtype) {
@@ -43,7 +44,7 @@ impl Stored {
                 None => stored.by_type.push((view.dtype, 1, view.bytes.len())),
             }
         }
-        Ok(stored)
+        stored
     }
 }
 
@@ -62,7 +63,7 @@ impl Info {
     }
 
     fn value(&self, model: &Model, tensors: &Tensors, adapter: Option<&Adapter>) -> Result<Value> {
-        let (config, stored) = (model.config(), Stored::of(tensors)?);
+        let (config, stored) = (model.config(), Stored::of(tensors));
         let limit = std::env::var("DLLM_ISA").ok().and_then(|name| Isa::named(&name));
         let available: Vec<&str> = Isa::available().iter().map(|isa| isa.name()).collect();
         let mut value = json!({
@@ -169,7 +170,7 @@ fn text(value: &Value) -> String {
     let context = value["context"].as_u64().map_or("no bound".to_owned(), |n| format!("{} tokens", thousands(n)));
     let mut text = format!(
         "model        {}\n\
-         shape        {} layers of {}/{}, {} heads of {}, {} for keys and values, vocabulary {}{}\n\
+         shape        layers {} of {}/{}, {} heads of {}, {} for keys and values, vocabulary {}{}\n\
          parameters   {}\n\
          tensors      {}, {}\n\
          context      {context}\n\

@@ -206,9 +206,8 @@ impl Train {
         let (steps, made) = (run.trainer().steps(), run.trainer().steps_made());
         let params = run.trainer().adapter().params().len();
         eprintln!(
-            "{} prompts in {} groups, {} tokens without sharing; {} parameters; {steps} steps{}",
+            "{} prompts, {} tokens without sharing; {} parameters; {steps} steps{}",
             thousands(taught.turns as u64),
-            thousands(taught.groups.len() as u64),
             thousands(taught.linear_tokens as u64),
             thousands(params as u64),
             if made > 0 { format!(", of which {made} are made") } else { String::new() },
@@ -248,10 +247,10 @@ impl Train {
         }
         let Summary { epochs, steps, skipped, seconds, tokens, linear_tokens, .. } = *summary;
         out::line(format_args!(
-            "{epochs} epochs, {} steps in {}{}",
+            "epochs {epochs}, steps {}, time {}{}",
             thousands(steps),
             duration(seconds),
-            if skipped > 0 { format!(", {skipped} of them skipped: not finite") } else { String::new() }
+            if skipped > 0 { format!(", steps skipped as not finite {skipped}") } else { String::new() }
         ))?;
         out::line(format_args!(
             "tokens computed {} of {} without sharing ({:.2} times fewer)",
