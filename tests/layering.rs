@@ -116,7 +116,7 @@ fn uses<'a>(path: &str, text: &'a str) -> Vec<(usize, &'a str)> {
 fn upward(path: &str, text: &str) -> Vec<String> {
     let own = module(path)[0];
     let Some(own_rank) = rank(own) else { return vec![format!("{path}: `{own}` has no place in the order")] };
-    let wrong = |name: &str| name != own && !rank(name).is_some_and(|rank| rank < own_rank);
+    let wrong = |name: &str| name != own && rank(name).is_none_or(|rank| rank >= own_rank);
     let uses = uses(path, text).into_iter().filter(|(_, name)| wrong(name));
     uses.map(|(line, name)| format!("{path}:{line}: `{own}` uses `{name}`")).collect()
 }
