@@ -10,7 +10,7 @@ use crate::bf16;
 use std::arch::asm;
 
 /// Rows of a block: two tiles.
-const ROWS: usize = 32;
+pub(super) const ROWS: usize = 32;
 /// Values of k in one tile row.
 const STEP: usize = 32;
 /// Bytes of `a` that stay in the second-level cache (2 MiB on every AMX machine) while all panels pass by.

@@ -8,10 +8,20 @@ use std::arch::x86_64::*;
 
 pub(super) struct Avx2;
 
-pub(super) const F32: Forms<f32> =
-    Forms { pack: pack::<f32>, gemm: gemm::<f32>, gemm_tn: gemm_tn::<f32>, dots: dots::<f32> };
-pub(super) const BF16: Forms<bf16> =
-    Forms { pack: pack::<bf16>, gemm: gemm::<bf16>, gemm_tn: gemm_tn::<bf16>, dots: dots::<bf16> };
+pub(super) const F32: Forms<f32> = Forms {
+    rows: <Avx2 as Simd<f32>>::ROWS,
+    pack: pack::<f32>,
+    gemm: gemm::<f32>,
+    gemm_tn: gemm_tn::<f32>,
+    dots: dots::<f32>,
+};
+pub(super) const BF16: Forms<bf16> = Forms {
+    rows: <Avx2 as Simd<bf16>>::ROWS,
+    pack: pack::<bf16>,
+    gemm: gemm::<bf16>,
+    gemm_tn: gemm_tn::<bf16>,
+    dots: dots::<bf16>,
+};
 
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn pack<E: Elem>(panel: &mut [E], w: &Matrix, sum: Sum, n0: usize, scale: f32)
@@ -131,15 +141,23 @@ macro_rules! transpose {
         impl Transpose<$elem> for Avx2 {
             #[inline]
             #[target_feature(enable = "avx2")]
-            unsafe fn pairs(panel: &mut [$elem], rows: &packing::Rows<$elem>) {
+            unsafe fn pairs(panel: &mut [$elem], rows: *const $elem, stride: usize) {
                 let done = panel.len() / packing::PAIRS / $pairs * $pairs;
-                for (block, to) in panel.chunks_exact_mut($pairs * packing::PAIRS).enumerate() {
-                    for j in (0..super::PANEL).step_by($pairs) {
-                        // SAFETY: as many rows from j on have so many pairs from the block on; `to` has a row for each.
-                        unsafe { $block(to.as_mut_ptr().add(2 * j), rows[j][2 * $pairs * block..].as_ptr()) };
+                // SAFETY: as many rows from j on have so many pairs from the block on; `to` has a row for each.
+                unsafe {
+                    for (block, to) in panel.chunks_exact_mut($pairs * packing::PAIRS).enumerate() {
+                        for j in (0..super::PANEL).step_by($pairs) {
+                            let from = rows.byte_add(j * stride).add(2 * $pairs * block);
+                            $block(to.as_mut_ptr().add(2 * j), from, stride);
+                        }
                     }
+                    packing::rest(panel, rows, stride, done);
                 }
-                packing::rest(panel, rows, done);
+            }
+            #[inline(always)]
+            fn fetch(line: *const u8) {
+                // SAFETY: every x86-64 processor has it, and it faults at no address.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
             }
         }
     };
@@ -147,12 +165,12 @@ macro_rules! transpose {
 transpose!(bf16, 8, transpose8);
 transpose!(f32, 4, transpose4);
 
-/// Four rows of four pairs, rows `packing::BLOCK` values apart, to four rows of a panel.
+/// Four rows of four pairs, rows `stride` bytes apart, to four rows of a panel.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn transpose4(to: *mut f32, from: *const f32) {
+unsafe fn transpose4(to: *mut f32, from: *const f32, stride: usize) {
     // SAFETY: the caller's.
-    let r: [__m256d; 4] = std::array::from_fn(|i| unsafe { _mm256_loadu_pd(from.add(i * packing::BLOCK).cast()) });
+    let r: [__m256d; 4] = std::array::from_fn(|i| unsafe { _mm256_loadu_pd(from.byte_add(i * stride).cast()) });
     let even = [_mm256_unpacklo_pd(r[0], r[1]), _mm256_unpacklo_pd(r[2], r[3])];
     let odd = [_mm256_unpackhi_pd(r[0], r[1]), _mm256_unpackhi_pd(r[2], r[3])];
     for (p, [upper, lower]) in [even, odd].into_iter().enumerate() {
@@ -165,12 +183,12 @@ unsafe fn transpose4(to: *mut f32, from: *const f32) {
     }
 }
 
-/// Eight rows of eight pairs, rows `packing::BLOCK` values apart, to eight rows of a panel.
+/// Eight rows of eight pairs, rows `stride` bytes apart, to eight rows of a panel.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn transpose8(to: *mut bf16, from: *const bf16) {
+unsafe fn transpose8(to: *mut bf16, from: *const bf16, stride: usize) {
     // SAFETY: the caller's.
-    let r: [__m256i; 8] = std::array::from_fn(|i| unsafe { _mm256_loadu_si256(from.add(i * packing::BLOCK).cast()) });
+    let r: [__m256i; 8] = std::array::from_fn(|i| unsafe { _mm256_loadu_si256(from.byte_add(i * stride).cast()) });
     // Pairs of rows, then quadruples: `quads[q]` has pair q of rows 0..4 below and pair q + 4 above.
     let lo = |i: usize| _mm256_unpacklo_epi32(r[i], r[i + 1]);
     let hi = |i: usize| _mm256_unpackhi_epi32(r[i], r[i + 1]);

@@ -11,12 +11,22 @@ use std::arch::x86_64::*;
 pub(super) struct Avx512;
 pub(super) struct Dot;
 
-pub(super) const F32: Forms<f32> =
-    Forms { pack: pack::<f32>, gemm: gemm::<f32>, gemm_tn: gemm_tn::<f32>, dots: dots::<f32> };
-pub(super) const BF16: Forms<bf16> =
-    Forms { pack: pack::<bf16>, gemm: gemm::<bf16>, gemm_tn: gemm_tn::<bf16>, dots: dots::<bf16> };
+pub(super) const F32: Forms<f32> = Forms {
+    rows: <Avx512 as Simd<f32>>::ROWS,
+    pack: pack::<f32>,
+    gemm: gemm::<f32>,
+    gemm_tn: gemm_tn::<f32>,
+    dots: dots::<f32>,
+};
+pub(super) const BF16: Forms<bf16> = Forms {
+    rows: <Avx512 as Simd<bf16>>::ROWS,
+    pack: pack::<bf16>,
+    gemm: gemm::<bf16>,
+    gemm_tn: gemm_tn::<bf16>,
+    dots: dots::<bf16>,
+};
 pub(super) const BF16_DOT: Forms<bf16> =
-    Forms { pack: pack::<bf16>, gemm: gemm_dot, gemm_tn: gemm_tn::<bf16>, dots: dots::<bf16> };
+    Forms { rows: Dot::ROWS, pack: pack::<bf16>, gemm: gemm_dot, gemm_tn: gemm_tn::<bf16>, dots: dots::<bf16> };
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 unsafe fn pack<E: Elem>(panel: &mut [E], w: &Matrix, sum: Sum, n0: usize, scale: f32)

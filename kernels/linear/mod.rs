@@ -140,6 +140,7 @@ type Dots<E, R> = unsafe fn(&mut [R], &Matrix, usize, &[E]);
 
 /// The forms of one level. All need that level's instructions and the lengths that the wrappers below check.
 pub(crate) struct Forms<E: Elem> {
+    rows: usize,
     pack: Pack<E>,
     gemm: Gemm<E, E::Real>,
     gemm_tn: GemmTn<E, E::Real>,
@@ -149,6 +150,7 @@ pub(crate) struct Forms<E: Elem> {
 impl<E: Elem> Forms<E> {
     const fn portable() -> Self {
         Self {
+            rows: <tile::Pairs<E, Portable> as tile::Tile>::ROWS,
             pack: pack::pack::<E, pack::Plain>,
             gemm: tile::gemm::<tile::Pairs<E, Portable>>,
             gemm_tn: tn::gemm_tn::<E, Portable>,
@@ -183,7 +185,7 @@ impl Forms<bf16> {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 => avx512::BF16_DOT,
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx => Self { gemm: amx::gemm, ..avx512::BF16_DOT },
+            Isa::Amx => Self { rows: amx::ROWS, gemm: amx::gemm, ..avx512::BF16_DOT },
             _ => Self::portable(),
         }
     }
@@ -196,17 +198,23 @@ impl Forms<f64> {
 }
 
 impl<E: Elem> Kernels<E> {
-    /// Packs the outputs `n0..n0 + PANEL` of `w` over the whole sum: `panel` is `[k/2][PANEL][2]`, absent outputs and
-    /// the pad of an odd `k` zero. Each value is `narrow(w * scale)`, rounded once when the product is exact in Real
+    /// Packs the outputs of `w` from `n0` on over the whole sum: every panel is `[k/2][PANEL][2]`, absent outputs and
+    /// the pad of an odd `k` zero. Some panels at a time read memory in longer runs than one. Each value is `narrow(w * scale)`, rounded once when the product is exact in Real
     /// (a power of two, a bf16 weight) and twice otherwise; scale 1 from bf16 to bf16 copies bits.
     ///
-    /// `panel` has [`panel_len`] values; `n0` is below the number of outputs.
-    pub fn pack(&self, panel: &mut [E], w: &Matrix, sum: Sum, n0: usize, scale: f32) {
+    /// `panels` holds one panel of [`panel_len`] values or more; each begins below the number of outputs.
+    pub fn pack(&self, panels: &mut [E], w: &Matrix, sum: Sum, n0: usize, scale: f32) {
         let (n, k) = sum.shape(w);
-        assert_eq!(panel.len(), panel_len(k), "a panel over {k} values");
-        assert!(n0 < n, "panel at output {n0} of {n}");
+        let count = panels.len() / panel_len(k).max(1);
+        assert_eq!(panels.len(), count * panel_len(k), "panels over {k} values");
+        assert!(count == 0 || n0 + (count - 1) * PANEL < n, "{count} panels at output {n0} of {n}");
         // SAFETY: a table exists only for levels this machine has; lengths are checked above.
-        unsafe { (self.linear.pack)(panel, w, sum, n0, scale) }
+        unsafe { (self.linear.pack)(panels, w, sum, n0, scale) }
+    }
+
+    /// Rows that [`Self::gemm`] computes together: calls of multiples of it waste nothing.
+    pub fn gemm_rows(&self) -> usize {
+        self.linear.rows
     }
 
     /// `c[i, j] = bias[j] +` the sum over `terms` of `sum_k a[i, k] b[k, j]`, for i < rows, j < n; one rounding.

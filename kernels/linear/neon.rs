@@ -17,6 +17,7 @@ where
     Neon: Simd<E>,
 {
     Forms {
+        rows: <Neon as Simd<E>>::ROWS,
         pack: pack::pack::<E, Plain>,
         gemm: tile::gemm::<Pairs<E, Neon>>,
         gemm_tn: tn::gemm_tn::<E, Neon>,

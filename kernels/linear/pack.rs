@@ -1,26 +1,29 @@
 //! Packing: 32 outputs of W or W^T, interleaved by pairs of k as VNNI and AMX want them, from any type and alignment.
 //!
 //! Over columns, 32 rows are read a block of k at a time and their pairs transposed; over rows, two rows of W are
-//! interleaved. Both read whole cache lines.
+//! interleaved into all panels at once, so that memory is read in the order it lies in. What is read soon is fetched
+//! ahead: a panel's rows are too many streams for the processor to foresee.
 
-use super::{PANEL, Sum};
+use super::{PANEL, Sum, panel_len};
 use crate::{Dtype, Elem, Matrix, Real};
 
 /// Values of k that are transposed at a time: 32 rows of 64 stay in the first-level cache.
 pub(super) const BLOCK: usize = 64;
 /// Values of one row of pairs of a panel.
 pub(super) const PAIRS: usize = 2 * PANEL;
-
-/// `[PANEL][BLOCK]`, rows of W.
-pub(super) type Rows<E> = [[E; BLOCK]; PANEL];
+/// Rows that are fetched ahead when two are interleaved.
+const AHEAD: usize = 8;
 
 /// How a level moves pairs.
 pub(super) trait Transpose<E> {
-    /// `panel[p][j] = rows[j][2 p..2 p + 2]` for every pair `p` of the panel, which has at most BLOCK / 2.
+    /// `panel[p][j] = row j [2 p..2 p + 2]` for every pair `p` of the panel, which has at most BLOCK / 2; rows are `stride`
+    /// bytes apart, at any alignment.
     ///
     /// # Safety
-    /// The instructions of its level must be there.
-    unsafe fn pairs(panel: &mut [E], rows: &Rows<E>);
+    /// The instructions of its level must be there, and PANEL rows with as many pairs as the panel.
+    unsafe fn pairs(panel: &mut [E], rows: *const E, stride: usize);
+    /// Begins to load a cache line that is read soon; any address will do.
+    fn fetch(_line: *const u8) {}
 }
 
 /// One pair at a time.
@@ -28,17 +31,22 @@ pub(super) struct Plain;
 
 impl<E: Elem> Transpose<E> for Plain {
     #[inline(always)]
-    unsafe fn pairs(panel: &mut [E], rows: &Rows<E>) {
-        rest(panel, rows, 0);
+    unsafe fn pairs(panel: &mut [E], rows: *const E, stride: usize) {
+        // SAFETY: the caller's.
+        unsafe { rest(panel, rows, stride, 0) }
     }
 }
 
 /// Pairs from `first` on, one at a time.
+///
+/// # Safety
+/// As [`Transpose::pairs`].
 #[inline(always)]
-pub(super) fn rest<E: Elem>(panel: &mut [E], rows: &Rows<E>, first: usize) {
+pub(super) unsafe fn rest<E: Elem>(panel: &mut [E], rows: *const E, stride: usize, first: usize) {
     for (p, to) in panel.as_chunks_mut::<PAIRS>().0.iter_mut().enumerate().skip(first) {
-        for (to, row) in to.as_chunks_mut::<2>().0.iter_mut().zip(rows) {
-            *to = [row[2 * p], row[2 * p + 1]];
+        for (j, to) in to.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            // SAFETY: the caller's.
+            *to = unsafe { rows.byte_add(j * stride).add(2 * p).cast::<[E; 2]>().read_unaligned() };
         }
     }
 }
@@ -46,55 +54,108 @@ pub(super) fn rest<E: Elem>(panel: &mut [E], rows: &Rows<E>, first: usize) {
 /// # Safety
 /// The level of `T` must be there, and lengths as [`crate::Kernels::pack`] checks them.
 #[inline(always)]
-pub(super) unsafe fn pack<E: Elem, T: Transpose<E>>(panel: &mut [E], w: &Matrix, sum: Sum, n0: usize, scale: f32) {
-    match sum {
-        // SAFETY: the caller's.
-        Sum::OverCols => unsafe { over_cols::<E, T>(panel, w, n0, scale) },
-        Sum::OverRows => over_rows(panel, w, n0, scale),
-    }
-}
-
-#[inline(always)]
-unsafe fn over_cols<E: Elem, T: Transpose<E>>(panel: &mut [E], w: &Matrix, n0: usize, scale: f32) {
-    let mut rows: Rows<E> = [[E::default(); BLOCK]; PANEL];
-    let outputs = PANEL.min(w.rows() - n0);
-    for (block, panel) in panel.chunks_mut(BLOCK * PANEL).enumerate() {
-        let from = block * BLOCK;
-        let len = BLOCK.min(w.cols() - from);
-        for (j, row) in rows[..outputs].iter_mut().enumerate() {
-            read(&mut row[..len], w, n0 + j, from, scale);
-            // The pad of an odd k: the block before left a value there.
-            row[len..].fill(E::default());
+pub(super) unsafe fn pack<E: Elem, T: Transpose<E>>(panels: &mut [E], w: &Matrix, sum: Sum, n0: usize, scale: f32) {
+    // SAFETY: the caller's.
+    unsafe {
+        match sum {
+            Sum::OverCols => over_cols::<E, T>(panels, w, n0, scale),
+            Sum::OverRows => over_rows::<E, T>(panels, w, n0, scale),
         }
-        // SAFETY: the caller's.
-        unsafe { T::pairs(panel, &rows) };
     }
 }
 
+/// Whether stored bits are packed as they are: the only two-byte E is bf16.
 #[inline(always)]
-fn over_rows<E: Elem>(panel: &mut [E], w: &Matrix, n0: usize, scale: f32) {
-    let outputs = PANEL.min(w.cols() - n0);
-    let mut pair = [[E::default(); PANEL]; 2];
-    for (p, to) in panel.as_chunks_mut::<PAIRS>().0.iter_mut().enumerate() {
-        for (k, row) in (2 * p..).zip(&mut pair) {
-            match k < w.rows() {
-                true => read(&mut row[..outputs], w, k, n0, scale),
-                false => row.fill(E::default()),
+fn verbatim<E: Elem>(w: &Matrix, scale: f32) -> bool {
+    scale == 1.0 && w.dtype() == Dtype::Bf16 && size_of::<E>() == 2 && cfg!(target_endian = "little")
+}
+
+#[inline(always)]
+unsafe fn over_cols<E: Elem, T: Transpose<E>>(panels: &mut [E], w: &Matrix, n0: usize, scale: f32) {
+    let mut rows = [[E::default(); BLOCK]; PANEL];
+    let stride = w.cols() * w.dtype().size();
+    for (n0, panel) in (n0..).step_by(PANEL).zip(panels.chunks_mut(panel_len(w.cols()))) {
+        let outputs = PANEL.min(w.rows() - n0);
+        for (block, panel) in panel.chunks_mut(BLOCK * PANEL).enumerate() {
+            let from = block * BLOCK;
+            let len = BLOCK.min(w.cols() - from);
+            // SAFETY: whole rows of so many values, in the file or staged; the rest is the caller's.
+            unsafe {
+                if verbatim::<E>(w, scale) && outputs == PANEL && len.is_multiple_of(2) {
+                    let first = w.row(n0).as_ptr().add(from * size_of::<E>());
+                    fetch_block::<E, T>(first.wrapping_add(BLOCK * size_of::<E>()), stride);
+                    T::pairs(panel, first.cast(), stride);
+                    continue;
+                }
+                for (j, row) in rows[..outputs].iter_mut().enumerate() {
+                    read(&mut row[..len], w, n0 + j, from, scale);
+                    // The pad of an odd k: the block before left a value there.
+                    row[len..].fill(E::default());
+                }
+                rows[outputs..].fill([E::default(); BLOCK]); // the panel before may have had more
+                T::pairs(panel, rows.as_ptr().cast(), size_of_val(&rows[0]));
             }
         }
-        let [even, odd] = &pair;
-        for j in 0..PANEL {
-            to[2 * j] = even[j];
-            to[2 * j + 1] = odd[j];
+    }
+}
+
+/// Begins to load a block of PANEL rows.
+#[inline(always)]
+fn fetch_block<E: Elem, T: Transpose<E>>(first: *const u8, stride: usize) {
+    for j in 0..PANEL {
+        for line in (0..BLOCK * size_of::<E>()).step_by(64) {
+            T::fetch(first.wrapping_add(j * stride + line));
         }
+    }
+}
+
+#[inline(always)]
+unsafe fn over_rows<E: Elem, T: Transpose<E>>(panels: &mut [E], w: &Matrix, n0: usize, scale: f32) {
+    let (len, size) = (panel_len(w.rows()), w.dtype().size());
+    let mut pair = [[E::default(); PANEL]; 2];
+    for p in 0..w.rows().div_ceil(2) {
+        let whole = 2 * p + 1 < w.rows();
+        for (n0, panel) in (n0..).step_by(PANEL).zip(panels.chunks_exact_mut(len)) {
+            let outputs = PANEL.min(w.cols() - n0);
+            let to = &mut panel.as_chunks_mut::<PAIRS>().0[p];
+            if verbatim::<E>(w, scale) && whole && outputs == PANEL {
+                let [even, odd] = [2 * p, 2 * p + 1].map(|k| w.row(k)[n0 * size..][..PANEL * size].as_ptr());
+                let ahead = AHEAD * w.cols() * size;
+                T::fetch(even.wrapping_add(ahead));
+                T::fetch(odd.wrapping_add(ahead));
+                // SAFETY: a panel's width of both rows.
+                unsafe { interleave(to, even.cast(), odd.cast()) };
+                continue;
+            }
+            for (k, row) in (2 * p..).zip(&mut pair) {
+                row.fill(E::default());
+                if k < w.rows() {
+                    read(&mut row[..outputs], w, k, n0, scale);
+                }
+            }
+            // SAFETY: both are a panel wide.
+            unsafe { interleave(to, pair[0].as_ptr(), pair[1].as_ptr()) };
+        }
+    }
+}
+
+/// to = even[0], odd[0], even[1], odd[1], ..
+///
+/// # Safety
+/// PANEL values of both, at any alignment.
+#[inline(always)]
+unsafe fn interleave<E: Elem>(to: &mut [E; PAIRS], even: *const E, odd: *const E) {
+    for (j, to) in to.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+        // SAFETY: the caller's.
+        *to = unsafe { [even.add(j).read_unaligned(), odd.add(j).read_unaligned()] };
     }
 }
 
 /// y = narrow(w * scale), from column `from` of row `i` on.
 #[inline(always)]
 fn read<E: Elem>(y: &mut [E], w: &Matrix, i: usize, from: usize, scale: f32) {
-    if scale == 1.0 && w.dtype() == Dtype::Bf16 && size_of::<E>() == 2 && cfg!(target_endian = "little") {
-        return copy_bf16(y, &w.row(i)[2 * from..][..2 * y.len()]);
+    if verbatim::<E>(w, scale) {
+        return copy_bits(y, &w.row(i)[2 * from..][..2 * y.len()]);
     }
     let mut wide = [E::Real::ZERO; BLOCK];
     let wide = &mut wide[..y.len()];
@@ -105,7 +166,7 @@ fn read<E: Elem>(y: &mut [E], w: &Matrix, i: usize, from: usize, scale: f32) {
 
 /// The only two-byte E is bf16: a file's bits are its bits.
 #[inline(always)]
-fn copy_bf16<E: Elem>(y: &mut [E], bytes: &[u8]) {
+fn copy_bits<E: Elem>(y: &mut [E], bytes: &[u8]) {
     assert!(size_of_val(y) == bytes.len() && size_of::<E>() == 2);
     // SAFETY: as many bytes on both sides; every bit pattern is a bf16.
     unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), y.as_mut_ptr().cast(), bytes.len()) }

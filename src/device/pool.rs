@@ -2,10 +2,13 @@
 //!
 //! A job is a number of tasks; the caller works too. Which thread takes which task is left to chance, so a task's
 //! result may depend on its number only, never on who runs it: that is what makes results equal on any number of threads.
+//!
+//! A pass is thousands of jobs of some 100 microseconds, so whoever waits looks again and again for a moment (`SPINS`)
+//! before it sleeps: waking a thread costs more than many of the jobs. The mutex decides; the atomics only say when to look.
 
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -17,10 +20,19 @@ pub struct Pool {
     callers: Mutex<()>,
 }
 
+/// Looks before sleep: 20 to 100 microseconds, by how long the processor's pause lasts.
+const SPINS: u32 = 2000;
+
 struct Shared {
     state: Mutex<State>,
     work: Condvar,
     done: Condvar,
+    /// As `State::number`.
+    published: AtomicU64,
+    /// Whether `State::working` is not zero.
+    busy: AtomicBool,
+    /// [`SPINS`], or none where threads outnumber cores: there a thread that looks takes time from one that works.
+    spins: u32,
 }
 
 #[derive(Default)]
@@ -29,6 +41,9 @@ struct State {
     /// Counts jobs, so that a worker takes each only once.
     number: u64,
     working: usize,
+    /// Workers asleep, and whether the caller is: nobody is woken who is not.
+    asleep: usize,
+    caller_asleep: bool,
     panic: Option<Box<dyn std::any::Any + Send>>,
     closing: bool,
 }
@@ -48,7 +63,14 @@ impl Pool {
     pub fn new(threads: usize) -> std::io::Result<Pool> {
         let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
         let threads = if threads == 0 { cores() } else { threads };
-        let shared = Arc::new(Shared { state: Mutex::default(), work: Condvar::new(), done: Condvar::new() });
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            work: Condvar::new(),
+            done: Condvar::new(),
+            published: AtomicU64::new(0),
+            busy: AtomicBool::new(false),
+            spins: if threads <= cores() { SPINS } else { 0 },
+        });
         let mut pool = Pool { shared, workers: Vec::new(), callers: Mutex::default() };
         for i in 1..threads {
             let shared = pool.shared.clone();
@@ -112,21 +134,36 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Looks at `ready` for a moment; what it says is only a reason to take the lock.
+    fn look(&self, ready: impl Fn() -> bool) {
+        for _ in 0..self.spins {
+            if ready() {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+    }
+
     fn publish(&self, job: Job) {
         let mut state = self.lock();
         state.job = Some(job);
         state.number += 1;
-        drop(state);
-        self.work.notify_all();
+        self.published.store(state.number, Ordering::Release);
+        if state.asleep > 0 {
+            self.work.notify_all();
+        }
     }
 
     /// Takes the job back and waits for the threads that hold it; returns the first panic.
     fn withdraw(&self) -> Option<Box<dyn std::any::Any + Send>> {
+        self.lock().job = None;
+        self.look(|| !self.busy.load(Ordering::Acquire));
         let mut state = self.lock();
-        state.job = None;
         while state.working > 0 {
+            state.caller_asleep = true;
             state = self.done.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        state.caller_asleep = false;
         state.panic.take()
     }
 
@@ -140,26 +177,31 @@ impl Shared {
                 state.panic.get_or_insert(panic);
             }
             state.working -= 1;
-            if state.working == 0 {
+            self.busy.store(state.working > 0, Ordering::Release);
+            if state.working == 0 && state.caller_asleep {
                 self.done.notify_all();
             }
         }
     }
 
     fn wait_for_job(&self, seen: &mut u64) -> Option<Job> {
-        let mut state = self.lock();
         loop {
+            self.look(|| self.published.load(Ordering::Acquire) != *seen);
+            let mut state = self.lock();
+            while state.number == *seen && !state.closing {
+                state.asleep += 1;
+                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.asleep -= 1;
+            }
             if state.closing {
                 return None;
             }
-            if let Some(job) = state.job
-                && state.number != *seen
-            {
-                *seen = state.number;
+            *seen = state.number;
+            if let Some(job) = state.job {
                 state.working += 1;
+                self.busy.store(true, Ordering::Release);
                 return Some(job);
-            }
-            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            } // withdrawn before this thread came
         }
     }
 }

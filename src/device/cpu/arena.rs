@@ -2,34 +2,71 @@
 
 use super::super::Tensor;
 use dialoguellm_kernels::Elem;
+use std::collections::BTreeMap;
 use std::marker::PhantomData;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A cache line: packed panels load fastest from line to line.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 struct Line(#[allow(dead_code)] [u8; 64]); // only ever read as numbers
 
-/// Buffers between uses: the same few sizes are needed by every layer.
+/// Buffers between uses. What is in use and what waits is together never more than the most that was ever in use.
 #[derive(Default)]
-pub(super) struct Arena(Mutex<Vec<Vec<Line>>>);
+pub(super) struct Arena(Mutex<Held>);
+
+#[derive(Default)]
+struct Held {
+    /// Buffers that wait, by their number of lines.
+    free: BTreeMap<usize, Vec<Vec<Line>>>,
+    /// Lines that wait, lines in use, and the most that were ever in use.
+    waiting: usize,
+    used: usize,
+    peak: usize,
+}
 
 impl Arena {
-    /// A buffer of at least `lines` lines, contents unspecified.
-    fn take(&self, lines: usize) -> Vec<Line> {
-        let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = (0..free.len()).filter(|&i| free[i].len() >= lines && free[i].len() <= 2 * lines + 64);
-        match fits.min_by_key(|&i| free[i].len()) {
-            Some(best) => free.swap_remove(best),
-            None => vec![Line([0; 64]); lines],
-        }
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    fn give(&self, buffer: Vec<Line>) {
-        let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        free.push(buffer);
-        if free.len() > 64 {
-            free.remove(0);
+
+    /// A buffer of at least `lines` lines and at most twice as many, contents unspecified.
+    fn take(&self, lines: usize) -> Vec<Line> {
+        let mut held = self.held();
+        let best = held.free.range(lines..=2 * lines).next().map(|(&len, _)| len);
+        if let Some(buffer) = best.and_then(|len| held.remove(len)) {
+            held.used += buffer.len();
+            held.peak = held.peak.max(held.used);
+            return buffer;
         }
+        held.used += lines;
+        held.peak = held.peak.max(held.used);
+        while held.used + held.waiting > held.peak
+            && let Some((&largest, _)) = held.free.last_key_value()
+        {
+            drop(held.remove(largest));
+        }
+        drop(held);
+        vec![Line([0; 64]); lines]
+    }
+
+    fn give(&self, buffer: Vec<Line>) {
+        let mut held = self.held();
+        held.used -= buffer.len();
+        held.waiting += buffer.len();
+        held.free.entry(buffer.len()).or_default().push(buffer);
+    }
+}
+
+impl Held {
+    fn remove(&mut self, len: usize) -> Option<Vec<Line>> {
+        let buffers = self.free.get_mut(&len)?;
+        let buffer = buffers.pop()?;
+        if buffers.is_empty() {
+            self.free.remove(&len);
+        }
+        self.waiting -= len;
+        Some(buffer)
     }
 }
 

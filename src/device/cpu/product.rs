@@ -8,11 +8,17 @@ use std::ops::Range;
 
 /// Bytes of packed weights that exist at a time.
 const PACKED_BYTES: usize = 16 << 20;
+/// The most rows of one task.
+const TASK_ROWS: usize = 256;
 
 impl<E: Elem> Cpu<E> {
-    /// Rows per task such that every thread has some tasks and a packed panel serves many rows.
-    fn rows_per_task(&self, rows: usize) -> usize {
-        rows.div_ceil(2 * self.pool.threads()).next_multiple_of(16).clamp(16, 256)
+    /// The rows of each task: two tasks a thread, all of nearly as many whole register tiles.
+    fn row_tasks(&self, rows: usize) -> Vec<Range<usize>> {
+        let (tile, tasks) = (self.kernels.gemm_rows(), 2 * self.pool.threads());
+        let tiles = rows.div_ceil(tile);
+        let tasks = tasks.max(tiles.div_ceil(TASK_ROWS.div_ceil(tile))).min(tiles);
+        let bound = |task: usize| rows.min(task * tiles / tasks * tile);
+        (0..tasks).map(|task| bound(task)..bound(task + 1)).collect()
     }
 
     /// `out = sum of factors + bias`: wide when there are rows for every thread, else one panel a task.
@@ -41,9 +47,9 @@ impl<E: Elem> Cpu<E> {
         cols: Range<usize>,
     ) {
         let packed: Vec<_> = factors.iter().map(|factor| self.pack(factor, cols.clone())).collect();
-        let step = self.rows_per_task(rows);
-        self.pool.run(rows.div_ceil(step), |task| {
-            let at = task * step..rows.min((task + 1) * step);
+        let tasks = self.row_tasks(rows);
+        self.pool.run(tasks.len(), |task| {
+            let at = tasks[task].clone();
             let terms = terms(factors, &packed, at.clone());
             // SAFETY: these rows belong to this task.
             let part = unsafe { out.part(at.clone(), cols.start) };
@@ -67,15 +73,16 @@ impl<E: Elem> Cpu<E> {
         });
     }
 
-    /// The panels of columns `cols`, one after the other.
+    /// The panels of columns `cols`, a few a task.
     fn pack(&self, factor: &Factor<E>, cols: Range<usize>) -> Buffer<E> {
         let (panels, len) = (cols.len().div_ceil(linear::PANEL), linear::panel_len(factor.x.cols));
         let mut packed = Buffer::new(&self.arena, panels, len);
-        let chunks = Chunks::new(packed.values_mut(), len);
-        self.pool.run(panels, |panel| {
-            // SAFETY: one task per panel.
-            let out = unsafe { chunks.get(panel) };
-            self.kernels.pack(out, &factor.w, factor.sum, cols.start + panel * linear::PANEL, factor.scale);
+        let step = panels.div_ceil(2 * self.pool.threads()).clamp(1, 8);
+        let chunks = Chunks::new(packed.values_mut(), step * len);
+        self.pool.run(chunks.count(), |task| {
+            // SAFETY: one task per chunk.
+            let out = unsafe { chunks.get(task) };
+            self.kernels.pack(out, &factor.w, factor.sum, cols.start + task * step * linear::PANEL, factor.scale);
         });
         packed
     }
