@@ -137,8 +137,14 @@ fn widen(x: __m128i) -> __m256 {
 }
 
 macro_rules! transpose {
-    ($elem:ty, $pairs:literal, $block:ident) => {
+    ($elem:ty, $pairs:literal, $block:ident, $interleave:ident) => {
         impl Transpose<$elem> for Avx2 {
+            #[inline]
+            #[target_feature(enable = "avx2")]
+            unsafe fn interleave(to: &mut [$elem; packing::PAIRS], even: *const $elem, odd: *const $elem) {
+                // SAFETY: the caller's.
+                unsafe { $interleave(to.as_mut_ptr(), even, odd) }
+            }
             #[inline]
             #[target_feature(enable = "avx2")]
             unsafe fn pairs(panel: &mut [$elem], rows: *const $elem, stride: usize) {
@@ -157,13 +163,45 @@ macro_rules! transpose {
             #[inline(always)]
             fn fetch(line: *const u8) {
                 // SAFETY: every x86-64 processor has it, and it faults at no address.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+                unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
             }
         }
     };
 }
-transpose!(bf16, 8, transpose8);
-transpose!(f32, 4, transpose4);
+transpose!(bf16, 8, transpose8, interleave16);
+transpose!(f32, 4, transpose4, interleave8);
+
+/// A panel's width of both rows, sixteen values at a time.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn interleave16(to: *mut bf16, even: *const bf16, odd: *const bf16) {
+    for j in (0..super::PANEL).step_by(16) {
+        // SAFETY: the caller's.
+        unsafe {
+            let (a, b) = (_mm256_loadu_si256(even.add(j).cast()), _mm256_loadu_si256(odd.add(j).cast()));
+            let (lo, hi) = (_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b)); // by halves of 128 bits
+            let to: *mut __m256i = to.add(2 * j).cast();
+            _mm256_storeu_si256(to, _mm256_permute2x128_si256::<0x20>(lo, hi));
+            _mm256_storeu_si256(to.add(1), _mm256_permute2x128_si256::<0x31>(lo, hi));
+        }
+    }
+}
+
+/// A panel's width of both rows, eight values at a time.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn interleave8(to: *mut f32, even: *const f32, odd: *const f32) {
+    for j in (0..super::PANEL).step_by(8) {
+        // SAFETY: the caller's.
+        unsafe {
+            let (a, b) = (_mm256_loadu_ps(even.add(j)), _mm256_loadu_ps(odd.add(j)));
+            let (lo, hi) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)); // by halves of 128 bits
+            let to = to.add(2 * j);
+            _mm256_storeu_ps(to, _mm256_permute2f128_ps::<0x20>(lo, hi));
+            _mm256_storeu_ps(to.add(8), _mm256_permute2f128_ps::<0x31>(lo, hi));
+        }
+    }
+}
 
 /// Four rows of four pairs, rows `stride` bytes apart, to four rows of a panel.
 #[inline]

@@ -11,17 +11,28 @@ use crate::{Dtype, Elem, Matrix, Real};
 pub(super) const BLOCK: usize = 64;
 /// Values of one row of pairs of a panel.
 pub(super) const PAIRS: usize = 2 * PANEL;
-/// Rows that are fetched ahead when two are interleaved.
-const AHEAD: usize = 8;
+/// Pairs of rows that are interleaved into one panel before the next panel has its turn: long runs for reads and writes.
+const RUN: usize = 8;
 
 /// How a level moves pairs.
-pub(super) trait Transpose<E> {
+pub(super) trait Transpose<E: Elem> {
     /// `panel[p][j] = row j [2 p..2 p + 2]` for every pair `p` of the panel, which has at most BLOCK / 2; rows are `stride`
     /// bytes apart, at any alignment.
     ///
     /// # Safety
     /// The instructions of its level must be there, and PANEL rows with as many pairs as the panel.
     unsafe fn pairs(panel: &mut [E], rows: *const E, stride: usize);
+    /// to = even[0], odd[0], even[1], odd[1], ..
+    ///
+    /// # Safety
+    /// The instructions of its level must be there, and PANEL values of both, at any alignment.
+    #[inline(always)]
+    unsafe fn interleave(to: &mut [E; PAIRS], even: *const E, odd: *const E) {
+        for (j, to) in to.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            // SAFETY: the caller's.
+            *to = unsafe { [even.add(j).read_unaligned(), odd.add(j).read_unaligned()] };
+        }
+    }
     /// Begins to load a cache line that is read soon; any address will do.
     fn fetch(_line: *const u8) {}
 }
@@ -83,7 +94,7 @@ unsafe fn over_cols<E: Elem, T: Transpose<E>>(panels: &mut [E], w: &Matrix, n0: 
             unsafe {
                 if verbatim::<E>(w, scale) && outputs == PANEL && len.is_multiple_of(2) {
                     let first = w.row(n0).as_ptr().add(from * size_of::<E>());
-                    fetch_block::<E, T>(first.wrapping_add(BLOCK * size_of::<E>()), stride);
+                    fetch_part::<E, T>(w.row(n0).as_ptr().wrapping_add(PANEL * stride), block);
                     T::pairs(panel, first.cast(), stride);
                     continue;
                 }
@@ -99,55 +110,54 @@ unsafe fn over_cols<E: Elem, T: Transpose<E>>(panels: &mut [E], w: &Matrix, n0: 
     }
 }
 
-/// Begins to load a block of PANEL rows.
+/// Begins to load part `part` of the rows of the panel at `n0`: they lie one after the other in memory.
 #[inline(always)]
-fn fetch_block<E: Elem, T: Transpose<E>>(first: *const u8, stride: usize) {
-    for j in 0..PANEL {
-        for line in (0..BLOCK * size_of::<E>()).step_by(64) {
-            T::fetch(first.wrapping_add(j * stride + line));
-        }
+fn fetch_part<E: Elem, T: Transpose<E>>(next: *const u8, part: usize) {
+    for line in (0..BLOCK * PANEL * size_of::<E>()).step_by(64) {
+        T::fetch(next.wrapping_add(part * BLOCK * PANEL * size_of::<E>() + line));
     }
 }
 
 #[inline(always)]
 unsafe fn over_rows<E: Elem, T: Transpose<E>>(panels: &mut [E], w: &Matrix, n0: usize, scale: f32) {
-    let (len, size) = (panel_len(w.rows()), w.dtype().size());
-    let mut pair = [[E::default(); PANEL]; 2];
-    for p in 0..w.rows().div_ceil(2) {
-        let whole = 2 * p + 1 < w.rows();
+    let (len, pairs) = (panel_len(w.rows()), w.rows().div_ceil(2));
+    for first in (0..pairs).step_by(RUN) {
         for (n0, panel) in (n0..).step_by(PANEL).zip(panels.chunks_exact_mut(len)) {
-            let outputs = PANEL.min(w.cols() - n0);
-            let to = &mut panel.as_chunks_mut::<PAIRS>().0[p];
-            if verbatim::<E>(w, scale) && whole && outputs == PANEL {
-                let [even, odd] = [2 * p, 2 * p + 1].map(|k| w.row(k)[n0 * size..][..PANEL * size].as_ptr());
-                let ahead = AHEAD * w.cols() * size;
-                T::fetch(even.wrapping_add(ahead));
-                T::fetch(odd.wrapping_add(ahead));
-                // SAFETY: a panel's width of both rows.
-                unsafe { interleave(to, even.cast(), odd.cast()) };
-                continue;
-            }
-            for (k, row) in (2 * p..).zip(&mut pair) {
-                row.fill(E::default());
-                if k < w.rows() {
-                    read(&mut row[..outputs], w, k, n0, scale);
-                }
-            }
-            // SAFETY: both are a panel wide.
-            unsafe { interleave(to, pair[0].as_ptr(), pair[1].as_ptr()) };
+            let panel = &mut panel.as_chunks_mut::<PAIRS>().0[first..pairs.min(first + RUN)];
+            // SAFETY: the caller's.
+            unsafe { run::<E, T>(panel, w, 2 * first, n0, scale) };
         }
     }
 }
 
-/// to = even[0], odd[0], even[1], odd[1], ..
-///
-/// # Safety
-/// PANEL values of both, at any alignment.
+/// Interleaves the rows of W from `k` on, two by two, into one panel.
 #[inline(always)]
-unsafe fn interleave<E: Elem>(to: &mut [E; PAIRS], even: *const E, odd: *const E) {
-    for (j, to) in to.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-        // SAFETY: the caller's.
-        *to = unsafe { [even.add(j).read_unaligned(), odd.add(j).read_unaligned()] };
+unsafe fn run<E: Elem, T: Transpose<E>>(panel: &mut [[E; PAIRS]], w: &Matrix, k: usize, n0: usize, scale: f32) {
+    let outputs = PANEL.min(w.cols() - n0);
+    let stride = w.cols() * size_of::<E>();
+    if verbatim::<E>(w, scale) && outputs == PANEL && k + 2 * panel.len() <= w.rows() {
+        let first = w.row(k)[n0 * size_of::<E>()..].as_ptr();
+        for (p, to) in panel.iter_mut().enumerate() {
+            // SAFETY: two rows of W are there for every pair, a panel wide from n0 on.
+            unsafe {
+                let (even, odd) = (first.add(2 * p * stride), first.add((2 * p + 1) * stride));
+                T::fetch(even.wrapping_add(2 * RUN * stride));
+                T::fetch(odd.wrapping_add(2 * RUN * stride));
+                T::interleave(to, even.cast(), odd.cast());
+            }
+        }
+        return;
+    }
+    let mut pair = [[E::default(); PANEL]; 2];
+    for (k, to) in (k..).step_by(2).zip(panel) {
+        for (k, row) in (k..).zip(&mut pair) {
+            row.fill(E::default());
+            if k < w.rows() {
+                read(&mut row[..outputs], w, k, n0, scale);
+            }
+        }
+        // SAFETY: both are a panel wide.
+        unsafe { T::interleave(to, pair[0].as_ptr(), pair[1].as_ptr()) };
     }
 }
 
