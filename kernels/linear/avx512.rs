@@ -151,6 +151,7 @@ unsafe fn gemm_dot(out: Out<bf16>, ldc: usize, rows: usize, n: usize, terms: &[T
 impl Tile for Dot {
     type E = bf16;
     type A = bf16;
+    const AS_STORED: bool = true;
     type V = __m512;
     const COLS: usize = 16;
     const ROWS: usize = 12;

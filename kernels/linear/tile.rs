@@ -1,9 +1,9 @@
 //! The tiled product, written once for every instruction level: a level brings vectors ([`Simd`]) or a dot product of
 //! its own ([`Tile`]), this file brings the loops. It knows no instruction and no thread.
 //!
-//! One tile is ROWS rows by some vectors of columns, held in registers over a chunk of k. Rows of `a` are copied
-//! ("staged") to the stack a chunk at a time: widened once for a group of panels, padded to pairs, and with a fixed
-//! stride that never maps all rows to one cache set as a stride of 4096 bytes would.
+//! One tile is ROWS rows by some vectors of columns, held in registers over a chunk of k. Where rows of `a` cannot be read
+//! as they lie they are copied ("staged") to the stack a chunk at a time: widened once for a group of panels, padded to
+//! pairs, and with a fixed stride that never maps all rows to one cache set as a stride of 4096 bytes would.
 
 use super::{Out, PANEL, Term, panel_len};
 use crate::{Elem, Real};
@@ -41,6 +41,8 @@ pub(super) trait Tile {
     type E: Elem;
     /// What rows of `a` are staged as.
     type A: Copy + Default;
+    /// Whether that is E: rows may then be read where they lie.
+    const AS_STORED: bool;
     /// COLS sums, or 2 COLS partial sums.
     type V: Copy;
     /// Columns of one vector.
@@ -65,6 +67,7 @@ pub(super) struct Pairs<E, S>(PhantomData<(E, S)>);
 impl<E: Elem, S: Simd<E>> Tile for Pairs<E, S> {
     type E = E;
     type A = E::Real;
+    const AS_STORED: bool = false;
     type V = S::V;
     const COLS: usize = S::LANES / 2;
     const ROWS: usize = S::ROWS;
@@ -108,6 +111,8 @@ const MAX_VECS: usize = 192;
 /// Bytes of one row's chunk, and of the gap that spreads rows over cache sets.
 const CHUNK_BYTES: usize = 1024;
 const GAP_BYTES: usize = 64;
+/// Values of one row's chunk where nothing is copied.
+const CHUNK_IN_PLACE: usize = 1024;
 /// Bytes of `a` that stay in the second-level cache while all panels pass by.
 const BLOCK_BYTES: usize = 256 << 10;
 
@@ -184,12 +189,19 @@ unsafe fn sum<T: Tile>(scratch: &mut Scratch<T::V>, i: usize, m: usize, panels: 
     }
     for term in terms {
         let b = &term.b[panels.start * panel_len(term.k)..panels.end * panel_len(term.k)];
-        for from in (0..term.k).step_by(chunk::<T::A>()) {
-            let len = chunk::<T::A>().min(term.k - from);
-            let a = scratch.a.as_mut_ptr().cast::<T::A>();
-            // SAFETY: m rows of a chunk fit `a`; the chunk's pairs of b begin at an even `from`.
+        let in_place = as_stored::<T>(term);
+        let chunk = if in_place { CHUNK_IN_PLACE } else { chunk::<T::A>() };
+        for from in (0..term.k).step_by(chunk) {
+            let len = chunk.min(term.k - from);
+            // SAFETY: m rows of a chunk fit the scratch; the chunk's pairs of b begin at an even `from`.
             unsafe {
-                stage::<T>(a, term, i, m, from, len);
+                let a = if in_place {
+                    Rows { first: term.a[i * term.lda + from..].as_ptr().cast(), stride: term.lda }
+                } else {
+                    let first = scratch.a.as_mut_ptr().cast::<T::A>();
+                    stage::<T>(first, term, i, m, from, len);
+                    Rows { first: first.cast_const(), stride: stride::<T::A>() }
+                };
                 for panel in 0..panels.len() {
                     let b = b.as_ptr().add(panel * panel_len(term.k) + from * PANEL);
                     sections::<T>(c.add(panel * vecs), a, b, m, len.div_ceil(2));
@@ -197,6 +209,18 @@ unsafe fn sum<T: Tile>(scratch: &mut Scratch<T::V>, i: usize, m: usize, panels: 
             }
         }
     }
+}
+
+/// Rows of a chunk, as a tile reads them.
+#[derive(Clone, Copy)]
+struct Rows<A> {
+    first: *const A,
+    stride: usize,
+}
+
+/// Whole pairs, and not so far apart that rows displace each other from the first cache.
+fn as_stored<T: Tile>(term: &Term<T::E>) -> bool {
+    T::AS_STORED && term.k.is_multiple_of(2) && !(term.lda * size_of::<T::E>()).is_multiple_of(1024)
 }
 
 /// Copies `len` values of each of `m` rows, and a zero behind an odd `len`.
@@ -215,9 +239,9 @@ unsafe fn stage<T: Tile>(to: *mut T::A, term: &Term<T::E>, i: usize, m: usize, f
     }
 }
 
-/// The staged rows times each register tile's columns of the panel in turn.
+/// The rows times each register tile's columns of the panel in turn.
 #[inline(always)]
-unsafe fn sections<T: Tile>(c: *mut T::V, a: *const T::A, b: *const T::E, m: usize, pairs: usize) {
+unsafe fn sections<T: Tile>(c: *mut T::V, a: Rows<T::A>, b: *const T::E, m: usize, pairs: usize) {
     for section in 0..PANEL / T::COLS / VECS {
         // SAFETY: the sums of a section lie together, row by row; its columns are part of each packed pair row.
         unsafe {
@@ -230,7 +254,7 @@ unsafe fn sections<T: Tile>(c: *mut T::V, a: *const T::A, b: *const T::E, m: usi
 
 /// [`inner`] for 1 to ROWS rows: a register tile's size is part of its type.
 #[inline(always)]
-unsafe fn tile<T: Tile>(m: usize, c: *mut T::V, a: *const T::A, b: *const T::E, pairs: usize) {
+unsafe fn tile<T: Tile>(m: usize, c: *mut T::V, a: Rows<T::A>, b: *const T::E, pairs: usize) {
     macro_rules! rows {
         ($($m:literal)*) => {
             match m {
@@ -246,9 +270,9 @@ unsafe fn tile<T: Tile>(m: usize, c: *mut T::V, a: *const T::A, b: *const T::E, 
 /// M rows by VECS vectors over `pairs` pairs of k, in order.
 ///
 /// # Safety
-/// `c` has M VECS sums, `a` M staged rows, `b` `pairs` pair rows of a panel, and the level of `T` is there.
+/// `c` has M VECS sums, `a` M rows, `b` `pairs` pair rows of a panel, and the level of `T` is there.
 #[inline(always)]
-unsafe fn inner<T: Tile, const M: usize>(c: *mut T::V, a: *const T::A, b: *const T::E, pairs: usize) {
+unsafe fn inner<T: Tile, const M: usize>(c: *mut T::V, a: Rows<T::A>, b: *const T::E, pairs: usize) {
     // SAFETY: the caller's.
     unsafe {
         let mut sums = c.cast::<[[T::V; VECS]; M]>().read();
@@ -256,7 +280,7 @@ unsafe fn inner<T: Tile, const M: usize>(c: *mut T::V, a: *const T::A, b: *const
             let b = b.add(p * PANEL * 2);
             let b: [T::V; VECS] = std::array::from_fn(|v| T::columns(b.add(v * T::COLS * 2)));
             for (r, sums) in sums.iter_mut().enumerate() {
-                let a = T::pair(a.add(r * stride::<T::A>() + p * 2));
+                let a = T::pair(a.first.add(r * a.stride + p * 2));
                 for (sum, b) in sums.iter_mut().zip(b) {
                     *sum = T::mul_add(a, b, *sum);
                 }

@@ -29,8 +29,10 @@ pub struct Cpu<E: Elem> {
 
 /// Rows of row-wise operations that make one task.
 const ROWS: usize = 16;
-/// Tokens whose outer products make one task and one partial sum of a LoRA gradient; fixed, so that the order of the sum is.
+/// Tokens whose outer products make one partial sum of a LoRA gradient; fixed, so that the order of the sum is.
 const GRADIENT_ROWS: usize = 128;
+/// Columns of a LoRA gradient that make one task.
+const GRADIENT_COLS: usize = 96;
 /// Vocabulary entries whose logits exist at a time.
 const HEAD_COLS: usize = 4096;
 
@@ -102,20 +104,18 @@ impl<E: Elem> Cpu<E> {
         logits
     }
 
-    /// `c[m, n] += sum over rows of a[t, m] b[t, n]` in partial sums of fixed runs of rows; `[runs, m n]`.
-    fn outer(&self, a: &Buffer<E>, b: &Buffer<E>) -> Buffer<E::Real> {
-        let (m, n) = (a.cols, b.cols);
-        let mut parts = Buffer::new(&self.arena, a.rows.div_ceil(GRADIENT_ROWS), m * n);
-        let chunks = Chunks::new(parts.values_mut(), m * n);
-        self.pool.run(chunks.count(), |task| {
-            // SAFETY: one task per chunk.
-            let part = unsafe { chunks.get(task) };
-            part.fill(E::Real::ZERO);
-            let at = task * GRADIENT_ROWS;
-            let rows = GRADIENT_ROWS.min(a.rows - at);
-            self.kernels.gemm_tn(part, m, n, &a.values()[at * m..], m, &b.values()[at * n..], n, rows);
-        });
-        parts
+    /// `sum over rows of a[t, i] b[t, j]` for the columns `cols` of b, `[a.cols, cols]`, in partial sums of fixed runs of rows.
+    fn outer(&self, a: &Buffer<E>, b: &Buffer<E>, cols: &Range<usize>) -> Buffer<E::Real> {
+        let (m, n) = (a.cols, cols.len());
+        let [mut sum, mut part] = [(); 2].map(|()| Buffer::new(&self.arena, m, n));
+        sum.values_mut().fill(E::Real::ZERO);
+        for rows in blocks(a.rows, GRADIENT_ROWS) {
+            part.values_mut().fill(E::Real::ZERO);
+            let (a_rows, b_rows) = (&a.values()[rows.start * m..], &b.values()[rows.start * b.cols + cols.start..]);
+            self.kernels.gemm_tn(part.values_mut(), m, n, a_rows, m, b_rows, b.cols, rows.len());
+            sum.values_mut().iter_mut().zip(part.values()).for_each(|(sum, &part)| *sum += part);
+        }
+        sum
     }
 }
 
@@ -403,17 +403,25 @@ impl<E: Elem> Device for Cpu<E> {
         (x, us): (&Buffer<E>, &Buffer<E>),
         (dy, du): (&Buffer<E>, &Buffer<E>),
     ) {
-        let (d_a, d_b) = (self.outer(du, x), self.outer(us, dy)); // B's comes transposed: [rank, outputs]
-        self.each_row(&mut gradient[at.a..][..at.rank * at.inputs], at.inputs, |r, out| {
-            for part in 0..d_a.rows {
-                let part = &d_a.row(part)[r * at.inputs..][..at.inputs];
-                out.iter_mut().zip(part).for_each(|(out, &part)| *out += part);
-            }
-        });
-        self.each_row(&mut gradient[at.b..][..at.outputs * at.rank], at.rank, |n, out| {
-            for part in 0..d_b.rows {
-                let part = d_b.row(part);
-                out.iter_mut().enumerate().for_each(|(r, out)| *out += part[r * at.outputs + n]);
+        let (inputs, outputs) = (blocks(at.inputs, GRADIENT_COLS), blocks(at.outputs, GRADIENT_COLS));
+        let (inputs, outputs): (Vec<_>, Vec<_>) = (inputs.collect(), outputs.collect());
+        let all = Chunks::new(gradient, 1);
+        self.pool.run(inputs.len() + outputs.len(), |task| {
+            if let Some(cols) = inputs.get(task) {
+                let d_a = self.outer(du, x, cols);
+                for r in 0..at.rank {
+                    // SAFETY: these columns of A belong to this task.
+                    let out = unsafe { all.range(at.a + r * at.inputs + cols.start, cols.len()) };
+                    out.iter_mut().zip(d_a.row(r)).for_each(|(out, &sum)| *out += sum);
+                }
+            } else {
+                let cols = &outputs[task - inputs.len()];
+                let d_b = self.outer(us, dy, cols); // transposed: [rank, outputs]
+                // SAFETY: these rows of B belong to this task.
+                let out = unsafe { all.range(at.b + cols.start * at.rank, cols.len() * at.rank) };
+                for (n, out) in out.chunks_exact_mut(at.rank).enumerate() {
+                    out.iter_mut().enumerate().for_each(|(r, out)| *out += d_b.values()[r * cols.len() + n]);
+                }
             }
         });
     }
