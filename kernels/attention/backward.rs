@@ -1,7 +1,8 @@
 //! The two backward passes: dq of a block of queries over its keys, dk and dv of a block of keys over its queries.
 //! Both recompute P from lse; neither needs the other, so that no sum is shared between threads.
 
-use super::forward::{Sequence, TILE, head_of, store, transpose, turn, widen};
+use super::forward::{Sequence, TILE, head_of, key_head, lay, store, transpose, turn};
+use super::lanes::{Single, Unit};
 use super::product::{Left, Out, Products, Right, Span};
 use super::scratch::{PAD, buffers, padded};
 use super::{Block, Heads, KeyBlock};
@@ -36,7 +37,7 @@ fn pairs_of_query<E: Elem>(s: &mut [E::Real], dp: &mut [E::Real], lse: E::Real, 
 
 /// dq of a block, every head.
 #[inline(always)]
-pub(super) fn backward_q<E: Elem>(
+pub(super) fn backward_q<E: Elem, U: Unit<E>>(
     dq: &mut [E::Real],
     d_o: &[E],
     q: &[E],
@@ -53,25 +54,33 @@ pub(super) fn backward_q<E: Elem>(
     if rows == 0 {
         return;
     }
-    let (lanes, dim) = (padded(rows), padded(heads.dim));
-    let (wide, tall) = (heads.dim * lanes, TILE * dim);
-    let lens = [wide, wide, TILE * lanes, TILE * lanes, tall, tall, rows * dim, lanes, lanes];
-    let [queries, d_outs, scores, d_probs, keys, values, sums, row_lse, row_delta] = buffers(scratch, lens);
+    let (lanes, dim, units) = (padded(rows), padded(heads.dim), U::count(heads.dim));
+    let (wide, tall) = (units * lanes, TILE * padded(units));
+    let lens = [wide, wide, TILE * lanes, TILE * lanes, TILE * dim, tall, tall, rows * dim, lanes, lanes];
+    let [queries, d_outs, scores, d_probs, keys, key_units, values, sums, row_lse, row_delta] = buffers(scratch, lens);
     let scale = E::Real::from_f64(heads.scale());
     for head in 0..heads.kv {
-        transpose(queries, lanes, q, heads, head);
-        transpose(d_outs, lanes, d_o, heads, head);
+        transpose::<E, U>(queries, lanes, q, heads, head);
+        transpose::<E, U>(d_outs, lanes, d_o, heads, head);
         for row in 0..rows {
             let at = head_of(row, head, heads);
             (row_lse[row], row_delta[row]) = (lse[at], delta[at]);
         }
         sums.fill(E::Real::ZERO);
         let mut sequence = Sequence::of(block);
-        while let Some(tile) = sequence.fill(keys, values, k, v, heads, head) {
+        while let Some(tile) = sequence.fill(|i, j| {
+            lay_both::<E, U>(keys, key_units, i, key_head(k, j, heads, head));
+            lay::<E, U>(values, i, key_head(v, j, heads, head));
+        }) {
             let out = |values| Out { values, row: lanes, rows: tile.len, width: lanes };
-            let left = |values| Left { values, row: dim, term: 1 };
-            products.set(out(scores), left(keys), Right { values: queries, row: lanes }, heads.dim);
-            products.set(out(d_probs), left(values), Right { values: d_outs, row: lanes }, heads.dim);
+            let left = |values| Left { values, row: padded(units), term: 1 };
+            products.set(
+                out(scores),
+                left(units_of::<E, U>(keys, key_units)),
+                Right { values: queries, row: lanes },
+                units,
+            );
+            products.set(out(d_probs), left(values), Right { values: d_outs, row: lanes }, units);
             for (s, dp) in scores.chunks_exact_mut(lanes).zip(d_probs.chunks_exact(lanes)).take(tile.len) {
                 pairs_of_key::<E>(s, dp, row_lse, row_delta, scale);
             }
@@ -89,7 +98,7 @@ pub(super) fn backward_q<E: Elem>(
 
 /// dk and dv of a block of keys, every head.
 #[inline(always)]
-pub(super) fn backward_kv<E: Elem>(
+pub(super) fn backward_kv<E: Elem, U: Unit<E>>(
     dk: &mut [E::Real],
     dv: &mut [E],
     d_o: &[E],
@@ -107,27 +116,30 @@ pub(super) fn backward_kv<E: Elem>(
     if n == 0 {
         return;
     }
-    let (lanes, dim, most) = (padded(n), padded(heads.dim), queries_at_once(heads) * heads.group());
-    let (wide, tall) = (heads.dim * lanes, most * dim);
-    let lens = [wide, wide, most * lanes, most * lanes, tall, tall, n * dim, n * dim];
-    let [keys, values, probs, d_scores, queries, d_outs, key_sums, value_sums] = buffers(scratch, lens);
+    let (lanes, dim, units) = (padded(n), padded(heads.dim), U::count(heads.dim));
+    let most = queries_at_once(heads) * heads.group();
+    let (wide, tall, short) = (units * lanes, most * dim, most * padded(units));
+    let lens = [wide, wide, most * lanes, most * lanes, tall, short, tall, short, n * dim, n * dim];
+    let [keys, values, probs, d_scores, queries, query_units, d_outs, d_out_units, key_sums, value_sums] =
+        buffers(scratch, lens);
     let scale = E::Real::from_f64(heads.scale());
     for head in 0..heads.kv {
-        turn_keys(keys, lanes, k, heads, head, &block.keys);
-        turn_keys(values, lanes, v, heads, head, &block.keys);
+        turn_keys::<E, U>(keys, lanes, k, heads, head, &block.keys);
+        turn_keys::<E, U>(values, lanes, v, heads, head, &block.keys);
         key_sums.fill(E::Real::ZERO);
         value_sums.fill(E::Real::ZERO);
         for (part, causal) in parts(block, heads) {
             let rows = part.len() * heads.group();
             for row in 0..rows {
                 let at = head_of(row + part.start * heads.group(), head, heads) * heads.dim;
-                widen(queries, row, &q[at..][..heads.dim]);
-                widen(d_outs, row, &d_o[at..][..heads.dim]);
+                lay_both::<E, U>(queries, query_units, row, &q[at..][..heads.dim]);
+                lay_both::<E, U>(d_outs, d_out_units, row, &d_o[at..][..heads.dim]);
             }
             let out = |values| Out { values, row: lanes, rows, width: lanes };
-            let left = |values| Left { values, row: dim, term: 1 };
-            products.set(out(probs), left(queries), Right { values: keys, row: lanes }, heads.dim);
-            products.set(out(d_scores), left(d_outs), Right { values, row: lanes }, heads.dim);
+            let left = |values| Left { values, row: padded(units), term: 1 };
+            let (q_left, d_left) = (units_of::<E, U>(queries, query_units), units_of::<E, U>(d_outs, d_out_units));
+            products.set(out(probs), left(q_left), Right { values: keys, row: lanes }, units);
+            products.set(out(d_scores), left(d_left), Right { values, row: lanes }, units);
             let pairs = probs.chunks_exact_mut(lanes).zip(d_scores.chunks_exact_mut(lanes));
             for (row, (s, dp)) in pairs.enumerate().take(rows) {
                 let at = head_of(row + part.start * heads.group(), head, heads);
@@ -153,12 +165,34 @@ pub(super) fn backward_kv<E: Elem>(
     }
 }
 
-/// `to`[c, j] = x[key j, c], widened, of one key head.
+/// Row `i` for a product over rows, widened, and for one over the head, in units; one buffer serves both where they agree.
 #[inline(always)]
-fn turn_keys<E: Elem>(to: &mut [E::Real], lanes: usize, x: &[E], heads: Heads, head: usize, keys: &Range<u32>) {
+fn lay_both<E: Elem, U: Unit<E>>(wide: &mut [E::Real], units: &mut [E::Real], i: usize, from: &[E]) {
+    lay::<E, Single>(wide, i, from);
+    if U::VALUES > 1 {
+        lay::<E, U>(units, i, from);
+    }
+}
+
+/// The buffer of [`lay_both`] that holds units.
+#[inline(always)]
+fn units_of<'a, E: Elem, U: Unit<E>>(wide: &'a [E::Real], units: &'a [E::Real]) -> &'a [E::Real] {
+    if U::VALUES > 1 { units } else { wide }
+}
+
+/// `to`[c, j] = unit c of x[key j], of one key head.
+#[inline(always)]
+fn turn_keys<E: Elem, U: Unit<E>>(
+    to: &mut [E::Real],
+    lanes: usize,
+    x: &[E],
+    heads: Heads,
+    head: usize,
+    keys: &Range<u32>,
+) {
     for first in (0..keys.len()).step_by(PAD) {
-        let at = |i: usize| (keys.start as usize + first + i) * heads.kv_row() + head * heads.dim;
-        turn(&mut to[first..], lanes, PAD.min(keys.len() - first), heads.dim, |i| &x[at(i)..][..heads.dim]);
+        let row = |i: usize| key_head(x, keys.start as usize + first + i, heads, head);
+        turn::<E, U>(&mut to[first..], lanes, PAD.min(keys.len() - first), row);
     }
 }
 

@@ -1,7 +1,9 @@
 //! Which registers each number type uses at each level, and the tiles compiled for them.
 
-use super::lanes::Lanes;
+use super::lanes::{Lanes, Pair, Single, Unit};
 use super::product::{self, Left, Out, Products, Right, Span};
+#[cfg(target_arch = "x86_64")]
+use super::x86::Dot;
 use super::{Block, Heads, KeyBlock, backward, forward};
 use crate::{Elem, Isa, Real};
 use half::bf16;
@@ -22,7 +24,7 @@ pub(crate) struct Forms<E: Elem> {
     pub(super) backward_kv: BackwardKv<E, E::Real>,
 }
 
-/// Compiles the tiles under a level's features, generic over the registers L.
+/// Compiles the tiles under a level's features, generic over the registers L, and for scores the units U and registers S.
 macro_rules! level {
     ($name:ident $(, $features:literal)?) => {
         mod $name {
@@ -36,43 +38,43 @@ macro_rules! level {
             unsafe fn add<R: Real, L: Lanes<R>>(c: Out<R>, a: Left<R>, b: Right<R>, terms: usize, span: Span) {
                 product::add::<R, L>(c, a, b, terms, span);
             }
-            const fn products<R: Real, L: Lanes<R>>() -> Products<R> {
+            const fn products<R: Real, S: Lanes<R>, L: Lanes<R>>() -> Products<R> {
                 // SAFETY: only this level's forms use them.
-                unsafe { Products::new(set::<R, L>, add::<R, L>) }
+                unsafe { Products::new(set::<R, S>, add::<R, L>) }
             }
 
-            pub(super) const fn forms<E: Elem, L: Lanes<E::Real>>() -> Forms<E> {
+            pub(super) const fn forms<E: Elem, U: Unit<E>, S: Lanes<E::Real>, L: Lanes<E::Real>>() -> Forms<E> {
                 Forms {
-                    forward: self::forward::<E, L>,
-                    delta: self::delta::<E, L>,
-                    backward_q: self::backward_q::<E, L>,
-                    backward_kv: self::backward_kv::<E, L>,
+                    forward: self::forward::<E, U, S, L>,
+                    delta: self::delta::<E, U, S>,
+                    backward_q: self::backward_q::<E, U, S, L>,
+                    backward_kv: self::backward_kv::<E, U, S, L>,
                 }
             }
             $(#[target_feature(enable = $features)])?
-            unsafe fn forward<E: Elem, L: Lanes<E::Real>>(
+            unsafe fn forward<E: Elem, U: Unit<E>, S: Lanes<E::Real>, L: Lanes<E::Real>>(
                 o: &mut [E], lse: &mut [E::Real], q: &[E], k: &[E], v: &[E],
                 heads: Heads, block: &Block, scratch: &mut Vec<E::Real>,
             ) {
-                forward::forward::<E>(o, lse, q, k, v, heads, block, scratch, &const { products::<E::Real, L>() });
+                forward::forward::<E, U>(o, lse, q, k, v, heads, block, scratch, &const { products::<E::Real, S, L>() });
             }
             $(#[target_feature(enable = $features)])?
-            unsafe fn delta<E: Elem, L: Lanes<E::Real>>(delta: &mut [E::Real], d_o: &[E], o: &[E], heads: Heads) {
-                forward::delta::<E, L>(delta, d_o, o, heads);
+            unsafe fn delta<E: Elem, U: Unit<E>, S: Lanes<E::Real>>(delta: &mut [E::Real], d_o: &[E], o: &[E], heads: Heads) {
+                forward::delta::<E, U, S>(delta, d_o, o, heads);
             }
             $(#[target_feature(enable = $features)])?
-            unsafe fn backward_q<E: Elem, L: Lanes<E::Real>>(
+            unsafe fn backward_q<E: Elem, U: Unit<E>, S: Lanes<E::Real>, L: Lanes<E::Real>>(
                 dq: &mut [E::Real], d_o: &[E], q: &[E], k: &[E], v: &[E], lse: &[E::Real], delta: &[E::Real],
                 heads: Heads, block: &Block, scratch: &mut Vec<E::Real>,
             ) {
-                backward::backward_q::<E>(dq, d_o, q, k, v, lse, delta, heads, block, scratch, &const { products::<E::Real, L>() });
+                backward::backward_q::<E, U>(dq, d_o, q, k, v, lse, delta, heads, block, scratch, &const { products::<E::Real, S, L>() });
             }
             $(#[target_feature(enable = $features)])?
-            unsafe fn backward_kv<E: Elem, L: Lanes<E::Real>>(
+            unsafe fn backward_kv<E: Elem, U: Unit<E>, S: Lanes<E::Real>, L: Lanes<E::Real>>(
                 dk: &mut [E::Real], dv: &mut [E], d_o: &[E], q: &[E], k: &[E], v: &[E], lse: &[E::Real], delta: &[E::Real],
                 heads: Heads, block: &KeyBlock, scratch: &mut Vec<E::Real>,
             ) {
-                backward::backward_kv::<E>(dk, dv, d_o, q, k, v, lse, delta, heads, block, scratch, &const { products::<E::Real, L>() });
+                backward::backward_kv::<E, U>(dk, dv, d_o, q, k, v, lse, delta, heads, block, scratch, &const { products::<E::Real, S, L>() });
             }
         }
     };
@@ -82,23 +84,28 @@ level!(portable);
 level!(avx2, "avx2,fma,f16c");
 #[cfg(target_arch = "x86_64")]
 level!(avx512, "avx512f,avx512bw,avx512dq,avx512vl");
+#[cfg(target_arch = "x86_64")]
+level!(avx512bf16, "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl");
 
 macro_rules! at {
-    ($elem:ty, $real:ty, $avx2:ty, $avx512:ty) => {
+    ($elem:ty, $real:ty, $avx2:ty, $avx512:ty, $avx512bf16:expr) => {
         impl Forms<$elem> {
             /// The forms of `isa`, which the machine that calls them must have.
             pub(crate) const fn at(isa: Isa) -> Self {
                 match isa {
                     #[cfg(target_arch = "x86_64")]
-                    Isa::Avx2 => avx2::forms::<$elem, $avx2>(),
+                    Isa::Avx2 => avx2::forms::<$elem, Single, $avx2, $avx2>(),
                     #[cfg(target_arch = "x86_64")]
-                    Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => avx512::forms::<$elem, $avx512>(),
-                    _ => portable::forms::<$elem, [$real; 4]>(),
+                    Isa::Avx512Bf16 => $avx512bf16,
+                    // Processors with AMX multiply pairs in vectors at less than half the rate of single values.
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx512 | Isa::Amx => avx512::forms::<$elem, Single, $avx512, $avx512>(),
+                    _ => portable::forms::<$elem, Single, [$real; 4], [$real; 4]>(),
                 }
             }
         }
     };
 }
-at!(f32, f32, __m256, __m512);
-at!(bf16, f32, __m256, __m512);
-at!(f64, f64, [f64; 4], [f64; 8]);
+at!(f32, f32, __m256, __m512, avx512::forms::<f32, Single, __m512, __m512>());
+at!(bf16, f32, __m256, __m512, avx512bf16::forms::<bf16, Pair, Dot, __m512>());
+at!(f64, f64, [f64; 4], [f64; 8], avx512::forms::<f64, Single, [f64; 8], [f64; 8]>());

@@ -3,7 +3,7 @@
 //! Rows are (query, head of the group), row = query * group + head. Scores lie transposed, [key, row]: lanes are rows, so
 //! that maximum, exponential and sum need no step across lanes.
 
-use super::lanes::Lanes;
+use super::lanes::{Lanes, Single, Unit};
 use super::product::{Left, Out, Products, Right, Span};
 use super::scratch::{PAD, buffers, padded};
 use super::{Block, Heads};
@@ -15,7 +15,7 @@ pub(super) const TILE: usize = 48;
 
 /// o and lse of a block, every head.
 #[inline(always)]
-pub(super) fn forward<E: Elem>(
+pub(super) fn forward<E: Elem, U: Unit<E>>(
     o: &mut [E],
     lse: &mut [E::Real],
     q: &[E],
@@ -30,20 +30,23 @@ pub(super) fn forward<E: Elem>(
     if rows == 0 {
         return;
     }
-    let (lanes, dim) = (padded(rows), padded(heads.dim));
-    let lens = [heads.dim * lanes, TILE * lanes, TILE * dim, TILE * dim, rows * dim, lanes, lanes, lanes];
+    let (lanes, dim, units) = (padded(rows), padded(heads.dim), U::count(heads.dim));
+    let lens = [units * lanes, TILE * lanes, TILE * padded(units), TILE * dim, rows * dim, lanes, lanes, lanes];
     let [queries, scores, keys, values, outputs, max, total, decay] = buffers(scratch, lens);
     let scale = E::Real::from_f64(heads.scale());
     for head in 0..heads.kv {
-        transpose(queries, lanes, q, heads, head);
+        transpose::<E, U>(queries, lanes, q, heads, head);
         outputs.fill(E::Real::ZERO);
         total.fill(E::Real::ZERO);
         max.fill(E::Real::NEG_INFINITY);
         let mut sequence = Sequence::of(block);
-        while let Some(tile) = sequence.fill(keys, values, k, v, heads, head) {
+        while let Some(tile) = sequence.fill(|i, j| {
+            lay::<E, U>(keys, i, key_head(k, j, heads, head));
+            lay::<E, Single>(values, i, key_head(v, j, heads, head));
+        }) {
             let out = Out { values: scores, row: lanes, rows: tile.len, width: lanes };
-            let factor = Left { values: keys, row: dim, term: 1 };
-            products.set(out, factor, Right { values: queries, row: lanes }, heads.dim);
+            let factor = Left { values: keys, row: padded(units), term: 1 };
+            products.set(out, factor, Right { values: queries, row: lanes }, units);
             let blind = |first: &mut usize, j| blind_rows(first, j, &tile, block, heads.group());
             soften::<E>(&mut scores[..tile.len * lanes], max, total, decay, scale, blind);
             for (output, decay) in outputs.chunks_exact_mut(dim).zip(&*decay) {
@@ -77,37 +80,43 @@ pub(super) fn head_of(row: usize, head: usize, heads: Heads) -> usize {
     row / heads.group() * heads.q + head * heads.group() + row % heads.group()
 }
 
-/// `to`[c, row] = x[row, c], widened, of the query heads that share key head `head`.
+/// Head `head` of row `j` of k or v.
 #[inline(always)]
-pub(super) fn transpose<E: Elem>(to: &mut [E::Real], lanes: usize, x: &[E], heads: Heads, head: usize) {
+pub(super) fn key_head<E>(x: &[E], j: usize, heads: Heads, head: usize) -> &[E] {
+    &x[j * heads.kv_row() + head * heads.dim..][..heads.dim]
+}
+
+/// `to`[c, row] = unit c of x[row], of the query heads that share key head `head`.
+#[inline(always)]
+pub(super) fn transpose<E: Elem, U: Unit<E>>(to: &mut [E::Real], lanes: usize, x: &[E], heads: Heads, head: usize) {
     let rows = x.len() / heads.q_row() * heads.group();
     for first in (0..rows).step_by(PAD) {
         let row = |i: usize| &x[head_of(first + i, head, heads) * heads.dim..][..heads.dim];
-        turn(&mut to[first..], lanes, PAD.min(rows - first), heads.dim, row);
+        turn::<E, U>(&mut to[first..], lanes, PAD.min(rows - first), row);
     }
 }
 
-/// `to`[c, i] = row(i)[c] of at most PAD rows, `lanes` apart: by squares that fit in registers, where the strides are known.
+/// `to`[c, i] = unit c of row(i), at most PAD rows, `lanes` apart: by squares that fit in registers, where the strides are
+/// known.
 #[inline(always)]
-pub(super) fn turn<'a, E: Elem>(
+pub(super) fn turn<'a, E: Elem, U: Unit<E>>(
     to: &mut [E::Real],
     lanes: usize,
     rows: usize,
-    dim: usize,
     row: impl Fn(usize) -> &'a [E],
 ) {
-    for c in (0..dim).step_by(PAD) {
-        let width = PAD.min(dim - c);
+    let side = PAD * U::VALUES;
+    let dim = if rows > 0 { row(0).len() } else { 0 };
+    for c in (0..dim).step_by(side) {
+        let len = side.min(dim - c);
         let mut square = [[E::Real::ZERO; PAD]; PAD];
         for (i, square) in square.iter_mut().enumerate().take(rows) {
-            let from = &row(i)[c..c + width];
-            match from.first_chunk::<PAD>() {
-                Some(from) => square.iter_mut().zip(from).for_each(|(to, from)| *to = from.widen()),
-                None => square.iter_mut().zip(from).for_each(|(to, from)| *to = from.widen()),
-            }
+            let from = &row(i)[c..c + len];
+            // the common length is known to the compiler
+            if len == side { U::lay(square, &from[..side]) } else { U::lay(square, from) }
         }
-        for w in 0..width {
-            let to = &mut to[(c + w) * lanes..][..PAD];
+        for w in 0..U::count(len) {
+            let to = &mut to[(c / U::VALUES + w) * lanes..][..PAD];
             for i in 0..PAD {
                 to[i] = square[i][w];
             }
@@ -159,24 +168,14 @@ impl<'a> Sequence<'a> {
         Some(run)
     }
 
-    /// Widens one head of the next TILE keys and values into rows of padded(dim); None after the last.
+    /// Calls `each(i, j)` for the next TILE keys, key j the i-th of the tile; None after the last.
     #[inline(always)]
-    pub fn fill<E: Elem>(
-        &mut self,
-        keys: &mut [E::Real],
-        values: &mut [E::Real],
-        k: &[E],
-        v: &[E],
-        heads: Heads,
-        head: usize,
-    ) -> Option<Tile> {
+    pub fn fill(&mut self, mut each: impl FnMut(usize, usize)) -> Option<Tile> {
         let mut len = 0;
         while len < TILE {
             let Some(run) = self.next(TILE - len) else { break };
             for j in run {
-                let at = j as usize * heads.kv_row() + head * heads.dim;
-                widen(keys, len, &k[at..][..heads.dim]);
-                widen(values, len, &v[at..][..heads.dim]);
+                each(len, j as usize);
                 len += 1;
             }
         }
@@ -186,14 +185,13 @@ impl<'a> Sequence<'a> {
     }
 }
 
-/// Row `i` of `to`, the padding zeroed: it is multiplied and must stay finite.
+/// Units of `from` as row `i` of `to`, the padding zeroed: it is multiplied and must stay finite.
 #[inline(always)]
-pub(super) fn widen<E: Elem>(to: &mut [E::Real], i: usize, from: &[E]) {
-    let row = &mut to[i * padded(from.len())..][..padded(from.len())];
-    row[from.len()..].fill(E::Real::ZERO);
-    for (to, from) in row.iter_mut().zip(from) {
-        *to = from.widen();
-    }
+pub(super) fn lay<E: Elem, U: Unit<E>>(to: &mut [E::Real], i: usize, from: &[E]) {
+    let (units, row) = (U::count(from.len()), padded(U::count(from.len())));
+    let to = &mut to[i * row..][..row];
+    to[units..].fill(E::Real::ZERO);
+    U::lay(to, from);
 }
 
 impl Tile {
@@ -269,21 +267,22 @@ fn shift<R: Real>(max: R) -> R {
 /// delta[i, h] = sum over the head of d_o * o: the chain of multiply-adds in which d_o * v is summed, so that for a row that
 /// sees one key, o = v, the difference of the two is zero.
 #[inline(always)]
-pub(super) fn delta<E: Elem, L: Lanes<E::Real>>(delta: &mut [E::Real], d_o: &[E], o: &[E], heads: Heads) {
+pub(super) fn delta<E: Elem, U: Unit<E>, S: Lanes<E::Real>>(delta: &mut [E::Real], d_o: &[E], o: &[E], heads: Heads) {
+    let side = PAD * U::VALUES;
     let units = d_o.chunks(PAD * heads.dim).zip(o.chunks(PAD * heads.dim));
     for (delta, (d_o, o)) in delta.chunks_mut(PAD).zip(units) {
         let [mut a, mut b] = [[E::Real::ZERO; PAD * PAD]; 2];
         let mut sums = [E::Real::ZERO; PAD];
-        for c in (0..heads.dim).step_by(PAD) {
-            let width = PAD.min(heads.dim - c);
-            turn(&mut a, PAD, delta.len(), width, |i| &d_o[i * heads.dim + c..][..width]);
-            turn(&mut b, PAD, delta.len(), width, |i| &o[i * heads.dim + c..][..width]);
-            for (a, b) in a.chunks_exact(PAD).zip(b.chunks_exact(PAD)).take(width) {
-                for i in (0..PAD).step_by(L::WIDTH) {
+        for c in (0..heads.dim).step_by(side) {
+            let len = side.min(heads.dim - c);
+            turn::<E, U>(&mut a, PAD, delta.len(), |i| &d_o[i * heads.dim + c..][..len]);
+            turn::<E, U>(&mut b, PAD, delta.len(), |i| &o[i * heads.dim + c..][..len]);
+            for (a, b) in a.chunks_exact(PAD).zip(b.chunks_exact(PAD)).take(U::count(len)) {
+                for i in (0..PAD).step_by(S::WIDTH) {
                     // SAFETY: i + WIDTH is at most PAD, which every row has; the level is the caller's to have.
                     unsafe {
-                        let (a, b) = (L::load(a[i..].as_ptr()), L::load(b[i..].as_ptr()));
-                        L::load(sums[i..].as_ptr()).add_product(a, b).store(sums[i..].as_mut_ptr());
+                        let (a, b) = (S::load(a[i..].as_ptr()), S::load(b[i..].as_ptr()));
+                        S::load(sums[i..].as_ptr()).add_product(a, b).store(sums[i..].as_mut_ptr());
                     }
                 }
             }

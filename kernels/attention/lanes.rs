@@ -1,7 +1,47 @@
 //! A register of numbers, as the products use it: load, store, broadcast, fused multiply-add.
 //! The array form is every machine's; the others are beside it by architecture.
 
-use crate::Real;
+use crate::{Elem, Real};
+use half::bf16;
+
+/// How a score's product over the head is laid out: one lane of R holds a *unit* of one value of E or more.
+pub(super) trait Unit<E: Elem> {
+    /// Values in a unit.
+    const VALUES: usize;
+    /// Units of `from`, the last filled up with zeros.
+    fn lay(to: &mut [E::Real], from: &[E]);
+    /// Units of a head of `dim` values.
+    fn count(dim: usize) -> usize {
+        dim.div_ceil(Self::VALUES)
+    }
+}
+
+/// One widened value.
+pub(super) struct Single;
+
+impl<E: Elem> Unit<E> for Single {
+    const VALUES: usize = 1;
+    #[inline(always)]
+    fn lay(to: &mut [E::Real], from: &[E]) {
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = from.widen());
+    }
+}
+
+/// The bits of two values, the first below: not a number, but what a product of pairs takes.
+pub(super) struct Pair;
+
+impl Unit<bf16> for Pair {
+    const VALUES: usize = 2;
+    #[inline(always)]
+    fn lay(to: &mut [f32], from: &[bf16]) {
+        let unit = |low: bf16, high: bf16| f32::from_bits(low.to_bits() as u32 | (high.to_bits() as u32) << 16);
+        let (pairs, last) = from.as_chunks::<2>();
+        to.iter_mut().zip(pairs).for_each(|(to, [low, high])| *to = unit(*low, *high));
+        if let [last] = last {
+            to[pairs.len()] = unit(*last, bf16::ZERO);
+        }
+    }
+}
 
 /// WIDTH numbers of type R that live in one register.
 ///
@@ -17,7 +57,7 @@ pub(super) trait Lanes<R>: Copy {
     unsafe fn load(from: *const R) -> Self;
     unsafe fn store(self, to: *mut R);
     unsafe fn splat(from: *const R) -> Self;
-    /// a * b + self, fused where the level can.
+    /// a * b + self, fused where the level can; of pairs, both products.
     unsafe fn add_product(self, a: Self, b: Self) -> Self;
 }
 

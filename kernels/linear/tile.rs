@@ -155,7 +155,7 @@ pub(super) unsafe fn gemm<T: Tile>(
                 let m = T::ROWS.min(end - i);
                 // SAFETY: the caller's; the tiles lie within rows and n.
                 unsafe {
-                    sum::<T>(&mut scratch, i, m, panels.clone(), terms);
+                    sum::<T>(&mut scratch, i, m, panels.clone(), n, terms);
                     for (p, panel) in panels.clone().enumerate() {
                         let (j, cols) = (panel * PANEL, PANEL.min(n - panel * PANEL));
                         let bias = bias.map(|bias| &bias[j..j + cols]);
@@ -181,7 +181,14 @@ fn groups<T: Tile>(n: usize) -> impl Iterator<Item = Range<usize>> {
 
 /// All terms of `m` rows from `i` on, times each panel, into the scratch's sums, panel after panel.
 #[inline(always)]
-unsafe fn sum<T: Tile>(scratch: &mut Scratch<T::V>, i: usize, m: usize, panels: Range<usize>, terms: &[Term<T::E>]) {
+unsafe fn sum<T: Tile>(
+    scratch: &mut Scratch<T::V>,
+    i: usize,
+    m: usize,
+    panels: Range<usize>,
+    n: usize,
+    terms: &[Term<T::E>],
+) {
     let (c, vecs) = (scratch.c.as_mut_ptr().cast::<T::V>(), m * (PANEL / T::COLS));
     for v in 0..panels.len() * vecs {
         // SAFETY: a group's ROWS * PANEL / COLS vectors a panel fit MAX_VECS for every level.
@@ -204,7 +211,8 @@ unsafe fn sum<T: Tile>(scratch: &mut Scratch<T::V>, i: usize, m: usize, panels: 
                 };
                 for panel in 0..panels.len() {
                     let b = b.as_ptr().add(panel * panel_len(term.k) + from * PANEL);
-                    sections::<T>(c.add(panel * vecs), a, b, m, len.div_ceil(2));
+                    let cols = PANEL.min(n - (panels.start + panel) * PANEL);
+                    sections::<T>(c.add(panel * vecs), a, b, m, cols, len.div_ceil(2));
                 }
             }
         }
@@ -239,27 +247,32 @@ unsafe fn stage<T: Tile>(to: *mut T::A, term: &Term<T::E>, i: usize, m: usize, f
     }
 }
 
-/// The rows times each register tile's columns of the panel in turn.
+/// The rows times each register tile's columns of the panel in turn, as far as there are any.
 #[inline(always)]
-unsafe fn sections<T: Tile>(c: *mut T::V, a: Rows<T::A>, b: *const T::E, m: usize, pairs: usize) {
-    for section in 0..PANEL / T::COLS / VECS {
+unsafe fn sections<T: Tile>(c: *mut T::V, a: Rows<T::A>, b: *const T::E, m: usize, cols: usize, pairs: usize) {
+    let width = VECS * T::COLS;
+    for section in 0..cols.div_ceil(width) {
         // SAFETY: the sums of a section lie together, row by row; its columns are part of each packed pair row.
         unsafe {
             let c = c.add(section * VECS * m);
-            let b = b.add(section * VECS * T::COLS * 2);
-            tile::<T>(m, c, a, b, pairs);
+            let b = b.add(section * width * 2);
+            if cols - section * width > T::COLS {
+                tile::<T, VECS>(m, c, a, b, pairs);
+            } else {
+                tile::<T, 1>(m, c, a, b, pairs); // LoRA's rank is often half a panel
+            }
         }
     }
 }
 
 /// [`inner`] for 1 to ROWS rows: a register tile's size is part of its type.
 #[inline(always)]
-unsafe fn tile<T: Tile>(m: usize, c: *mut T::V, a: Rows<T::A>, b: *const T::E, pairs: usize) {
+unsafe fn tile<T: Tile, const V: usize>(m: usize, c: *mut T::V, a: Rows<T::A>, b: *const T::E, pairs: usize) {
     macro_rules! rows {
         ($($m:literal)*) => {
             match m {
                 // SAFETY: the caller's; c has m rows of sums.
-                $($m if $m <= T::ROWS => unsafe { inner::<T, $m>(c, a, b, pairs) },)*
+                $($m if $m <= T::ROWS => unsafe { inner::<T, $m, V>(c, a, b, pairs) },)*
                 _ => unreachable!("a tile has 1 to {} rows, not {m}", T::ROWS),
             }
         };
@@ -267,18 +280,18 @@ unsafe fn tile<T: Tile>(m: usize, c: *mut T::V, a: Rows<T::A>, b: *const T::E, p
     rows!(1 2 3 4 5 6 7 8 9 10 11 12)
 }
 
-/// M rows by VECS vectors over `pairs` pairs of k, in order.
+/// M rows by V vectors over `pairs` pairs of k, in order.
 ///
 /// # Safety
-/// `c` has M VECS sums, `a` M rows, `b` `pairs` pair rows of a panel, and the level of `T` is there.
+/// `c` has M rows of VECS sums, `a` M rows, `b` `pairs` pair rows of a panel, and the level of `T` is there.
 #[inline(always)]
-unsafe fn inner<T: Tile, const M: usize>(c: *mut T::V, a: Rows<T::A>, b: *const T::E, pairs: usize) {
+unsafe fn inner<T: Tile, const M: usize, const V: usize>(c: *mut T::V, a: Rows<T::A>, b: *const T::E, pairs: usize) {
     // SAFETY: the caller's.
     unsafe {
-        let mut sums = c.cast::<[[T::V; VECS]; M]>().read();
+        let mut sums: [[T::V; V]; M] = std::array::from_fn(|r| std::array::from_fn(|v| *c.add(r * VECS + v)));
         for p in 0..pairs {
             let b = b.add(p * PANEL * 2);
-            let b: [T::V; VECS] = std::array::from_fn(|v| T::columns(b.add(v * T::COLS * 2)));
+            let b: [T::V; V] = std::array::from_fn(|v| T::columns(b.add(v * T::COLS * 2)));
             for (r, sums) in sums.iter_mut().enumerate() {
                 let a = T::pair(a.first.add(r * a.stride + p * 2));
                 for (sum, b) in sums.iter_mut().zip(b) {
@@ -286,7 +299,9 @@ unsafe fn inner<T: Tile, const M: usize>(c: *mut T::V, a: Rows<T::A>, b: *const 
                 }
             }
         }
-        c.cast::<[[T::V; VECS]; M]>().write(sums);
+        for (r, sums) in sums.into_iter().enumerate() {
+            sums.into_iter().enumerate().for_each(|(v, sum)| *c.add(r * VECS + v) = sum);
+        }
     }
 }
 

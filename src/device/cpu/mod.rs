@@ -18,13 +18,15 @@ use crate::files::safetensors::Tensors;
 use dialoguellm_kernels::attention::Heads;
 use dialoguellm_kernels::{Elem, Isa, Kernels, Matrix, Real, dropout};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A CPU that multiplies in `E`: `f32`, `bf16`, or `f64` for the reference.
 pub struct Cpu<E: Elem> {
     pool: Pool,
     kernels: &'static Kernels<E>,
     arena: Arc<Arena>,
+    /// Attention's scratch between uses.
+    scratch: Mutex<Vec<Vec<E::Real>>>,
 }
 
 /// Rows of row-wise operations that make one task.
@@ -63,7 +65,14 @@ impl<E: Elem> Cpu<E> {
     pub fn new(threads: usize, limit: Option<Isa>) -> Result<Self> {
         let pool = Pool::new(threads)
             .map_err(|e| crate::Error::new(crate::Code::Io, format!("cannot start {threads} threads: {e}")))?;
-        Ok(Self { pool, kernels: E::kernels(Isa::best(limit)), arena: Arc::default() })
+        Ok(Self { pool, kernels: E::kernels(Isa::best(limit)), arena: Arc::default(), scratch: Mutex::default() })
+    }
+
+    fn with_scratch(&self, f: impl FnOnce(&mut Vec<E::Real>)) {
+        let all = || self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut scratch = all().pop().unwrap_or_default();
+        f(&mut scratch);
+        all().push(scratch);
     }
 
     /// `y[i] = f(i)` for rows of `y`.
@@ -308,7 +317,9 @@ impl<E: Elem> Device for Cpu<E> {
             let (o, lse) =
                 unsafe { (o_rows.range(at * q.cols, n * q.cols), lse_rows.range(at * heads.q, n * heads.q)) };
             let q = &q.values()[at * q.cols..][..n * q.cols];
-            self.kernels.attention(o, lse, q, k.values(), v.values(), heads, &plan.block(run), &mut Vec::new());
+            self.with_scratch(|scratch| {
+                self.kernels.attention(o, lse, q, k.values(), v.values(), heads, &plan.block(run), scratch);
+            });
         });
         (o, lse)
     }
@@ -333,18 +344,20 @@ impl<E: Elem> Device for Cpu<E> {
             let dq = unsafe { dq_rows.range(at * q.cols, n * q.cols) };
             let queries = at * q.cols..(at + n) * q.cols;
             let stats = at * heads.q..(at + n) * heads.q;
-            self.kernels.attention_backward_q(
-                dq,
-                &d_o.values()[queries.clone()],
-                &q.values()[queries],
-                k.values(),
-                v.values(),
-                &lse.values()[stats.clone()],
-                &delta.values()[stats],
-                heads,
-                &plan.block(run),
-                &mut Vec::new(),
-            );
+            self.with_scratch(|scratch| {
+                self.kernels.attention_backward_q(
+                    dq,
+                    &d_o.values()[queries.clone()],
+                    &q.values()[queries],
+                    k.values(),
+                    v.values(),
+                    &lse.values()[stats.clone()],
+                    &delta.values()[stats],
+                    heads,
+                    &plan.block(run),
+                    scratch,
+                );
+            });
         });
         let (mut dk, mut dv) = (self.real(k.rows, k.cols), self.act(v.rows, v.cols));
         let (dk_rows, dv_rows) = (Chunks::new(dk.values_mut(), 1), Chunks::new(dv.values_mut(), 1));
@@ -353,19 +366,21 @@ impl<E: Elem> Device for Cpu<E> {
             let (at, len) = (run.keys.start as usize * k.cols, run.keys.len() * k.cols);
             // SAFETY: a key belongs to one run.
             let (dk, dv) = unsafe { (dk_rows.range(at, len), dv_rows.range(at, len)) };
-            self.kernels.attention_backward_kv(
-                dk,
-                dv,
-                d_o.values(),
-                q.values(),
-                k.values(),
-                v.values(),
-                lse.values(),
-                delta.values(),
-                heads,
-                &plan.key_block(run),
-                &mut Vec::new(),
-            );
+            self.with_scratch(|scratch| {
+                self.kernels.attention_backward_kv(
+                    dk,
+                    dv,
+                    d_o.values(),
+                    q.values(),
+                    k.values(),
+                    v.values(),
+                    lse.values(),
+                    delta.values(),
+                    heads,
+                    &plan.key_block(run),
+                    scratch,
+                );
+            });
         });
         AttentionGradient { dq, dk, dv }
     }
