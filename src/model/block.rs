@@ -6,7 +6,7 @@
 //! The last layer computes queries, Wo and the MLP only for the rows whose logits someone reads ([`Chosen`]).
 //! Norm outputs and the MLP's product are computed again in backward: cheaper than keeping them.
 
-use super::linear::{Linear, Pull, SavedLora, pull_back};
+use super::linear::{Linear, Pull, SavedLora, pull_back, pull_back_rounded};
 use super::pass::{Context, Rows};
 use crate::Result;
 use crate::device::{AttentionSaved, Device, Out, Plan, Tensor};
@@ -218,7 +218,7 @@ impl<D: Device> Block<D> {
         if depth == Depth::Down {
             return None;
         }
-        let dh = device.round(&pull_back(ctx, &[down], rows, gate.cols()));
+        let dh = pull_back_rounded(ctx, down, rows, gate.cols());
         let (dgate, dup) = device.swiglu_backward(&dh, &gate, &up);
         let (g, rstd) = device.rmsnorm(&m, &self.mlp_norm, self.eps);
         let pulls = [
@@ -236,7 +236,7 @@ impl<D: Device> Block<D> {
         if depth == Depth::Output {
             return None;
         }
-        let d_o = device.round(&pull_back(ctx, &[pull], rows, o.cols()));
+        let d_o = pull_back_rounded(ctx, pull, rows, o.cols());
         let grads = device.attention_backward(
             &d_o,
             AttentionSaved { q: &q, k: &kv.k, v: &kv.v, o: &o, lse: &lse },

@@ -105,13 +105,7 @@ impl<D: Device> Linear<D> {
 
 /// dx of maps that share an input: sum of dy W + drop'(du A), summed in one product where nothing was dropped.
 pub fn pull_back<D: Device>(ctx: &Context<D>, pulls: &[Pull<D>], rows: &Rows, inputs: usize) -> D::Real {
-    let mut terms = Vec::new();
-    for pull in pulls {
-        terms.push(Term { x: pull.dy, w: Operand::Frozen(&pull.map.weight), sum: Sum::OverRows });
-        if let (Some(du), Some(slot), None) = (&pull.du, pull.map.slot(ctx), ctx.noise_dropout()) {
-            terms.push(Term { x: du, w: ctx.a(slot, 1.0), sum: Sum::OverRows });
-        }
-    }
+    let terms: Vec<_> = pulls.iter().flat_map(|pull| pull.terms(ctx)).collect();
     let mut dx = ctx.device.real(rows.len(), inputs);
     ctx.device.matmul(Out::Real(&mut dx), &terms, None);
     for pull in pulls {
@@ -120,7 +114,26 @@ pub fn pull_back<D: Device>(ctx: &Context<D>, pulls: &[Pull<D>], rows: &Rows, in
     dx
 }
 
+/// [`pull_back`] rounded once to the operand type.
+pub fn pull_back_rounded<D: Device>(ctx: &Context<D>, pull: Pull<D>, rows: &Rows, inputs: usize) -> D::Act {
+    if ctx.noise_dropout().is_some() {
+        return ctx.device.round(&pull_back(ctx, &[pull], rows, inputs));
+    }
+    let mut dx = ctx.device.act(rows.len(), inputs);
+    ctx.device.matmul(Out::Act(&mut dx), &pull.terms(ctx), None);
+    dx
+}
+
 impl<D: Device> Pull<'_, D> {
+    /// dy W, and du A where no dropout lies between A and the input.
+    fn terms<'a>(&'a self, ctx: &Context<'a, D>) -> Vec<Term<'a, D>> {
+        let mut terms = vec![Term { x: self.dy, w: Operand::Frozen(&self.map.weight), sum: Sum::OverRows }];
+        if let (Some(du), Some(slot), None) = (&self.du, self.map.slot(ctx), ctx.noise_dropout()) {
+            terms.push(Term { x: du, w: ctx.a(slot, 1.0), sum: Sum::OverRows });
+        }
+        terms
+    }
+
     /// dx += drop'(du A), where an input was dropped.
     fn add_dropped(&self, ctx: &Context<D>, rows: &Rows, dx: &mut D::Real) {
         let (Some(du), Some(slot), Some(keys)) = (&self.du, self.map.slot(ctx), self.map.keys(ctx, rows)) else {

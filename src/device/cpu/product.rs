@@ -46,7 +46,7 @@ impl<E: Elem> Cpu<E> {
         rows: usize,
         cols: Range<usize>,
     ) {
-        let packed: Vec<_> = factors.iter().map(|factor| self.pack(factor, cols.clone())).collect();
+        let packed = self.pack(factors, cols.clone());
         let tasks = self.row_tasks(rows);
         self.pool.run(tasks.len(), |task| {
             let at = tasks[task].clone();
@@ -73,16 +73,20 @@ impl<E: Elem> Cpu<E> {
         });
     }
 
-    /// The panels of columns `cols`, a few a task.
-    fn pack(&self, factor: &Factor<E>, cols: Range<usize>) -> Buffer<E> {
-        let (panels, len) = (cols.len().div_ceil(linear::PANEL), linear::panel_len(factor.x.cols));
-        let mut packed = Buffer::new(&self.arena, panels, len);
+    /// Every factor's panels of columns `cols`, a few a task, all in one job.
+    fn pack(&self, factors: &[Factor<E>], cols: Range<usize>) -> Vec<Buffer<E>> {
+        let panels = cols.len().div_ceil(linear::PANEL);
         let step = panels.div_ceil(2 * self.pool.threads()).clamp(1, 8);
-        let chunks = Chunks::new(packed.values_mut(), step * len);
-        self.pool.run(chunks.count(), |task| {
+        let len = |factor: &Factor<E>| linear::panel_len(factor.x.cols);
+        let mut packed: Vec<_> = factors.iter().map(|f| Buffer::new(&self.arena, panels, len(f))).collect();
+        let chunks = packed.iter_mut().zip(factors).map(|(to, f)| Chunks::new(to.values_mut(), step * len(f)));
+        let chunks: Vec<_> = chunks.collect();
+        let each = panels.div_ceil(step);
+        self.pool.run(factors.len() * each, |task| {
+            let (factor, chunks, chunk) = (&factors[task / each], &chunks[task / each], task % each);
             // SAFETY: one task per chunk.
-            let out = unsafe { chunks.get(task) };
-            self.kernels.pack(out, &factor.w, factor.sum, cols.start + task * step * linear::PANEL, factor.scale);
+            let out = unsafe { chunks.get(chunk) };
+            self.kernels.pack(out, &factor.w, factor.sum, cols.start + chunk * step * linear::PANEL, factor.scale);
         });
         packed
     }
