@@ -277,3 +277,24 @@ fn merging_never_replaces_its_sources() {
     }
     assert!(content(&place.path("model")) == before);
 }
+
+#[test]
+#[allow(unsafe_code, clippy::zombie_processes)] // wait4 is what waits
+fn the_peak_memory_told_is_the_systems() {
+    let place = Place::new();
+    let (data, out) = (place.dialogues(), place.arg("out"));
+    let arguments = place.model_args(&["train", "--data", &data, "--out", &out, "--max-steps", "2", "--json"]);
+    let summary = std::fs::File::create(place.path("summary.json")).unwrap();
+    let mut command = command::command(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let child = command.stdout(summary).stderr(Stdio::null()).spawn().unwrap();
+    // SAFETY: zeros are a valid rusage; the child is this test's own and nobody else waits for it.
+    let (ended, peak) = unsafe {
+        let (mut status, mut usage) = (0, std::mem::zeroed::<libc::rusage>());
+        assert_eq!(libc::wait4(child.id() as i32, &mut status, 0, &mut usage), child.id() as i32);
+        (status, usage.ru_maxrss as f64 * 1024.0)
+    };
+    assert_eq!(ended, 0);
+    let summary: Value = serde_json::from_slice(&std::fs::read(place.path("summary.json")).unwrap()).unwrap();
+    let told = summary["peak_rss_bytes"].as_f64().unwrap();
+    assert!((told - peak).abs() <= 0.05 * peak, "told {told} bytes, the system says {peak}");
+}
