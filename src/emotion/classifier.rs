@@ -40,7 +40,7 @@ pub struct Bulk {
 
 impl Default for Bulk {
     fn default() -> Self {
-        Self { threads: 1, budget: 8192, cancel: Cancel::default() }
+        Self { threads: 1, budget: 4096, cancel: Cancel::default() }
     }
 }
 

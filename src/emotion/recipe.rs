@@ -184,13 +184,13 @@ pub struct Eval {
     pub calibrate: bool,
     /// Steps between checkpoints. Default 100; 0 for none but those at the end of an epoch.
     pub checkpoint_steps: u64,
-    /// Tokens scored at once. Default 8192.
+    /// Tokens scored at once. Default 4096.
     pub score_tokens: usize,
 }
 
 impl Default for Eval {
     fn default() -> Self {
-        Self { metric: Metric::WeightedF1, dev_steps: 0, calibrate: true, checkpoint_steps: 100, score_tokens: 8192 }
+        Self { metric: Metric::WeightedF1, dev_steps: 0, calibrate: true, checkpoint_steps: 100, score_tokens: 4096 }
     }
 }
 

@@ -43,7 +43,7 @@ pub struct Eval {
     #[arg(long, value_name = "SPEC")]
     baseline: Option<String>,
     /// Tokens computed at once: bounds memory
-    #[arg(long, value_name = "N", default_value_t = 8192)]
+    #[arg(long, value_name = "N", default_value_t = 4096)]
     batch_tokens: usize,
 }
 

@@ -2,6 +2,7 @@
 
 use super::super::Tensor;
 use dialoguellm_kernels::Elem;
+use memmap2::MmapMut;
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,6 +12,49 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 #[repr(align(64))]
 struct Line(#[allow(dead_code)] [u8; 64]); // only ever read as numbers
 
+/// Lines of initialised memory.
+enum Lines {
+    Small(Vec<Line>),
+    /// Pages of its own, which go back to the system when dropped: the allocator would keep them, in pieces.
+    Large(MmapMut),
+}
+
+/// Bytes from which a buffer has pages of its own.
+const LARGE: usize = 256 << 10;
+
+impl Lines {
+    fn new(lines: usize) -> Self {
+        let bytes = lines * size_of::<Line>();
+        let pages = (bytes >= LARGE).then(|| MmapMut::map_anon(bytes).ok()).flatten();
+        pages.map_or_else(|| Lines::Small(vec![Line([0; 64]); lines]), Lines::Large)
+    }
+    fn len(&self) -> usize {
+        match self {
+            Lines::Small(lines) => lines.len(),
+            Lines::Large(pages) => pages.len() / size_of::<Line>(),
+        }
+    }
+    /// Aligned to a line: pages are.
+    fn as_ptr(&self) -> *const u8 {
+        match self {
+            Lines::Small(lines) => lines.as_ptr().cast(),
+            Lines::Large(pages) => pages.as_ptr(),
+        }
+    }
+    fn as_mut_ptr(&mut self) -> *mut u8 {
+        match self {
+            Lines::Small(lines) => lines.as_mut_ptr().cast(),
+            Lines::Large(pages) => pages.as_mut_ptr(),
+        }
+    }
+}
+
+impl Default for Lines {
+    fn default() -> Self {
+        Lines::Small(Vec::new())
+    }
+}
+
 /// Buffers between uses. What is in use and what waits is together never more than the most that was ever in use.
 #[derive(Default)]
 pub(super) struct Arena(Mutex<Held>);
@@ -18,7 +62,7 @@ pub(super) struct Arena(Mutex<Held>);
 #[derive(Default)]
 struct Held {
     /// Buffers that wait, by their number of lines.
-    free: BTreeMap<usize, Vec<Vec<Line>>>,
+    free: BTreeMap<usize, Vec<Lines>>,
     /// Lines that wait, lines in use, and the most that were ever in use.
     waiting: usize,
     used: usize,
@@ -31,7 +75,7 @@ impl Arena {
     }
 
     /// A buffer of at least `lines` lines and at most twice as many, contents unspecified.
-    fn take(&self, lines: usize) -> Vec<Line> {
+    fn take(&self, lines: usize) -> Lines {
         let mut held = self.held();
         let best = held.free.range(lines..=2 * lines).next().map(|(&len, _)| len);
         if let Some(buffer) = best.and_then(|len| held.remove(len)) {
@@ -47,10 +91,10 @@ impl Arena {
             drop(held.remove(largest));
         }
         drop(held);
-        vec![Line([0; 64]); lines]
+        Lines::new(lines)
     }
 
-    fn give(&self, buffer: Vec<Line>) {
+    fn give(&self, buffer: Lines) {
         let mut held = self.held();
         held.used -= buffer.len();
         held.waiting += buffer.len();
@@ -59,7 +103,7 @@ impl Arena {
 }
 
 impl Held {
-    fn remove(&mut self, len: usize) -> Option<Vec<Line>> {
+    fn remove(&mut self, len: usize) -> Option<Lines> {
         let buffers = self.free.get_mut(&len)?;
         let buffer = buffers.pop()?;
         if buffers.is_empty() {
@@ -72,7 +116,7 @@ impl Held {
 
 /// A matrix of numbers whose memory goes back to its arena.
 pub struct Buffer<T: Elem> {
-    lines: Vec<Line>,
+    lines: Lines,
     pub(super) rows: usize,
     pub(super) cols: usize,
     home: Arc<Arena>,
