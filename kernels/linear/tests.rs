@@ -349,12 +349,15 @@ fn packs_every_value<E: Elem>(dtype: Dtype, n: usize, k: usize, sum: Sum, scale:
     let at = |j: usize, c: usize| if sum == Sum::OverCols { w.at::<E::Real>(j, c) } else { w.at(c, j) };
     each_level::<E>(|kernels| {
         for n0 in [0, n / 2, n - 1] {
-            let mut panel = vec![E::narrow(E::Real::ONE); panel_len(k)];
-            kernels.pack(&mut panel, &w, sum, n0, scale);
-            for (i, got) in panel.iter().enumerate() {
-                let (c, j) = (i / (2 * PANEL) * 2 + i % 2, n0 + i / 2 % PANEL);
-                let want = if c < k && j < n { at(j, c) * E::Real::from_f32(scale) } else { E::Real::ZERO };
-                assert_eq!(*got, E::narrow(want), "{} {dtype:?} {sum:?} ({j}, {c})", kernels.isa.name());
+            for count in 1..=(n - n0).div_ceil(PANEL) {
+                let mut panels = vec![E::narrow(E::Real::ONE); count * panel_len(k)];
+                kernels.pack(&mut panels, &w, sum, n0, scale);
+                for (i, got) in panels.iter().enumerate() {
+                    let (panel, i) = (i / panel_len(k), i % panel_len(k));
+                    let (c, j) = (i / (2 * PANEL) * 2 + i % 2, n0 + panel * PANEL + i / 2 % PANEL);
+                    let want = if c < k && j < n { at(j, c) * E::Real::from_f32(scale) } else { E::Real::ZERO };
+                    assert_eq!(*got, E::narrow(want), "{} {dtype:?} {sum:?} ({j}, {c})", kernels.isa.name());
+                }
             }
         }
     });
