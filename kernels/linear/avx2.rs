@@ -8,20 +8,15 @@ use std::arch::x86_64::*;
 
 pub(super) struct Avx2;
 
-pub(super) const F32: Forms<f32> = Forms {
-    rows: <Avx2 as Simd<f32>>::ROWS,
-    pack: pack::<f32>,
-    gemm: gemm::<f32>,
-    gemm_tn: gemm_tn::<f32>,
-    dots: dots::<f32>,
-};
-pub(super) const BF16: Forms<bf16> = Forms {
-    rows: <Avx2 as Simd<bf16>>::ROWS,
-    pack: pack::<bf16>,
-    gemm: gemm::<bf16>,
-    gemm_tn: gemm_tn::<bf16>,
-    dots: dots::<bf16>,
-};
+pub(super) const F32: Forms<f32> = forms();
+pub(super) const BF16: Forms<bf16> = forms();
+
+const fn forms<E: Elem<Real = f32>>() -> Forms<E>
+where
+    Avx2: Simd<E> + Transpose<E>,
+{
+    Forms { rows: <Avx2 as Simd<E>>::ROWS, pack: pack::<E>, gemm: gemm::<E>, gemm_tn: gemm_tn::<E>, dots: dots::<E> }
+}
 
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn pack<E: Elem>(panel: &mut [E], w: &Matrix, sum: Sum, n0: usize, scale: f32)

@@ -11,22 +11,17 @@ use std::arch::x86_64::*;
 pub(super) struct Avx512;
 pub(super) struct Dot;
 
-pub(super) const F32: Forms<f32> = Forms {
-    rows: <Avx512 as Simd<f32>>::ROWS,
-    pack: pack::<f32>,
-    gemm: gemm::<f32>,
-    gemm_tn: gemm_tn::<f32>,
-    dots: dots::<f32>,
-};
-pub(super) const BF16: Forms<bf16> = Forms {
-    rows: <Avx512 as Simd<bf16>>::ROWS,
-    pack: pack::<bf16>,
-    gemm: gemm::<bf16>,
-    gemm_tn: gemm_tn::<bf16>,
-    dots: dots::<bf16>,
-};
-pub(super) const BF16_DOT: Forms<bf16> =
-    Forms { rows: Dot::ROWS, pack: pack::<bf16>, gemm: gemm_dot, gemm_tn: gemm_tn::<bf16>, dots: dots::<bf16> };
+pub(super) const F32: Forms<f32> = forms();
+pub(super) const BF16: Forms<bf16> = forms();
+pub(super) const BF16_DOT: Forms<bf16> = Forms { rows: Dot::ROWS, gemm: gemm_dot, ..BF16 };
+
+const fn forms<E: Elem<Real = f32>>() -> Forms<E>
+where
+    Avx2: Transpose<E>,
+    Avx512: Simd<E>,
+{
+    Forms { rows: <Avx512 as Simd<E>>::ROWS, pack: pack::<E>, gemm: gemm::<E>, gemm_tn: gemm_tn::<E>, dots: dots::<E> }
+}
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 unsafe fn pack<E: Elem>(panel: &mut [E], w: &Matrix, sum: Sum, n0: usize, scale: f32)
@@ -151,8 +146,8 @@ unsafe fn gemm_dot(out: Out<bf16>, ldc: usize, rows: usize, n: usize, terms: &[T
 impl Tile for Dot {
     type E = bf16;
     type A = bf16;
-    const AS_STORED: bool = true;
     type V = __m512;
+    const AS_STORED: bool = true;
     const COLS: usize = 16;
     const ROWS: usize = 12;
     #[inline]

@@ -199,8 +199,9 @@ impl Forms<f64> {
 
 impl<E: Elem> Kernels<E> {
     /// Packs the outputs of `w` from `n0` on over the whole sum: every panel is `[k/2][PANEL][2]`, absent outputs and
-    /// the pad of an odd `k` zero. Some panels at a time read memory in longer runs than one. Each value is `narrow(w * scale)`, rounded once when the product is exact in Real
-    /// (a power of two, a bf16 weight) and twice otherwise; scale 1 from bf16 to bf16 copies bits.
+    /// the pad of an odd `k` zero. Some panels at a time read memory in longer runs than one. Each value is
+    /// `narrow(w * scale)`, rounded once when the product is exact in Real (a power of two, a bf16 weight) and twice
+    /// otherwise; scale 1 from bf16 to bf16 copies bits.
     ///
     /// `panels` holds one panel of [`panel_len`] values or more; each begins below the number of outputs.
     pub fn pack(&self, panels: &mut [E], w: &Matrix, sum: Sum, n0: usize, scale: f32) {

@@ -8,7 +8,7 @@ use super::{PANEL, Sum, panel_len};
 use crate::{Dtype, Elem, Matrix, Real};
 
 /// Values of k that are transposed at a time: 32 rows of 64 stay in the first-level cache.
-pub(super) const BLOCK: usize = 64;
+const BLOCK: usize = 64;
 /// Values of one row of pairs of a panel.
 pub(super) const PAIRS: usize = 2 * PANEL;
 /// Pairs of rows that are interleaved into one panel before the next panel has its turn: long runs for reads and writes.

@@ -61,15 +61,15 @@ unsafe impl Send for Job {}
 impl Pool {
     /// `threads` including the caller; 0 means one per core. With one, nothing is started.
     pub fn new(threads: usize) -> std::io::Result<Pool> {
-        let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
-        let threads = if threads == 0 { cores() } else { threads };
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let threads = if threads == 0 { cores } else { threads };
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             work: Condvar::new(),
             done: Condvar::new(),
             published: AtomicU64::new(0),
             busy: AtomicBool::new(false),
-            spins: if threads <= cores() { SPINS } else { 0 },
+            spins: if threads <= cores { SPINS } else { 0 },
         });
         let mut pool = Pool { shared, workers: Vec::new(), callers: Mutex::default() };
         for i in 1..threads {
