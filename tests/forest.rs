@@ -5,11 +5,11 @@ mod common;
 
 use common::plain::{Mat, Mode, Plain};
 use common::random::{self, Shape};
-use dialoguellm::device::Cpu;
+use dialoguellm::device::{Cpu, Device};
 use dialoguellm::files::{Access, Tensors};
 use dialoguellm::model::{Adapter, Builder, Cancel, Learning, Llama, Pass, Target};
 use dialoguellm_kernels::testing::{Random, check};
-use dialoguellm_kernels::{Elem, Isa, bf16};
+use dialoguellm_kernels::{Elem, Isa, Real, bf16};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -176,14 +176,11 @@ fn together<E: Elem>(model: &Llama<Cpu<E>>, case: &Case, adapter: &Adapter, budg
     };
     let pass = Pass { forest: &forest, adapter: Some(adapter), cancel: &Cancel::default() };
     let learning = Learning { noise: None, activation_bytes: budget };
-    let mut gradient = vec![E::Real::default(); adapter.params().len()];
+    let mut gradient = model.device().gradient(adapter.params().len());
     let log_p = model.gradient64(&pass, &targets, &learning, &mut loss, &mut gradient).unwrap();
     let asked_alone = model.log_probs64(&pass, None, &targets).unwrap();
     assert_eq!(log_p, asked_alone, "training and inference differ");
-    Answer {
-        log_p: spread(&log_p).concat(),
-        gradient: gradient.into_iter().map(dialoguellm_kernels::Real::to_f64).collect(),
-    }
+    Answer { log_p: spread(&log_p).concat(), gradient: gradient.values().iter().map(|x| x.to_f64()).collect() }
 }
 
 /// `judge(what, got, plain in the same types, exact)` for every model, kind of loss and random forest.

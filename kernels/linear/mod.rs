@@ -25,6 +25,8 @@ mod pack;
 mod portable;
 mod tile;
 mod tn;
+#[cfg(target_arch = "x86_64")]
+mod tn_dot;
 
 #[cfg(test)]
 mod tests;
@@ -238,7 +240,8 @@ impl<E: Elem> Kernels<E> {
 
     /// `c[i, j] +=` the sum over t < rows of `a[t, i] b[t, j]`, for i < m, j < n: a weight's gradient. For small m (LoRA's rank).
     ///
-    /// The sums start from `c` and run in order of t: two calls over halves of the rows give the bits of one.
+    /// The sums start from `c` and run in order of t, by pairs where vdpbf16ps does it: two calls, the first over an even
+    /// number of rows, give the bits of one.
     pub fn gemm_tn(
         &self,
         c: &mut [E::Real],

@@ -139,6 +139,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn precision(&self) -> &'static str;
     /// The host's instruction level in use.
     fn isa(&self) -> Isa;
+    /// Calls `task(i)` for every `i < tasks` on the host's threads that work for this device; for work beside the tensors.
+    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync));
     /// Takes a stored matrix; a host device keeps it where it is mapped.
     fn weight(&self, tensors: &Arc<Tensors>, name: &str, rows: usize, cols: usize) -> Result<Self::Weight>;
     /// Takes a stored vector.

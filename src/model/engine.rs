@@ -108,6 +108,10 @@ pub trait Engine: Send + Sync {
     fn precision(&self) -> &'static str;
     /// The instruction level in use.
     fn isa(&self) -> Isa;
+    /// Calls `task(i)` for every `i < tasks`, on all threads that work for this engine.
+    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        (0..tasks).for_each(task);
+    }
     /// An empty cache.
     fn cache(&self) -> Cache;
     /// log p(token | path to row), natural logarithm, for every target, in their order.

@@ -285,6 +285,10 @@ impl<D: Device> Engine for Llama<D> {
         self.device.isa()
     }
 
+    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.device.run(tasks, task);
+    }
+
     fn cache(&self) -> Cache {
         Cache { rows: 0, store: Box::new(Vec::<KeyValue<D>>::new()) }
     }

@@ -4,8 +4,13 @@
 //! torch.nn.utils.clip_grad_norm_: factor min(1, max / (norm + 1e-6)). The kernel keeps PyTorch's order of operations.
 
 use super::options::Options;
+use crate::model::engine::Engine;
+use dialoguellm_kernels::Elem;
 use dialoguellm_kernels::adamw::{self, Step};
-use dialoguellm_kernels::{Elem, Isa};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+/// Values that make one thread's task; fixed, so that the order of the norm's sum is.
+const PIECE: usize = 1 << 16;
 
 /// First and second moments, one value a parameter.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,10 +24,10 @@ impl Moments {
         Self { m: vec![0.0; parameters], v: vec![0.0; parameters] }
     }
 
-    /// Update number `t`, counted from 1, at rate `lr`, with the instructions of `isa`.
+    /// Update number `t`, counted from 1, at rate `lr`, on `engine`'s threads.
     pub fn update(
         &mut self,
-        isa: Isa,
+        engine: &dyn Engine,
         params: &mut [f32],
         gradient: &[f32],
         t: u64,
@@ -33,7 +38,15 @@ impl Moments {
         let Options { beta1, beta2, epsilon: eps, weight_decay: decay, clip, .. } = *options;
         let scalars = adamw::Options { lr, beta1, beta2, eps, decay };
         let step = Step::new(&scalars, t, clip_factor(norm, clip));
-        f32::kernels(isa).adamw(params, gradient, &mut self.m, &mut self.v, &step);
+        let kernels = f32::kernels(engine.isa());
+        let moments = self.m.chunks_mut(PIECE).zip(self.v.chunks_mut(PIECE));
+        let pieces = params.chunks_mut(PIECE).zip(gradient.chunks(PIECE)).zip(moments).map(Mutex::new);
+        let pieces: Vec<_> = pieces.collect();
+        engine.run(pieces.len(), &|i| {
+            let mut piece = pieces[i].lock().unwrap_or_else(PoisonError::into_inner);
+            let ((params, gradient), (m, v)) = &mut *piece;
+            kernels.adamw(params, gradient, m, v, &step);
+        });
     }
 }
 
@@ -44,20 +57,34 @@ fn clip_factor(norm: f64, max: f64) -> f64 {
 
 /// The Euclidean norm, or infinity where it is too large for squares in f32, which is where AdamW's second moment and
 /// PyTorch's norm overflow; NaN where any value is.
-pub(crate) fn norm(gradient: &[f32]) -> f64 {
+pub(crate) fn norm(engine: &dyn Engine, gradient: &[f32]) -> f64 {
+    let pieces: Vec<_> = gradient.chunks(PIECE).map(|piece| (piece, OnceLock::new())).collect();
+    engine.run(pieces.len(), &|i| {
+        let (piece, square) = &pieces[i];
+        square.get_or_init(|| squared(piece));
+    });
+    let square: f64 = pieces.iter().filter_map(|(_, square)| square.get()).sum();
+    if square > f64::from(f32::MAX) { f64::INFINITY } else { square.sqrt() }
+}
+
+fn squared(piece: &[f32]) -> f64 {
     let mut sums = [0f64; 8]; // partial sums in a fixed order: quick, and the same bits every time
-    for chunk in gradient.chunks(sums.len()) {
+    for chunk in piece.chunks(sums.len()) {
         for (sum, &g) in sums.iter_mut().zip(chunk) {
             *sum += f64::from(g) * f64::from(g);
         }
     }
-    let square: f64 = sums.iter().sum();
-    if square > f64::from(f32::MAX) { f64::INFINITY } else { square.sqrt() }
+    sums.iter().sum()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fake;
+
+    fn norm(gradient: &[f32]) -> f64 {
+        super::norm(fake::model().0.engine(), gradient)
+    }
 
     fn near(got: &[f32], want: &[f64]) {
         assert_eq!(got.len(), want.len());
@@ -99,7 +126,7 @@ mod tests {
             (5e-3, [-0.3, 0.1, 0.0, 0.5, -1e-5]),
         ];
         for (t, (lr, gradient)) in (1..).zip(steps) {
-            moments.update(Isa::best(None), &mut params, &gradient, t, lr, norm(&gradient), &options);
+            moments.update(fake::model().0.engine(), &mut params, &gradient, t, lr, norm(&gradient), &options);
         }
         near(
             &params,
@@ -130,8 +157,24 @@ mod tests {
     #[test]
     fn rate_zero_moves_the_moments_and_not_the_parameters() {
         let (mut params, mut moments) = ([0.5f32], Moments::new(1));
-        moments.update(Isa::best(None), &mut params, &[2.0], 1, 0.0, 2.0, &Options::default());
+        moments.update(fake::model().0.engine(), &mut params, &[2.0], 1, 0.0, 2.0, &Options::default());
         assert_eq!(params, [0.5]);
         assert!(moments.m[0] != 0.0 && moments.v[0] != 0.0);
+    }
+
+    #[test]
+    fn many_pieces_are_one_vector() {
+        let n = 2 * PIECE + 3;
+        let gradient: Vec<f32> = (0..n).map(|i| (i % 7) as f32 - 2.0).collect();
+        let want = gradient.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>().sqrt();
+        assert!((norm(&gradient) - want).abs() <= 1e-12 * want);
+        let (model, _) = fake::model();
+        let (mut params, mut moments) = (vec![1.0; n], Moments::new(n));
+        moments.update(model.engine(), &mut params, &gradient, 1, 1e-2, want, &Options::default());
+        for i in 0..n {
+            let (mut param, mut alone) = ([1.0], Moments::new(1));
+            alone.update(model.engine(), &mut param, &gradient[i..=i], 1, 1e-2, want, &Options::default());
+            assert_eq!([params[i], moments.m[i], moments.v[i]], [param[0], alone.m[0], alone.v[0]], "value {i}");
+        }
     }
 }

@@ -196,7 +196,7 @@ impl Trainer {
         }
         self.sort_epoch();
         let sums = self.accumulate(cancel)?;
-        let grad_norm = optimizer::norm(&self.gradient);
+        let grad_norm = optimizer::norm(self.model.engine(), &self.gradient);
         let skipped = !(sums.loss.is_finite() && grad_norm.is_finite());
         if skipped {
             self.check_skips(sums.loss, grad_norm)?;
@@ -205,8 +205,8 @@ impl Trainer {
         self.log(step_line(&report))?;
         if !skipped {
             let t = self.step - self.skipped + 1;
-            let (isa, params) = (self.model.engine().isa(), self.adapter.params_mut());
-            self.moments.update(isa, params, &self.gradient, t, report.lr, grad_norm, &self.options);
+            let (engine, params) = (self.model.engine(), self.adapter.params_mut());
+            self.moments.update(engine, params, &self.gradient, t, report.lr, grad_norm, &self.options);
         }
         self.step += 1;
         self.skipped += u64::from(skipped);

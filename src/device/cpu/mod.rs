@@ -35,6 +35,8 @@ const ROWS: usize = 16;
 const GRADIENT_ROWS: usize = 128;
 /// Columns of a LoRA gradient that make one task.
 const GRADIENT_COLS: usize = 96;
+/// Values of a flat vector that count as a row.
+const PIECE: usize = 4096;
 /// Vocabulary entries whose logits exist at a time.
 const HEAD_COLS: usize = 4096;
 
@@ -153,7 +155,7 @@ impl<E: Elem> Device for Cpu<E> {
     type Weight = Stored;
     type Vector = Vec<E::Real>;
     type Params = [f32];
-    type Gradient = Vec<E::Real>;
+    type Gradient = Buffer<E::Real>;
     type RopeTable = RopeTable<E::Real>;
 
     fn precision(&self) -> &'static str {
@@ -162,6 +164,10 @@ impl<E: Elem> Device for Cpu<E> {
 
     fn isa(&self) -> Isa {
         self.kernels.isa
+    }
+
+    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.pool.run(tasks, task);
     }
 
     fn weight(&self, tensors: &Arc<Tensors>, name: &str, rows: usize, cols: usize) -> Result<Stored> {
@@ -177,12 +183,16 @@ impl<E: Elem> Device for Cpu<E> {
         host
     }
 
-    fn gradient(&self, len: usize) -> Vec<E::Real> {
-        vec![E::Real::ZERO; len]
+    fn gradient(&self, len: usize) -> Buffer<E::Real> {
+        let mut sums = self.real(1, len);
+        self.each_row(sums.values_mut(), PIECE, |_, sums| sums.fill(E::Real::ZERO));
+        sums
     }
 
-    fn add_gradient(&self, from: Vec<E::Real>, to: &mut [f32]) {
-        to.iter_mut().zip(from).for_each(|(to, from)| *to += from.to_f32());
+    fn add_gradient(&self, from: Buffer<E::Real>, to: &mut [f32]) {
+        self.each_row(to, PIECE, |i, to| {
+            to.iter_mut().zip(&from.values()[i * PIECE..]).for_each(|(to, from)| *to += from.to_f32());
+        });
     }
 
     fn act(&self, rows: usize, cols: usize) -> Buffer<E> {
@@ -413,14 +423,14 @@ impl<E: Elem> Device for Cpu<E> {
 
     fn lora_gradient(
         &self,
-        gradient: &mut Vec<E::Real>,
+        gradient: &mut Buffer<E::Real>,
         at: PairAt,
         (x, us): (&Buffer<E>, &Buffer<E>),
         (dy, du): (&Buffer<E>, &Buffer<E>),
     ) {
         let (inputs, outputs) = (blocks(at.inputs, GRADIENT_COLS), blocks(at.outputs, GRADIENT_COLS));
         let (inputs, outputs): (Vec<_>, Vec<_>) = (inputs.collect(), outputs.collect());
-        let all = Chunks::new(gradient, 1);
+        let all = Chunks::new(gradient.values_mut(), 1);
         self.pool.run(inputs.len() + outputs.len(), |task| {
             if let Some(cols) = inputs.get(task) {
                 let d_a = self.outer(du, x, cols);
