@@ -130,10 +130,10 @@ impl<E: Elem> Cpu<E> {
     }
 }
 
-/// ln(e^a + e^b); negative infinity is the logarithm of nothing.
+/// ln(e^a + e^b); negative infinity is the logarithm of nothing, and NaN stays NaN beside it.
 fn log_add(a: f64, b: f64) -> f64 {
     let (low, high) = if a < b { (a, b) } else { (b, a) };
-    if high == f64::NEG_INFINITY { high } else { high + (low - high).exp().ln_1p() }
+    if high == f64::NEG_INFINITY { low + high } else { high + (low - high).exp().ln_1p() }
 }
 
 /// The targets of every row, by row.
@@ -509,5 +509,21 @@ impl<R> RopeTable<R> {
     fn row(&self, at: u32) -> (&[R], &[R]) {
         let range = at as usize * self.half..(at as usize + 1) * self.half;
         (&self.cos[range.clone()], &self.sin[range])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::log_add;
+
+    #[test]
+    fn a_nan_is_never_forgotten_by_a_sum_of_exponentials() {
+        let (nothing, nan) = (f64::NEG_INFINITY, f64::NAN);
+        assert_eq!(log_add(nothing, nothing), nothing);
+        assert_eq!([log_add(nothing, 2.0), log_add(2.0, nothing)], [2.0; 2]);
+        assert!((log_add(1.0, 1.0) - (1.0 + 2f64.ln())).abs() < 1e-15);
+        for (a, b) in [(nothing, nan), (nan, nothing), (nan, 1.0), (1.0, nan), (nan, nan)] {
+            assert!(log_add(a, b).is_nan(), "{a} and {b}");
+        }
     }
 }
