@@ -38,8 +38,97 @@ DEV float exp2_fast(float x) {
     return y;
 }
 
+// A float whose every operation is rounded by itself, as on a CPU: nvcc makes a * b + c of plain floats one rounding.
+struct Rounded {
+    float x;
+};
+DEV Rounded operator+(Rounded a, Rounded b) { return {__fadd_rn(a.x, b.x)}; }
+DEV Rounded operator-(Rounded a, Rounded b) { return {__fsub_rn(a.x, b.x)}; }
+DEV Rounded operator*(Rounded a, Rounded b) { return {__fmul_rn(a.x, b.x)}; }
+DEV Rounded operator/(Rounded a, Rounded b) { return {__fdiv_rn(a.x, b.x)}; }
+
+// N values of T that one instruction moves.
+template <typename T, u32 N>
+struct alignas(N * sizeof(T)) Pack {
+    T value[N];
+};
+// Whether the first `count` values at p hold a whole pack, and at an address that it may have.
+template <u32 N, typename T>
+DEV bool is_pack(const T* p, u32 count) {
+    return count >= N && (size_t)p % sizeof(Pack<T, N>) == 0;
+}
+// x = the first `count` of N values at p, zeros behind: as a pack where they are one (4 f32, 4 or 8 bf16), else one by one.
+template <u32 N>
+DEV void load(float (&x)[N], const float* p, u32 count) {
+    if (is_pack<N>(p, count)) {
+        Pack<float, N> pack = *(const Pack<float, N>*)p;
+#pragma unroll
+        for (u32 i = 0; i < N; i++) x[i] = pack.value[i];
+    } else {
+#pragma unroll
+        for (u32 i = 0; i < N; i++) x[i] = i < count ? p[i] : 0.0f;
+    }
+}
+template <u32 N>
+DEV void load(float (&x)[N], const bf16* p, u32 count) {
+    if (is_pack<N>(p, count)) {
+        Pack<u32, N / 2> pairs = *(const Pack<u32, N / 2>*)p;
+#pragma unroll
+        for (u32 i = 0; i < N; i++) x[i] = i % 2 ? high(pairs.value[i / 2]) : low(pairs.value[i / 2]);
+    } else {
+#pragma unroll
+        for (u32 i = 0; i < N; i++) x[i] = i < count ? widen(p[i]) : 0.0f;
+    }
+}
+// The first `count` of x to p, likewise.
+template <u32 N>
+DEV void store(float* p, const float (&x)[N], u32 count) {
+    if (is_pack<N>(p, count)) {
+        Pack<float, N> pack;
+#pragma unroll
+        for (u32 i = 0; i < N; i++) pack.value[i] = x[i];
+        *(Pack<float, N>*)p = pack;
+    } else {
+#pragma unroll
+        for (u32 i = 0; i < N; i++)
+            if (i < count) p[i] = x[i];
+    }
+}
+template <u32 N>
+DEV void store(bf16* p, const float (&x)[N], u32 count) {
+    if (is_pack<N>(p, count)) {
+        Pack<u32, N / 2> pairs;
+#pragma unroll
+        for (u32 i = 0; i < N; i += 2) pairs.value[i / 2] = narrow2(x[i], x[i + 1]);
+        *(Pack<u32, N / 2>*)p = pairs;
+    } else {
+#pragma unroll
+        for (u32 i = 0; i < N; i++)
+            if (i < count) p[i] = narrow(x[i]);
+    }
+}
+
+// A row is moved by one block, a run at a time: PACKS packs of four values a thread, neighbours side by side, all of a
+// thread's loads under way before the first is used.
+constexpr u32 PACKS = 4;
+DEV u32 run_length() { return PACKS * 4 * blockDim.x; }
+DEV u32 pack_at(u32 pack) { return 4 * (pack * blockDim.x + threadIdx.x); }
+// Values of the row from `at` on.
+DEV u32 left(u32 at, u32 width) { return at < width ? width - at : 0; }
+template <typename T>
+DEV void load_run(float (&x)[PACKS][4], const T* row, u32 from, u32 width) {
+#pragma unroll
+    for (u32 pack = 0; pack < PACKS; pack++) load(x[pack], row + from + pack_at(pack), left(from + pack_at(pack), width));
+}
+template <typename T>
+DEV void store_run(T* row, const float (&x)[PACKS][4], u32 from, u32 width) {
+#pragma unroll
+    for (u32 pack = 0; pack < PACKS; pack++) store(row + from + pack_at(pack), x[pack], left(from + pack_at(pack), width));
+}
+
 // Sums over a warp in a fixed order, the same value in every lane.
-DEV float warp_sum(float x) {
+template <typename T>
+DEV T warp_sum(T x) {
 #pragma unroll
     for (u32 lane = WARP / 2; lane > 0; lane /= 2) x += __shfl_xor_sync(FULL, x, lane);
     return x;
@@ -48,6 +137,18 @@ DEV float warp_max(float x) {
 #pragma unroll
     for (u32 lane = WARP / 2; lane > 0; lane /= 2) x = fmaxf(x, __shfl_xor_sync(FULL, x, lane));
     return x;
+}
+
+// The block's sum, warp by warp, the same in every thread. `parts` holds a value a warp and is free again after the next
+// barrier.
+template <typename T>
+DEV T block_sum(T x, T* parts) {
+    x = warp_sum(x);
+    if (threadIdx.x % WARP == 0) parts[threadIdx.x / WARP] = x;
+    __syncthreads();
+    T sum = 0;
+    for (u32 warp = 0; warp < blockDim.x / WARP; warp++) sum += parts[warp];
+    return sum;
 }
 
 DEV u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }

@@ -55,6 +55,10 @@ impl Args {
     pub fn f32(self, value: f32) -> Self {
         self.push(value.to_le_bytes())
     }
+    /// Then a `double`.
+    pub fn f64(self, value: f64) -> Self {
+        self.push(value.to_le_bytes())
+    }
     /// Then an `unsigned long long`.
     pub fn u64(self, value: u64) -> Self {
         self.push(value.to_le_bytes())
@@ -67,9 +71,15 @@ impl Args {
 }
 
 /// Every kernel source by its name, and the header they include: compiled ahead of time by nvcc, or at run time by NVRTC.
-pub const SOURCES: &[(&str, &str)] = &[];
+pub const SOURCES: &[(&str, &str)] = &[("rmsnorm/cuda.cu", include_str!("../rmsnorm/cuda.cu"))];
 /// `dev.cuh`, the only header.
 pub const HEADER: (&str, &str) = ("dev.cuh", include_str!("dev.cuh"));
+
+/// Threads of the block that moves a row of `width` values: four packs of four values each (`run_length` in `dev.cuh`), as
+/// far as `most` threads go.
+pub(crate) fn row_threads(width: u32, most: u32) -> u32 {
+    width.div_ceil(16).next_multiple_of(32).clamp(32, most)
+}
 
 #[cfg(test)]
 pub(crate) mod testing;

@@ -9,18 +9,29 @@ pub(crate) struct Gpu(ptxsim::Gpu);
 impl Gpu {
     /// Compiles `kernels/<source>` for the baseline; `None`, and a line that says so, where there is no compiler.
     pub(crate) fn of(test: &str, source: &str) -> Option<Self> {
-        Self::with(test, source, &[])
+        Self::compiled(test, &Path::new(env!("CARGO_MANIFEST_DIR")).join(source))
     }
 
-    /// The same with macros defined: the seeded faults.
-    pub(crate) fn with(test: &str, source: &str, defines: &[&str]) -> Option<Self> {
+    /// The same with `from`, which must be there once in the source or the header, replaced by `to`: a seeded fault.
+    pub(crate) fn edited(test: &str, source: &str, from: &str, to: &str) -> Option<Self> {
+        let text = |name: &str| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap();
+        let text = text(source).replace("#include \"../cuda/dev.cuh\"", &text("cuda/dev.cuh"));
+        assert_eq!(text.matches(from).count(), 1, "{source}: how often `{from}` is there");
+        let hash = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), from);
+        let path = std::env::temp_dir().join(format!("dllm-fault-{hash:016x}.cu"));
+        std::fs::write(&path, text.replace(from, to)).unwrap();
+        let gpu = Self::compiled(test, &path);
+        std::fs::remove_file(path).unwrap();
+        gpu
+    }
+
+    fn compiled(test: &str, source: &Path) -> Option<Self> {
         if ptxsim::toolkit().is_none() {
             eprintln!("SKIPPED {test}: no CUDA compiler");
             return None;
         }
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
-        let ptx = ptxsim::compile(&path, "compute_80", defines).unwrap_or_else(|e| panic!("{source}: {e}"));
-        Some(Self(ptxsim::Gpu::load(&ptx).unwrap_or_else(|e| panic!("{source}: {e}"))))
+        let ptx = ptxsim::compile(source, "compute_80", &[]).unwrap_or_else(|e| panic!("{}: {e}", source.display()));
+        Some(Self(ptxsim::Gpu::load(&ptx).unwrap_or_else(|e| panic!("{}: {e}", source.display()))))
     }
 
     /// A buffer of these values.
