@@ -23,6 +23,7 @@ pub mod rope;
 mod stamp;
 pub mod swiglu;
 mod table;
+pub mod tensor;
 #[doc(hidden)]
 pub mod testing;
 

@@ -71,7 +71,14 @@ impl Args {
 }
 
 /// Every kernel source by its name, and the header they include: compiled ahead of time by nvcc, or at run time by NVRTC.
-pub const SOURCES: &[(&str, &str)] = &[("rmsnorm/cuda.cu", include_str!("../rmsnorm/cuda.cu"))];
+pub const SOURCES: &[(&str, &str)] = &[
+    ("dropout/cuda.cu", include_str!("../dropout/cuda.cu")),
+    ("embedding/cuda.cu", include_str!("../embedding/cuda.cu")),
+    ("rmsnorm/cuda.cu", include_str!("../rmsnorm/cuda.cu")),
+    ("rope/cuda.cu", include_str!("../rope/cuda.cu")),
+    ("swiglu/cuda.cu", include_str!("../swiglu/cuda.cu")),
+    ("tensor/cuda.cu", include_str!("../tensor/cuda.cu")),
+];
 /// `dev.cuh`, the only header.
 pub const HEADER: (&str, &str) = ("dev.cuh", include_str!("dev.cuh"));
 
