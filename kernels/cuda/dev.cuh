@@ -38,6 +38,9 @@ DEV float exp2_fast(float x) {
     return y;
 }
 
+// e^x; the relative error is that of exp2_fast and 2^-24 for every unit of |x|.
+DEV float exp_fast(float x) { return exp2_fast(1.44269504f * x); }
+
 // A float whose every operation is rounded by itself, as on a CPU: nvcc makes a * b + c of plain floats one rounding.
 struct Rounded {
     float x;
@@ -46,6 +49,7 @@ DEV Rounded operator+(Rounded a, Rounded b) { return {__fadd_rn(a.x, b.x)}; }
 DEV Rounded operator-(Rounded a, Rounded b) { return {__fsub_rn(a.x, b.x)}; }
 DEV Rounded operator*(Rounded a, Rounded b) { return {__fmul_rn(a.x, b.x)}; }
 DEV Rounded operator/(Rounded a, Rounded b) { return {__fdiv_rn(a.x, b.x)}; }
+DEV Rounded root(Rounded a) { return {__fsqrt_rn(a.x)}; }
 
 // N values of T that one instruction moves.
 template <typename T, u32 N>

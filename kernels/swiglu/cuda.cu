@@ -5,12 +5,11 @@
 #include "../cuda/dev.cuh"
 
 constexpr u32 THREADS = 256, N = 8;
-constexpr float LOG2_E = 1.44269504f;
 
 DEV u64 first() { return N * ((u64)blockIdx.x * THREADS + threadIdx.x); }
 // How many of the values from `at` on this thread has.
 DEV u32 own(u64 at, u64 len) { return at >= len ? 0 : len - at < N ? (u32)(len - at) : N; }
-DEV float sigmoid(float x) { return 1.0f / (1.0f + exp2_fast(-LOG2_E * x)); }
+DEV float sigmoid(float x) { return 1.0f / (1.0f + exp_fast(-x)); }
 
 // h = g s(g) u.
 KERNEL(THREADS) swiglu_forward(bf16* h, const bf16* gate, const bf16* up, u64 len) {

@@ -78,9 +78,9 @@ mod tests {
     #[test]
     fn seeded_faults_on_cuda_are_found() {
         let past = ("(u32)(len - at)", "(u32)(len - at + 1)", "outside");
-        let block = ("blockIdx.x * THREADS", "(blockIdx.x + 1) * THREADS", "outside");
+        let overlap = ("return N * ((u64)", "return (N - 1) * ((u64)", "race");
         let twice = ("store(dup + at, u, count);", "store(dup, u, count);", "race");
-        for (from, to, report) in [past, block, twice] {
+        for (from, to, report) in [past, overlap, twice] {
             let Some(mut gpu) = Gpu::edited("swiglu::cuda, faults", "swiglu/cuda.cu", from, to) else { return };
             let [dgate, dup] = [(); 2].map(|()| gpu.room::<bf16>(63));
             let [dh, gate, up] = [(); 3].map(|()| gpu.put(&[bf16::ONE; 63]));

@@ -737,8 +737,40 @@ pub fn launch(
                                     _ => v & 0xff,
                                 };
                                 let o = |n: usize| i.o[n];
+                                let d = |x: u64| f64::from_bits(x);
                                 match i.k {
                                     K::Nop => {}
+                                    // f64 arithmetic
+                                    K::Add if i.t == Ty::F64 => each!(|l| (d(get!(o(1), l)) + d(get!(o(2), l))).to_bits()),
+                                    K::Sub if i.t == Ty::F64 => each!(|l| (d(get!(o(1), l)) - d(get!(o(2), l))).to_bits()),
+                                    K::Div if i.t == Ty::F64 => each!(|l| (d(get!(o(1), l)) / d(get!(o(2), l))).to_bits()),
+                                    K::Min if i.t == Ty::F64 => each!(|l| d(get!(o(1), l)).min(d(get!(o(2), l))).to_bits()),
+                                    K::Max if i.t == Ty::F64 => each!(|l| d(get!(o(1), l)).max(d(get!(o(2), l))).to_bits()),
+                                    K::Neg if i.t == Ty::F64 => each!(|l| (-d(get!(o(1), l))).to_bits()),
+                                    K::Abs if i.t == Ty::F64 => each!(|l| d(get!(o(1), l)).abs().to_bits()),
+                                    K::Sqrt if i.t == Ty::F64 => each!(|l| d(get!(o(1), l)).sqrt().to_bits()),
+                                    K::Fma if i.t == Ty::F64 => {
+                                        each!(|l| d(get!(o(1), l)).mul_add(d(get!(o(2), l)), d(get!(o(3), l))).to_bits())
+                                    }
+                                    K::Setp if i.t == Ty::F64 => each!(|l| {
+                                        let (a, b) = (d(get!(o(1), l)), d(get!(o(2), l)));
+                                        let un = a.is_nan() || b.is_nan();
+                                        (match i.sub {
+                                            0 => a == b,
+                                            1 => a != b && !un,
+                                            2 => a < b,
+                                            3 => a <= b,
+                                            4 => a > b,
+                                            5 => a >= b,
+                                            10 => a == b || un,
+                                            11 => a != b,
+                                            12 => !(a >= b),
+                                            13 => !(a > b),
+                                            14 => !(a <= b),
+                                            15 => !(a < b),
+                                            _ => un,
+                                        }) as u64
+                                    }),
                                     K::Mov => {
                                         if i.o.len() == 2 {
                                             each!(|l| {
