@@ -20,6 +20,7 @@ pub mod matrix;
 mod proof;
 pub mod rmsnorm;
 pub mod rope;
+pub mod sample;
 mod stamp;
 pub mod swiglu;
 mod table;

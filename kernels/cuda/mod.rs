@@ -78,6 +78,7 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("embedding/cuda.cu", include_str!("../embedding/cuda.cu")),
     ("rmsnorm/cuda.cu", include_str!("../rmsnorm/cuda.cu")),
     ("rope/cuda.cu", include_str!("../rope/cuda.cu")),
+    ("sample/cuda.cu", include_str!("../sample/cuda.cu")),
     ("swiglu/cuda.cu", include_str!("../swiglu/cuda.cu")),
     ("tensor/cuda.cu", include_str!("../tensor/cuda.cu")),
 ];

@@ -1013,6 +1013,10 @@ pub fn launch(
                                         match (d, s) {
                                             (Ty::F32, Ty::S32) => u(v as i32 as f32),
                                             (Ty::F64, Ty::S64) => (v as i64 as f64).to_bits(),
+                                            (Ty::F64, Ty::B64) => (v as f64).to_bits(),
+                                            (Ty::F64, Ty::B32) => (v as u32 as f64).to_bits(),
+                                            (Ty::B64, Ty::F64) => f64::from_bits(v) as u64,
+                                            (Ty::B64, Ty::F32) => f(v) as u64,
                                             (Ty::F32, Ty::F64) => u(f64::from_bits(v) as f32),
                                             (Ty::F64, Ty::F32) => (f(v) as f64).to_bits(),
                                             (Ty::F32, Ty::F32) if i.sub == 5 => {
