@@ -132,6 +132,16 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_rows_log_sum_on_cuda_has_the_same_bits_in_any_place_and_company() {
+        let Some(mut gpu) = Gpu::of(SOURCE.0, SOURCE.1) else { return };
+        let all = logits(3, 1001);
+        let together = lse(&mut gpu, &all, 1001, &[700, 1001]).unwrap();
+        for (row, together) in all.chunks(1001).zip(together) {
+            assert_eq!(lse(&mut gpu, row, 1001, &[700, 1001]).unwrap(), [together]);
+        }
+    }
+
     /// Targets (row, token, weight): none, one, one at each end of a block, one token twice.
     const TARGETS: [(u32, u32, f32); 7] =
         [(1, 4, 0.5), (2, 0, 0.25), (2, 2999, 1.0), (2, 2048, 0.5), (3, 7, 0.5), (3, 2100, 0.25), (3, 7, 0.75)];

@@ -78,6 +78,21 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_rows_bits_on_cuda_are_the_same_in_any_place_and_company() {
+        let Some(mut gpu) = Gpu::of("rmsnorm::cuda", "rmsnorm/cuda.cu") else { return };
+        let mut random = Random::new(4);
+        let (a, b, w): (Vec<f32>, Vec<f32>, Vec<f32>) = (random.vec(601), random.vec(601), random.vec(601));
+        let mut run = |rows: &[&[f32]]| {
+            let (y, r) = (gpu.room::<bf16>(rows.len() * 601), gpu.room::<f32>(rows.len()));
+            let (x, w) = (gpu.put(&rows.concat()), gpu.put(&w));
+            gpu.run(&forward(y, r, x, w, rows.len() as u32, 601, 1e-5)).unwrap();
+            (gpu.get::<bf16>(y), gpu.get::<f32>(r))
+        };
+        let ((alone, r), (among, rs)) = (run(&[&a]), run(&[&b, &b, &a]));
+        assert_eq!((&alone[..], r[0]), (&among[1202..], rs[2]));
+    }
+
     /// Two rows of 600 values through an edited source; what the checker says.
     fn with_fault(from: &str, to: &str) -> Option<String> {
         let mut gpu = Gpu::edited("rmsnorm::cuda, faults", "rmsnorm/cuda.cu", from, to)?;
