@@ -37,7 +37,7 @@ KERNEL(THREADS) adamw_decide(State* state, const double* partials, u32 n, double
     for (u32 i = threadIdx.x; i < n; i += THREADS) square += partials[i];
     square = block_sum(square, parts);
     if (threadIdx.x > 0) return;
-    double norm = square > MAX ? (double)__builtin_inff() : sqrt(square), factor = clip / (norm + 1e-6);
+    double norm = square > MAX ? (double)infinity() : sqrt(square), factor = clip / (norm + 1e-6);
     state->norm = norm;
     state->scale = clip == 0.0 || factor >= 1.0 ? 1.0f : (float)factor;
     state->skip = !finite || !(norm <= MAX);

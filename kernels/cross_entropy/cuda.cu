@@ -8,7 +8,6 @@
 #include "../cuda/dev.cuh"
 
 constexpr u32 ROW_THREADS = 512, RUN_THREADS = 128; // at most
-constexpr float NONE = -__builtin_inff();
 
 // Of the values so far: the largest, and the sum of e^(value - shift(largest)).
 struct LogSum {
@@ -28,12 +27,12 @@ DEV LogSum warp_merged(LogSum part) {
     return part;
 }
 
-// The next values of a row; those past its end, `left` on, are none.
+// The next values of a row; those past its end are negative infinity.
 DEV LogSum with_run(LogSum part, float (&x)[PACKS][4], u32 from, u32 cols) {
     float max = part.max;
 #pragma unroll
     for (u32 i = 0; i < PACKS * 4; i++) {
-        if (i % 4 >= left(from + pack_at(i / 4), cols)) x[i / 4][i % 4] = NONE;
+        if (i % 4 >= left(from + pack_at(i / 4), cols)) x[i / 4][i % 4] = -infinity();
         max = fmaxf(max, x[i / 4][i % 4]);
     }
     float sum = moved(part, max);
@@ -45,7 +44,7 @@ DEV LogSum with_run(LogSum part, float (&x)[PACKS][4], u32 from, u32 cols) {
 // lse[row] = log sum e^z of these columns, and unless `first` of what lse[row] holds, which counts as one more logit.
 KERNEL(ROW_THREADS) cross_entropy_log_sum_exp(float* lse, const float* logits, u32 cols, u32 first) {
     __shared__ LogSum parts[ROW_THREADS / WARP];
-    LogSum own = {NONE, 0.0f};
+    LogSum own = {-infinity(), 0.0f};
     for (u32 from = 0; from < cols; from += run_length()) {
         float x[PACKS][4];
         load_run(x, logits + (size_t)blockIdx.x * cols, from, cols);

@@ -15,6 +15,7 @@ struct bf16 {
 constexpr u32 WARP = 32;
 constexpr u32 FULL = 0xffffffffu;
 
+DEV float infinity() { return __uint_as_float(0x7f800000u); }
 DEV float widen(bf16 x) { return __uint_as_float((u32)x.bits << 16); }
 // To nearest, ties to even; NaN stays NaN.
 DEV bf16 narrow(float x) {
