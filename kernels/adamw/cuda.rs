@@ -141,8 +141,8 @@ mod tests {
         let faults = [
             ("= x;\n    __syncthreads();", "= x;", "race"), // block_sum without its barrier
             ("if (threadIdx.x % WARP == 0) parts", "if (threadIdx.x == 0) parts", "uninitialised read"),
-            ("(u32)(len - at) : run_length()", "(u32)(len - at + 1) : run_length()", "outside"),
-            ("i < n; i += THREADS", "i <= n; i += THREADS", "outside"),
+            ("(u32)(len - at) : run_length()", "(u32)(len - at + 1) : run_length()", "buffer"),
+            ("i < n; i += THREADS", "i <= n; i += THREADS", "buffer"),
             ("if (threadIdx.x == 0) partials", "if (threadIdx.x < 2) partials", "race"),
         ];
         for (from, to, report) in faults {

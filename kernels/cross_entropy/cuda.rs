@@ -209,7 +209,7 @@ mod tests {
     #[test]
     fn seeded_faults_on_cuda_are_found() {
         let forward = [
-            ("parts[threadIdx.x / WARP] = own;\n    __syncthreads();", "parts[threadIdx.x / WARP] = own;", "race"),
+            ("parts[threadIdx.x / WARP] = own;\n    __syncthreads();", "parts[threadIdx.x / WARP] = own;", "read"),
             (
                 "if (threadIdx.x % WARP == 0) parts[threadIdx.x / WARP] = own;",
                 "if (threadIdx.x == 0) parts[0] = own;",
@@ -227,7 +227,7 @@ mod tests {
         let backward = [
             ("    __syncthreads(); // a target's", "    // a target's", "race"),
             ("if (col >= count || !is_first(tokens, begin, t))", "if (col >= count)", "race"),
-            ("if (col >= count || !is_first(tokens, begin, t))", "if (!is_first(tokens, begin, t))", "outside"),
+            ("if (col >= count || !is_first(tokens, begin, t))", "if (!is_first(tokens, begin, t))", "buffer"),
         ];
         for (from, to, report) in backward {
             let Some(mut gpu) = Gpu::edited("cross_entropy::cuda, faults", SOURCE.1, from, to) else { return };

@@ -97,12 +97,12 @@ mod tests {
         let keys = (
             "float* row = x + (size_t)blockIdx.x * width;\n    u64 key = keys[blockIdx.x]",
             "float* row = x + (size_t)blockIdx.x * width;\n    u64 key = keys[blockIdx.x + 1]",
-            "outside",
+            "buffer",
         );
         let row = (
             "float* row = x + (size_t)blockIdx.x * width",
             "float* row = x + (size_t)(blockIdx.x + 1) * width",
-            "outside",
+            "buffer",
         );
         let overlap = (
             "float* row = x + (size_t)blockIdx.x * width",

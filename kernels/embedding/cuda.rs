@@ -55,7 +55,7 @@ mod tests {
 
     #[test]
     fn seeded_faults_on_cuda_are_found() {
-        let row = ("ids[blockIdx.x] * width", "(ids[blockIdx.x] + 1) * width", "outside");
+        let row = ("ids[blockIdx.x] * width", "(ids[blockIdx.x] + 1) * width", "buffer");
         let overlap = ("(size_t)blockIdx.x * width", "(size_t)blockIdx.x * (width - 1)", "race");
         for (from, to, report) in [row, overlap] {
             let Some(mut gpu) = Gpu::edited("embedding::cuda, faults", "embedding/cuda.cu", from, to) else { return };

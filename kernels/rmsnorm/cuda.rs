@@ -113,7 +113,7 @@ mod tests {
             (
                 "(size_t)blockIdx.x * width;\n    float held[PACKS][4], squares",
                 "(size_t)(blockIdx.x + 1) * width;\n    float held[PACKS][4], squares",
-                "outside",
+                "buffer",
             ),
         ];
         for (from, to, report) in faults {

@@ -93,8 +93,8 @@ mod tests {
 
     #[test]
     fn seeded_faults_on_cuda_are_found() {
-        let row = ("(size_t)blockIdx.x * heads", "(size_t)(blockIdx.x + 1) * heads", "outside");
-        let half = ("count = half - first;", "count = half + 4 - first;", "outside");
+        let row = ("(size_t)blockIdx.x * heads", "(size_t)(blockIdx.x + 1) * heads", "buffer");
+        let half = ("count = half - first;", "count = half + 4 - first;", "buffer");
         let unwritten = (
             "store(y + lows + half, turned_high, count);",
             "load(low, y + lows + half, count); store(y + lows, low, count);",

@@ -102,7 +102,7 @@ mod tests {
     fn seeded_faults_on_cuda_are_found() {
         let faults = [
             ("    __syncthreads(); // the last pass's", "    // the last pass's", "race"),
-            ("if (at + i < row.count) f(", "if (at + i <= row.count) x[i] = row.logits[at + i], f(", "outside"),
+            ("if (at + i < row.count) f(", "if (at + i <= row.count) x[i] = row.logits[at + i], f(", "buffer"),
             ("if (threadIdx.x == 0) *token", "if (threadIdx.x % 512 == 0) *token", "race"),
         ];
         for (from, to, report) in faults {

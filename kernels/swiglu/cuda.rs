@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn seeded_faults_on_cuda_are_found() {
-        let past = ("(u32)(len - at)", "(u32)(len - at + 1)", "outside");
+        let past = ("(u32)(len - at)", "(u32)(len - at + 1)", "buffer");
         let overlap = ("return N * ((u64)", "return (N - 1) * ((u64)", "race");
         let twice = ("store(dup + at, u, count);", "store(dup, u, count);", "race");
         for (from, to, report) in [past, overlap, twice] {

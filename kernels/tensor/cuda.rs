@@ -105,7 +105,7 @@ mod tests {
         let row = (
             "(size_t)rows[blockIdx.x] * width;\n    float* to",
             "(size_t)(rows[blockIdx.x] + 1) * width;\n    float* to",
-            "outside",
+            "buffer",
         );
         let overlap =
             ("float* to = y + (size_t)blockIdx.x * width", "float* to = y + (size_t)blockIdx.x * (width - 1)", "race");
