@@ -31,7 +31,8 @@ KERNEL(THREADS) rmsnorm_forward(bf16* y, float* r, const float* x, const float* 
 }
 
 // x and w dy of a run.
-DEV void load_operands(float (&held)[PACKS][4], float (&slope)[PACKS][4], const float* x, const float* dy, const float* w, u32 from, u32 width) {
+DEV void load_operands(float (&held)[PACKS][4], float (&slope)[PACKS][4], const float* x, const float* dy, const float* w,
+                       u32 from, u32 width) {
     load_run(held, x, from, width);
     load_run(slope, dy, from, width);
     float weight[PACKS][4];
