@@ -1,7 +1,26 @@
 //! A GPU for the tests of CUDA kernels: the interpreter, holding typed buffers.
 
 use super::{Launch, Ptr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// A folder of its own that vanishes.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let name = format!("dialoguellm-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        Self(std::env::temp_dir().join(name))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What cannot be removed is left to the system's own cleaning.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
 
 /// The interpreter with one source's kernels.
 pub(crate) struct Gpu(ptxsim::Gpu);
@@ -12,7 +31,7 @@ impl Gpu {
         Self::with(test, source, &[])
     }
 
-    /// The same with macros defined: the seeded faults.
+    /// The same with macros defined.
     pub(crate) fn with(test: &str, source: &str, defines: &[&str]) -> Option<Self> {
         if ptxsim::toolkit().is_none() {
             eprintln!("SKIPPED {test}: no CUDA compiler");
@@ -21,6 +40,28 @@ impl Gpu {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
         let ptx = ptxsim::compile(&path, "compute_80", defines).unwrap_or_else(|e| panic!("{source}: {e}"));
         Some(Self(ptxsim::Gpu::load(&ptx).unwrap_or_else(|e| panic!("{source}: {e}"))))
+    }
+
+    /// The same with one place of the source changed, which must be there once: a seeded fault.
+    pub(crate) fn edited(test: &str, source: &str, from: &str, to: &str) -> Option<Self> {
+        Self::edited_with(test, source, from, to, &[])
+    }
+
+    /// The same with macros defined.
+    pub(crate) fn edited_with(test: &str, source: &str, from: &str, to: &str, defines: &[&str]) -> Option<Self> {
+        let kernels = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(kernels.join(source)).unwrap_or_else(|e| panic!("{source}: {e}"));
+        assert_eq!(text.matches(from).count(), 1, "{source} holds `{from}` other than once");
+        // The copy lies as the source does, so that it finds the header by the same name.
+        let copy = Scratch::new();
+        for (name, text) in [(source, text.replace(from, to).as_str()), ("cuda/dev.cuh", crate::cuda::HEADER.1)] {
+            let path = copy.0.join(name);
+            let made =
+                std::fs::create_dir_all(path.parent().expect("a folder")).and_then(|()| std::fs::write(&path, text));
+            made.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        }
+        let path = copy.0.join(source);
+        Self::with(test, path.to_str().expect("a path in UTF-8"), defines)
     }
 
     /// A buffer of these values.
