@@ -64,6 +64,14 @@ DEV void copy_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
+// Where 16-byte chunk `chunk` of row `row` lies in a tile of CHUNKS chunks a row (an even number): chunks change places
+// by their row, so that one chunk of eight consecutive rows lies in eight different bank groups.
+template <u32 CHUNKS>
+DEV u32 swizzled(u32 row, u32 chunk) {
+    constexpr u32 POWER = CHUNKS & (0u - CHUNKS), SPAN = POWER < 8 ? POWER : 8;
+    return row * CHUNKS + (chunk ^ (row / (8 / SPAN) % SPAN));
+}
+
 // Four 8 x 8 matrices of 16-bit values from shared memory; lane i gives the address of row i % 8 of matrix i / 8.
 DEV void load_matrices(u32 (&r)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"

@@ -18,6 +18,7 @@ mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub mod cuda;
 mod gemv;
 #[cfg(target_arch = "aarch64")]
 mod neon;
