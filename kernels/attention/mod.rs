@@ -21,6 +21,7 @@
 //! ```
 
 mod backward;
+pub mod cuda;
 mod forms;
 mod forward;
 mod lanes;

@@ -86,6 +86,18 @@ DEV void load_matrices_transposed(u32 (&r)[4], const void* row) {
                  : "r"(shared_address(row))
                  : "memory");
 }
+// 16 outputs from `out` on by 16 summed values from `k` on, of a swizzled tile [outputs, k] or, over rows, [k, outputs]:
+// quarters (outputs, k) in mma's order for a, (low, low), (high, low), (low, high), (high, high). As b, elements 0 and 2
+// are the lower eight outputs, 1 and 3 the higher.
+template <u32 CHUNKS, bool OVER_ROWS>
+DEV void fragment(u32 (&r)[4], const uint4* tile, u32 out, u32 k) {
+    u32 lane = threadIdx.x % WARP;
+    if (OVER_ROWS) {
+        load_matrices_transposed(r, tile + swizzled<CHUNKS>(k + lane / 16 * 8 + lane % 8, out / 8 + lane / 8 % 2));
+    } else {
+        load_matrices(r, tile + swizzled<CHUNKS>(out + lane % 16, k / 8 + lane / 16));
+    }
+}
 // d[16, 8] += a[16, 16] b[16, 8] of one warp; bf16 products, f32 sums.
 DEV void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"

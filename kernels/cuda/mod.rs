@@ -67,7 +67,10 @@ impl Args {
 }
 
 /// Every kernel source by its name, and the header they include: compiled ahead of time by nvcc, or at run time by NVRTC.
-pub const SOURCES: &[(&str, &str)] = &[("linear/cuda.cu", include_str!("../linear/cuda.cu"))];
+pub const SOURCES: &[(&str, &str)] = &[
+    ("attention/cuda.cu", include_str!("../attention/cuda.cu")),
+    ("linear/cuda.cu", include_str!("../linear/cuda.cu")),
+];
 /// `dev.cuh`, the only header.
 pub const HEADER: (&str, &str) = ("dev.cuh", include_str!("dev.cuh"));
 

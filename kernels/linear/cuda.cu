@@ -86,19 +86,6 @@ DEV void load_operand(uint4* tile, const bf16* from, u32 out, u32 outs, u32 k, u
     }
 }
 
-// 16 outputs from `out` on by 16 summed values from `k` on, as mma takes them for a: quarters (outputs, k) in the order
-// (low, low), (high, low), (low, high), (high, high).
-template <u32 OUTS, u32 BK, bool OVER_ROWS>
-DEV void fragment(u32 (&r)[4], const uint4* tile, u32 out, u32 k) {
-    u32 lane = threadIdx.x % WARP, low = lane % 16, second = lane / 16;
-    if (OVER_ROWS) {
-        u32 row = k + second * 8 + lane % 8, chunk = out / 8 + lane / 8 % 2;
-        load_matrices_transposed(r, tile + swizzled<OUTS / 8>(row, chunk));
-    } else {
-        load_matrices(r, tile + swizzled<BK / 8>(out + low, k / 8 + second));
-    }
-}
-
 // One warp's sums: [ROWS][COLS] tiles of 16 x 8.
 template <class T>
 struct Sums {
@@ -112,9 +99,9 @@ DEV void multiply(Sums<T>& sums, const uint4* x, const uint4* w, u32 warp_row, u
     for (u32 k = 0; k < T::BK; k += 16) {
         u32 a[T::ROWS][4], b[T::COLS / 2][4];
 #pragma unroll
-        for (u32 i = 0; i < T::ROWS; i++) fragment<T::BM, T::BK, X_OVER_ROWS>(a[i], x, warp_row + i * 16, k);
+        for (u32 i = 0; i < T::ROWS; i++) fragment<(X_OVER_ROWS ? T::BM : T::BK) / 8, X_OVER_ROWS>(a[i], x, warp_row + i * 16, k);
 #pragma unroll
-        for (u32 j = 0; j < T::COLS / 2; j++) fragment<T::BN, T::BK, W_OVER_ROWS>(b[j], w, warp_col + j * 16, k);
+        for (u32 j = 0; j < T::COLS / 2; j++) fragment<(W_OVER_ROWS ? T::BN : T::BK) / 8, W_OVER_ROWS>(b[j], w, warp_col + j * 16, k);
 #pragma unroll
         for (u32 i = 0; i < T::ROWS; i++) {
 #pragma unroll
