@@ -8,8 +8,11 @@
 // as bf16 without leaving the registers. Bits depend on a row's keys and their places in tiles, not on its neighbours.
 // Hidden pairs: where not all see all, rows of the second product's operand that are not finite are zeroed in shared
 // memory, and NaN is added to what does see them: 0 * NaN never happens. `delta` is summed by mma as d_o v is.
-// Shared: 10 (forward) or 12 rows of tiles, 640 d or 768 d bytes. Registers sm_80, sm_90a, no spills:
+// Shared: 5 tiles (640 d bytes) forward, 6 (768 d) backward. Registers of sm_80 and sm_90a, no spills:
 //   d            16        32        48        64        80        96        128
+//   forward    96, 103  128, 118  127, 141  149, 157  157, 160  176, 177  181, 181
+//   dq         66, 69    85, 96   127, 127  128, 128  157, 166  168, 176  174, 168
+//   dk, dv     96, 96   125, 128  140, 137  161, 162  196, 215  222, 238  241, 249
 #include "../cuda/dev.cuh"
 
 // Backward takes the passing tile in halves: P and dS of a whole one would not fit in the registers.
@@ -30,11 +33,26 @@ struct Passing {
     u32 bound, bad;
 };
 
+// This thread's two rows of the block's own tile, and their bounds; 0 past the last row.
+struct Own {
+    u32 at[2], bound[2];
+};
+
 DEV float minus_infinity() { return __uint_as_float(0xff800000u); }
 DEV float not_a_number() { return __uint_as_float(0x7fffffffu); }
 
 // Is one of two bf16 infinite or NaN, its exponent all ones?
 DEV bool not_finite(u32 pair) { return ((pair & 0x7f807f80u) + 0x00800080u & 0x80008000u) != 0; }
+
+DEV Own own_rows(u32 tile, const u32* bounds, u32 count) {
+    Own own;
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+        own.at[half] = tile * TILE + threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4 + half * 8;
+        own.bound[half] = own.at[half] < count ? bounds[own.at[half]] : 0;
+    }
+    return own;
+}
 
 // Values of head `head` of the rows of tile `tile` to shared memory, zeros past the last row.
 template <u32 D>
@@ -46,6 +64,13 @@ DEV void load_tile(uint4* to, const bf16* from, u32 tile, u32 rows, u32 head, u3
         size_t value = ((size_t)row * heads + head) * D + at % CHUNKS * 8;
         copy16(to + swizzled<CHUNKS>(at / CHUNKS, at % CHUNKS), row < rows ? from + value : from, row < rows);
     }
+}
+
+// Two tiles, one behind the other.
+template <u32 D>
+DEV void load_pair(uint4* to, const bf16* a, const bf16* b, u32 tile, u32 rows, u32 head, u32 heads) {
+    load_tile<D>(to, a, tile, rows, head, heads);
+    load_tile<D>(to + TILE * D / 8, b, tile, rows, head, heads);
 }
 
 // Zeroes what is not finite in this thread's half of a row; the same answer in both threads of the row.
@@ -62,6 +87,13 @@ DEV bool clean(uint4* tile) {
         }
     }
     return bad | __shfl_xor_sync(FULL, bad, 1);
+}
+
+// What the block's rows have to know of a passing tile, from two threads a row.
+DEV void note(Passing* passing, u32 tile, const u32* bounds, u32 count, bool bad) {
+    u32 row = tile * TILE + threadIdx.x / 2;
+    if (threadIdx.x % 2 == 0) passing[threadIdx.x / 2] = Passing{row < count ? bounds[row] : 0, bad};
+    __syncthreads();
 }
 
 // s[16, N] = a[16 rows from a_row] b[N rows from b_row]^T of two tiles, over the head.
@@ -162,20 +194,13 @@ DEV void forward(bf16* o, float* lse, const bf16* q, const bf16* k, const bf16* 
     extern __shared__ uint4 tiles[];
     __shared__ Passing keys[TILE];
     u32 head = blockIdx.y, key_head = head / (shape.heads / shape.key_heads);
-    u32 warp_row = threadIdx.x / WARP * 16, at = shape.first[blockIdx.x], last = shape.first[blockIdx.x + 1];
-    u32 query[2], row[2];
-#pragma unroll
-    for (u32 half = 0; half < 2; half++) {
-        query[half] = blockIdx.x * TILE + warp_row + threadIdx.x % WARP / 4 + half * 8;
-        row[half] = query[half] < shape.queries ? shape.rows[query[half]] : 0;
-    }
+    u32 own = gridDim.x - 1 - blockIdx.x;  // the last queries see the most keys: they begin first
+    u32 warp_row = threadIdx.x / WARP * 16, at = shape.first[own], last = shape.first[own + 1];
+    Own query = own_rows(own, shape.rows, shape.queries);
     auto load = [&](u32 at) {
-        u32 tile = shape.list[at] & ~WHOLE;
-        uint4* stage = tiles + SIZE * (1 + at % 2 * 2);
-        load_tile<D>(stage, k, tile, shape.keys, key_head, shape.key_heads);
-        load_tile<D>(stage + SIZE, v, tile, shape.keys, key_head, shape.key_heads);
+        load_pair<D>(tiles + SIZE * (1 + at % 2 * 2), k, v, shape.list[at] & ~WHOLE, shape.keys, key_head, shape.key_heads);
     };
-    load_tile<D>(tiles, q, blockIdx.x, shape.queries, head, shape.heads);
+    load_tile<D>(tiles, q, own, shape.queries, head, shape.heads);
     if (at < last) load(at);
     copy_commit();
     float sums[D / 8][4] = {}, poison[2] = {};
@@ -185,19 +210,16 @@ DEV void forward(bf16* o, float* lse, const bf16* q, const bf16* k, const bf16* 
         __syncthreads();
         if (at + 1 < last) load(at + 1);
         copy_commit();
-        u32 entry = shape.list[at], first_key = (entry & ~WHOLE) * TILE;
+        u32 entry = shape.list[at], tile = entry & ~WHOLE, first_key = tile * TILE;
         uint4 *k_tile = tiles + SIZE * (1 + at % 2 * 2), *v_tile = k_tile + SIZE;
         if (!(entry & WHOLE)) {
-            bool bad = clean<D>(v_tile);
-            u32 key = first_key + threadIdx.x / 2;
-            if (threadIdx.x % 2 == 0) keys[threadIdx.x / 2] = Passing{key < shape.keys ? shape.end[key] : 0, bad};
-            __syncthreads();
+            note(keys, tile, shape.end, shape.keys, clean<D>(v_tile));
         }
         float s[TILE / 8][4];
         dot_rows<D, TILE>(s, tiles, warp_row, k_tile, 0);
         if (!(entry & WHOLE)) {
             u32 mask = visible<TILE>(keys, 0, poison, [&](u32 half, u32 at, u32 end) {
-                return first_key + at <= row[half] && query[half] < end;
+                return first_key + at <= query.bound[half] && query.at[half] < end;
             });
 #pragma unroll
             for (u32 e = 0; e < TILE / 2; e++) s[e / 4][e % 4] = mask >> e & 1 ? s[e / 4][e % 4] : minus_infinity();
@@ -208,8 +230,8 @@ DEV void forward(bf16* o, float* lse, const bf16* q, const bf16* k, const bf16* 
 #pragma unroll
     for (u32 half = 0; half < 2; half++) {
         float sum = row_sum(running[half].sum), inverse = 1.0f / sum, nan = row_sum(poison[half]);
-        if (query[half] >= shape.queries) continue;
-        size_t out = (size_t)query[half] * shape.heads + head;
+        if (query.at[half] >= shape.queries) continue;
+        size_t out = (size_t)query.at[half] * shape.heads + head;
         if (threadIdx.x % 4 == 0) lse[out] = running[half].max * shape.scale + logf(sum);
 #pragma unroll
         for (u32 j = 0; j < D / 8; j++) {
@@ -242,6 +264,13 @@ KERNEL(THREADS) attention_delta(float* delta, const bf16* d_o, const bf16* o, u3
     if (row + 8 < rows) delta[row + 8] = lane / 4 % 2 ? high[3] : high[2];
 }
 
+// lse log2(e) and delta of a query's head; zeros past the last query.
+DEV float2 stats_of(const float* lse, const float* delta, u32 query, u32 head, const Shape& shape) {
+    if (query >= shape.queries) return make_float2(0.0f, 0.0f);
+    size_t at = (size_t)query * shape.heads + head;
+    return make_float2(lse[at] * LOG2_E, delta[at]);
+}
+
 // P and dS of a stretch of N of the passing rows, from scores and d_o v: hidden pairs are zero. `stats(half, j)` gives
 // lse log2(e) and delta of element (half, j)'s query.
 template <u32 N, class Stats>
@@ -266,25 +295,14 @@ DEV void backward_q(
     extern __shared__ uint4 tiles[];
     __shared__ Passing keys[TILE];
     u32 head = blockIdx.y, key_head = head / (shape.heads / shape.key_heads);
-    u32 warp_row = threadIdx.x / WARP * 16, at = shape.first[blockIdx.x], last = shape.first[blockIdx.x + 1];
-    u32 query[2], row[2];
-    float2 stats[2];
-#pragma unroll
-    for (u32 half = 0; half < 2; half++) {
-        query[half] = blockIdx.x * TILE + warp_row + threadIdx.x % WARP / 4 + half * 8;
-        bool inside = query[half] < shape.queries;
-        size_t of = inside ? (size_t)query[half] * shape.heads + head : 0;
-        row[half] = inside ? shape.rows[query[half]] : 0;
-        stats[half] = inside ? make_float2(lse[of] * LOG2_E, delta[of]) : make_float2(0.0f, 0.0f);
-    }
+    u32 own = gridDim.x - 1 - blockIdx.x;  // the last queries see the most keys: they begin first
+    u32 warp_row = threadIdx.x / WARP * 16, at = shape.first[own], last = shape.first[own + 1];
+    Own query = own_rows(own, shape.rows, shape.queries);
+    float2 stats[2] = {stats_of(lse, delta, query.at[0], head, shape), stats_of(lse, delta, query.at[1], head, shape)};
     auto load = [&](u32 at) {
-        u32 tile = shape.list[at] & ~WHOLE;
-        uint4* stage = tiles + SIZE * (2 + at % 2 * 2);
-        load_tile<D>(stage, k, tile, shape.keys, key_head, shape.key_heads);
-        load_tile<D>(stage + SIZE, v, tile, shape.keys, key_head, shape.key_heads);
+        load_pair<D>(tiles + SIZE * (2 + at % 2 * 2), k, v, shape.list[at] & ~WHOLE, shape.keys, key_head, shape.key_heads);
     };
-    load_tile<D>(tiles, q, blockIdx.x, shape.queries, head, shape.heads);
-    load_tile<D>(tiles + SIZE, d_o, blockIdx.x, shape.queries, head, shape.heads);
+    load_pair<D>(tiles, q, d_o, own, shape.queries, head, shape.heads);
     if (at < last) load(at);
     copy_commit();
     float sums[D / 8][4] = {}, poison[2] = {};
@@ -293,20 +311,17 @@ DEV void backward_q(
         __syncthreads();
         if (at + 1 < last) load(at + 1);
         copy_commit();
-        u32 entry = shape.list[at], first_key = (entry & ~WHOLE) * TILE;
+        u32 entry = shape.list[at], tile = entry & ~WHOLE, first_key = tile * TILE;
         uint4 *k_tile = tiles + SIZE * (2 + at % 2 * 2), *v_tile = k_tile + SIZE;
         if (!(entry & WHOLE)) {
-            bool bad = clean<D>(k_tile);
-            u32 key = first_key + threadIdx.x / 2;
-            if (threadIdx.x % 2 == 0) keys[threadIdx.x / 2] = Passing{key < shape.keys ? shape.end[key] : 0, bad};
-            __syncthreads();
+            note(keys, tile, shape.end, shape.keys, clean<D>(k_tile));
         }
 #pragma unroll
         for (u32 from = 0; from < TILE; from += HALF) {
             u32 mask = FULL;
             if (!(entry & WHOLE)) {
                 mask = visible<HALF>(keys, from, poison, [&](u32 half, u32 at, u32 end) {
-                    return first_key + at <= row[half] && query[half] < end;
+                    return first_key + at <= query.bound[half] && query.at[half] < end;
                 });
             }
             float p[HALF / 8][4], ds[HALF / 8][4];
@@ -319,8 +334,8 @@ DEV void backward_q(
 #pragma unroll
     for (u32 half = 0; half < 2; half++) {
         float nan = row_sum(poison[half]);
-        if (query[half] >= shape.queries) continue;
-        float* to = dq + ((size_t)query[half] * shape.heads + head) * D + threadIdx.x % 4 * 2;
+        if (query.at[half] >= shape.queries) continue;
+        float* to = dq + ((size_t)query.at[half] * shape.heads + head) * D + threadIdx.x % 4 * 2;
 #pragma unroll
         for (u32 j = 0; j < D / 8; j++) {
             to[j * 8] = sums[j][2 * half] * shape.scale + nan;
@@ -343,25 +358,14 @@ DEV void backward_kv(
     u32 key_tile = shape.cached / TILE + blockIdx.x, key_head = blockIdx.y, group = shape.heads / shape.key_heads;
     u32 warp_row = threadIdx.x / WARP * 16, first = shape.first[key_tile];
     u32 steps = (shape.first[key_tile + 1] - first) * group;
-    u32 key[2], end[2];
-#pragma unroll
-    for (u32 half = 0; half < 2; half++) {
-        key[half] = key_tile * TILE + warp_row + threadIdx.x % WARP / 4 + half * 8;
-        end[half] = key[half] < shape.keys ? shape.end[key[half]] : 0;
-    }
+    Own key = own_rows(key_tile, shape.end, shape.keys);
     auto load = [&](u32 step) {
         u32 tile = shape.list[first + step / group] & ~WHOLE, head = key_head * group + step % group;
-        uint4* stage = tiles + SIZE * (2 + step % 2 * 2);
-        load_tile<D>(stage, q, tile, shape.queries, head, shape.heads);
-        load_tile<D>(stage + SIZE, d_o, tile, shape.queries, head, shape.heads);
-        u32 query = tile * TILE + threadIdx.x;
+        load_pair<D>(tiles + SIZE * (2 + step % 2 * 2), q, d_o, tile, shape.queries, head, shape.heads);
         if (threadIdx.x >= TILE) return;
-        size_t of = (size_t)query * shape.heads + head;
-        bool inside = query < shape.queries;
-        stats[step % 2][threadIdx.x] = inside ? make_float2(lse[of] * LOG2_E, delta[of]) : make_float2(0.0f, 0.0f);
+        stats[step % 2][threadIdx.x] = stats_of(lse, delta, tile * TILE + threadIdx.x, head, shape);
     };
-    load_tile<D>(tiles, k, key_tile, shape.keys, key_head, shape.key_heads);
-    load_tile<D>(tiles + SIZE, v, key_tile, shape.keys, key_head, shape.key_heads);
+    load_pair<D>(tiles, k, v, key_tile, shape.keys, key_head, shape.key_heads);
     if (steps > 0) load(0);
     copy_commit();
     float dk_sums[D / 8][4] = {}, dv_sums[D / 8][4] = {}, poison[2] = {};
@@ -370,20 +374,17 @@ DEV void backward_kv(
         __syncthreads();
         if (step + 1 < steps) load(step + 1);
         copy_commit();
-        u32 entry = shape.list[first + step / group], first_query = (entry & ~WHOLE) * TILE;
+        u32 entry = shape.list[first + step / group], tile = entry & ~WHOLE, first_query = tile * TILE;
         uint4 *q_tile = tiles + SIZE * (2 + step % 2 * 2), *d_o_tile = q_tile + SIZE;
         if (!(entry & WHOLE)) {
-            bool bad = clean<D>(q_tile) | clean<D>(d_o_tile);
-            u32 query = first_query + threadIdx.x / 2;
-            if (threadIdx.x % 2 == 0) queries[threadIdx.x / 2] = Passing{query < shape.queries ? shape.rows[query] : 0, bad};
-            __syncthreads();
+            note(queries, tile, shape.rows, shape.queries, clean<D>(q_tile) | clean<D>(d_o_tile));
         }
 #pragma unroll
         for (u32 from = 0; from < TILE; from += HALF) {
             u32 mask = FULL;
             if (!(entry & WHOLE)) {
                 mask = visible<HALF>(queries, from, poison, [&](u32 half, u32 at, u32 row) {
-                    return key[half] <= row && first_query + at < end[half];
+                    return key.at[half] <= row && first_query + at < key.bound[half];
                 });
             }
             float p[HALF / 8][4], ds[HALF / 8][4];
@@ -397,8 +398,8 @@ DEV void backward_kv(
 #pragma unroll
     for (u32 half = 0; half < 2; half++) {
         float nan = row_sum(poison[half]);
-        if (key[half] < shape.cached || key[half] >= shape.keys) continue;
-        size_t out = ((size_t)key[half] * shape.key_heads + key_head) * D + threadIdx.x % 4 * 2;
+        if (key.at[half] < shape.cached || key.at[half] >= shape.keys) continue;
+        size_t out = ((size_t)key.at[half] * shape.key_heads + key_head) * D + threadIdx.x % 4 * 2;
 #pragma unroll
         for (u32 j = 0; j < D / 8; j++) {
             dk[out + j * 8] = dk_sums[j][2 * half] * shape.scale + nan;

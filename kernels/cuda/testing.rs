@@ -1,8 +1,23 @@
 //! A GPU for the tests of CUDA kernels: the interpreter, holding typed buffers.
 
 use super::{Launch, Ptr};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// The PTX of a source, compiled once a process.
+fn compiled(path: &Path, defines: &[&str]) -> Result<String, String> {
+    static DONE: Mutex<BTreeMap<(PathBuf, String), String>> = Mutex::new(BTreeMap::new());
+    let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let key = (path.to_path_buf(), defines.join("\n"));
+    if let Some(ptx) = done.get(&key) {
+        return Ok(ptx.clone());
+    }
+    let ptx = ptxsim::compile(path, "compute_80", defines)?;
+    done.insert(key, ptx.clone());
+    Ok(ptx)
+}
 
 /// A folder of its own that vanishes.
 struct Scratch(PathBuf);
@@ -38,7 +53,7 @@ impl Gpu {
             return None;
         }
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
-        let ptx = ptxsim::compile(&path, "compute_80", defines).unwrap_or_else(|e| panic!("{source}: {e}"));
+        let ptx = compiled(&path, defines).unwrap_or_else(|e| panic!("{source}: {e}"));
         Some(Self(ptxsim::Gpu::load(&ptx).unwrap_or_else(|e| panic!("{source}: {e}"))))
     }
 

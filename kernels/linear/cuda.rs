@@ -61,7 +61,7 @@ impl Tile {
     fn of(m: u32, n: u32) -> &'static Self {
         match u64::from(m.div_ceil(LARGE.rows)) * u64::from(n.div_ceil(LARGE.cols)) {
             _ if m <= FEW.rows => &FEW,
-            tiles if tiles >= FULL => &LARGE,
+            tiles if tiles >= FULL && n > SMALL.cols => &LARGE,
             _ => &SMALL,
         }
     }
@@ -282,7 +282,7 @@ mod tests {
     fn the_tile_follows_the_shape() {
         let of = |m, n| gemm(Out::Act(Ptr(256)), m, n, &[], None).entry;
         assert_eq!([of(1, 4096), of(16, 50_000)], [FEW.gemm; 2]);
-        assert_eq!([of(17, 576), of(2048, 576)], [SMALL.gemm; 2]);
+        assert_eq!([of(17, 576), of(2048, 576), of(100_000, 64)], [SMALL.gemm; 3]);
         assert_eq!([of(4096, 576), of(2048, 4096)], [LARGE.gemm; 2]);
     }
 
@@ -347,7 +347,7 @@ mod tests {
             ("a stage too few", "load(number + STAGES - 1);", "load(number + STAGES);"),
             ("a row too many", "row < source.rows &&", "row <= source.rows &&"),
             ("a column too many", "if (r < m && c < n)", "if (r < m && c <= n)"),
-            ("a transposed fragment", "lane / 8 % 2;", "lane / 16;"),
+            ("half of w twice", "b[j / 2][j % 2 + 2]", "b[j / 2][j % 2]"),
         ];
         for (what, from, to) in &faults {
             let Some(mut gpu) = Gpu::edited("linear::cuda", SOURCE, from, to) else { return };
