@@ -7,9 +7,9 @@
 // change no bit. A sum over rows of w reads w as it lies through ldmatrix.trans.
 // LoRA's gradients are the same product with x transposed too and k = rows, cut in parts whose sums are added in order.
 //   tile             registers sm_80, sm_90a   shared   for
-//   large 128x128x32      112, 112             64 KiB   many rows: bound by the matrix units
-//   small  64x64x32        72, 68              32 KiB   too few large tiles to fill a GPU; gradients of rank > 16
-//   few    16x32x128       95, 96              48 KiB   up to 16 rows, rank <= 16: bound by the reading of w or of rows, of
+//   large 128x128x32      115, 112             64 KiB   many rows: bound by the matrix units
+//   small  64x64x32        79, 72              32 KiB   too few large tiles to fill a GPU; gradients of rank > 16
+//   few    16x32x128       96, 96              48 KiB   up to 16 rows, rank <= 16: bound by the reading of w or of rows, of
 //                                                       which a block has 36 KiB under way
 #include "../cuda/dev.cuh"
 
@@ -58,23 +58,33 @@ DEV uint4 read8(const bf16* from, u32 count) {
     return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
+// Eight values of a tile, `count` of them inside the matrix.
+struct Chunk {
+    const bf16* from;
+    u32 count;
+};
+
+DEV Chunk chunk_of(const Source& source, u32 row, u32 chunk) {
+    row += source.row;
+    u32 col = source.col + chunk * 8;
+    bool inside = row < source.rows && col < source.cols;
+    return Chunk{source.from + (inside ? (size_t)row * source.cols + col : 0), inside ? source.cols - col : 0};
+}
+
 // ROWS x 8 CHUNKS values to shared memory, zeros outside the matrix.
 template <u32 ROWS, u32 CHUNKS, u32 THREADS>
 DEV void load_tile(uint4* tile, const Source& source) {
-    auto place = [&](u32 at, auto copy) {
-        u32 row = source.row + at / CHUNKS, col = source.col + at % CHUNKS * 8;
-        bool inside = row < source.rows && col < source.cols;
-        const bf16* from = source.from + (inside ? (size_t)row * source.cols + col : 0);
-        copy(tile + swizzled<CHUNKS>(at / CHUNKS, at % CHUNKS), from, inside ? source.cols - col : 0);
-    };
     if (source.wide) {
 #pragma unroll
-        for (u32 at = 0; at < ROWS * CHUNKS; at += THREADS) {
-            place(at + threadIdx.x, [](uint4* to, const bf16* from, u32 count) { copy16(to, from, count > 0); });
+        for (u32 i = 0; i < ROWS * CHUNKS / THREADS; i++) {
+            u32 at = i * THREADS + threadIdx.x;
+            Chunk chunk = chunk_of(source, at / CHUNKS, at % CHUNKS);
+            copy16(tile + swizzled<CHUNKS>(at / CHUNKS, at % CHUNKS), chunk.from, chunk.count > 0);
         }
     } else {
         for (u32 at = threadIdx.x; at < ROWS * CHUNKS; at += THREADS) {
-            place(at, [](uint4* to, const bf16* from, u32 count) { *to = read8(from, count); });
+            Chunk chunk = chunk_of(source, at / CHUNKS, at % CHUNKS);
+            tile[swizzled<CHUNKS>(at / CHUNKS, at % CHUNKS)] = read8(chunk.from, chunk.count);
         }
     }
 }
