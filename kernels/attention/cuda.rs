@@ -52,7 +52,11 @@ pub struct Tiles {
 }
 
 /// The tiles of `rows` \[queries\], rising, and `end` \[keys\]; in time linear in both and in the lists.
+///
+/// Panics where an end is past the queries.
 pub fn tiles(rows: &[u32], end: &[u32]) -> Tiles {
+    let last = end.iter().max().map_or(0, |end| *end as usize);
+    assert!(last <= rows.len(), "attention: a key's end at query {last} of {}", rows.len());
     let (mut k_first, mut k_list, mut low) = (vec![0], Vec::new(), 0);
     for (tile, ends) in (0..).zip(end.chunks(TILE as usize)) {
         meet(&mut k_list, rows, tile * TILE, ends, &mut low);
