@@ -363,8 +363,6 @@ mod tests {
             ("nothing written", "if (threadIdx.x >= TILE) return;", "if (threadIdx.x >= TILE - 1) return;"),
             ("hidden values kept", "*at = make_uint4(0, 0, 0, 0);", ""),
             ("a cached key's gradient", "key.at[half] < shape.cached || ", ""),
-            ("a key unseen by its own query", "key.at[half] <= row &&", "key.at[half] < row &&"),
-            ("no new maximum", "e % 2] *= shrink;", "e % 2] *= 1.0f;"),
         ];
         let sound = |gpu: &mut Gpu| {
             let forest = continued(&[(None, 90), (Some(0), 3), (Some(0), 37)], 20);
