@@ -10,8 +10,8 @@
 // memory, and NaN is added to what does see them: 0 * NaN never happens. `delta` is summed by mma as d_o v is.
 // Shared: 5 tiles (640 d bytes) forward, 6 (768 d) backward. Registers of sm_80 and sm_90a, no spills:
 //   d            16        32        48        64        80        96        128
-//   forward    96, 103  128, 118  127, 141  149, 157  157, 160  176, 177  181, 181
-//   dq         66, 69    85, 96   127, 127  128, 128  157, 166  168, 176  174, 168
+//   forward    96, 103  128, 118  141, 141  149, 157  157, 160  176, 177  181, 181
+//   dq         66, 69    85, 96   127, 127  128, 128  161, 166  168, 176  174, 168
 //   dk, dv     96, 96   125, 128  140, 137  161, 162  196, 215  222, 238  241, 249
 #include "../cuda/dev.cuh"
 
@@ -120,7 +120,8 @@ DEV void weigh_rows(float (&sums)[D / 8][4], const float (&w)[N / 8][4], const u
 #pragma unroll
     for (u32 k = 0; k < N; k += 16) {
         const float(&low)[4] = w[k / 8], (&high)[4] = w[k / 8 + 1];
-        u32 x[4] = {narrow2(low[0], low[1]), narrow2(low[2], low[3]), narrow2(high[0], high[1]), narrow2(high[2], high[3])};
+        u32 x[4] = {narrow2(low[0], low[1]), narrow2(low[2], low[3]),  //
+                    narrow2(high[0], high[1]), narrow2(high[2], high[3])};
         u32 y[4];
 #pragma unroll
         for (u32 c = 0; c < D; c += 16) {
@@ -198,7 +199,8 @@ DEV void forward(bf16* o, float* lse, const bf16* q, const bf16* k, const bf16* 
     u32 warp_row = threadIdx.x / WARP * 16, at = shape.first[own], last = shape.first[own + 1];
     Own query = own_rows(own, shape.rows, shape.queries);
     auto load = [&](u32 at) {
-        load_pair<D>(tiles + SIZE * (1 + at % 2 * 2), k, v, shape.list[at] & ~WHOLE, shape.keys, key_head, shape.key_heads);
+        uint4* stage = tiles + SIZE * (1 + at % 2 * 2);
+        load_pair<D>(stage, k, v, shape.list[at] & ~WHOLE, shape.keys, key_head, shape.key_heads);
     };
     load_tile<D>(tiles, q, own, shape.queries, head, shape.heads);
     if (at < last) load(at);
@@ -246,8 +248,8 @@ DEV u32 pair_of(const bf16* x, size_t row, size_t rows, u32 dim, u32 k) {
     return row < rows ? *(const u32*)(x + row * dim + k + threadIdx.x % 4 * 2) : 0;
 }
 
-// delta [rows] = the sum over the head of d_o o; d_o, o [rows, dim], a row a query's head. A warp has 16 rows and keeps the
-// diagonal of d_o o^T: summed as d_o v is, so that a query that sees one key has dS = 0 exactly.
+// delta [rows] = the sum over the head of d_o o; d_o, o [rows, dim], a row a query's head. A warp has 16 rows and keeps
+// the diagonal of d_o o^T: summed as d_o v is, so that a query that sees one key has dS = 0 exactly.
 KERNEL(THREADS) attention_delta(float* delta, const bf16* d_o, const bf16* o, u32 rows, u32 dim) {
     u32 lane = threadIdx.x % WARP;
     size_t row = ((size_t)blockIdx.x * THREADS + threadIdx.x) / WARP * 16 + lane / 4;
@@ -289,7 +291,8 @@ DEV void differentiate(float (&p)[N / 8][4], float (&ds)[N / 8][4], u32 mask, fl
 // dq of a tile of queries of one head: sum_j dS_ij k_j / sqrt(d).
 template <u32 D>
 DEV void backward_q(
-    float* dq, const bf16* d_o, const bf16* q, const bf16* k, const bf16* v, const float* lse, const float* delta, const Shape& shape
+    float* dq, const bf16* d_o, const bf16* q, const bf16* k, const bf16* v, const float* lse, const float* delta,
+    const Shape& shape
 ) {
     constexpr u32 SIZE = TILE * D / 8;
     extern __shared__ uint4 tiles[];
@@ -300,7 +303,8 @@ DEV void backward_q(
     Own query = own_rows(own, shape.rows, shape.queries);
     float2 stats[2] = {stats_of(lse, delta, query.at[0], head, shape), stats_of(lse, delta, query.at[1], head, shape)};
     auto load = [&](u32 at) {
-        load_pair<D>(tiles + SIZE * (2 + at % 2 * 2), k, v, shape.list[at] & ~WHOLE, shape.keys, key_head, shape.key_heads);
+        uint4* stage = tiles + SIZE * (2 + at % 2 * 2);
+        load_pair<D>(stage, k, v, shape.list[at] & ~WHOLE, shape.keys, key_head, shape.key_heads);
     };
     load_pair<D>(tiles, q, d_o, own, shape.queries, head, shape.heads);
     if (at < last) load(at);
@@ -348,8 +352,8 @@ DEV void backward_q(
 // P_ij d_o_i. Keys below `cached` are left alone.
 template <u32 D>
 DEV void backward_kv(
-    float* dk, bf16* dv, const bf16* d_o, const bf16* q, const bf16* k, const bf16* v, const float* lse, const float* delta,
-    const Shape& shape
+    float* dk, bf16* dv, const bf16* d_o, const bf16* q, const bf16* k, const bf16* v, const float* lse,
+    const float* delta, const Shape& shape
 ) {
     constexpr u32 SIZE = TILE * D / 8;
     extern __shared__ uint4 tiles[];
@@ -390,7 +394,8 @@ DEV void backward_kv(
             float p[HALF / 8][4], ds[HALF / 8][4];
             dot_rows<D, HALF>(p, tiles, warp_row, q_tile, from);
             dot_rows<D, HALF>(ds, tiles + SIZE, warp_row, d_o_tile, from);
-            differentiate<HALF>(p, ds, mask, shape.scale * LOG2_E, [&](u32, u32 at) { return stats[step % 2][from + at]; });
+            const float2* of = stats[step % 2] + from;
+            differentiate<HALF>(p, ds, mask, shape.scale * LOG2_E, [&](u32, u32 at) { return of[at]; });
             weigh_rows<D, HALF>(dv_sums, p, d_o_tile, from);
             weigh_rows<D, HALF>(dk_sums, ds, q_tile, from);
         }
@@ -409,20 +414,21 @@ DEV void backward_kv(
     }
 }
 
-#define KERNELS(D)                                                                                                              \
-    KERNEL(THREADS)                                                                                                             \
-    attention_forward_##D(bf16* o, float* lse, const bf16* q, const bf16* k, const bf16* v, const __grid_constant__ Shape shape) { \
-        forward<D>(o, lse, q, k, v, shape);                                                                                     \
-    }                                                                                                                           \
-    KERNEL(THREADS)                                                                                                             \
-    attention_backward_q_##D(float* dq, const bf16* d_o, const bf16* q, const bf16* k, const bf16* v, const float* lse,         \
-                             const float* delta, const __grid_constant__ Shape shape) {                                         \
-        backward_q<D>(dq, d_o, q, k, v, lse, delta, shape);                                                                     \
-    }                                                                                                                           \
-    KERNEL(THREADS)                                                                                                             \
-    attention_backward_kv_##D(float* dk, bf16* dv, const bf16* d_o, const bf16* q, const bf16* k, const bf16* v,                \
-                              const float* lse, const float* delta, const __grid_constant__ Shape shape) {                      \
-        backward_kv<D>(dk, dv, d_o, q, k, v, lse, delta, shape);                                                                \
+#define KERNELS(D)                                                                                                      \
+    KERNEL(THREADS)                                                                                                     \
+    attention_forward_##D(bf16* o, float* lse, const bf16* q, const bf16* k, const bf16* v,                             \
+                          const __grid_constant__ Shape shape) {                                                        \
+        forward<D>(o, lse, q, k, v, shape);                                                                             \
+    }                                                                                                                   \
+    KERNEL(THREADS)                                                                                                     \
+    attention_backward_q_##D(float* dq, const bf16* d_o, const bf16* q, const bf16* k, const bf16* v, const float* lse, \
+                             const float* delta, const __grid_constant__ Shape shape) {                                 \
+        backward_q<D>(dq, d_o, q, k, v, lse, delta, shape);                                                             \
+    }                                                                                                                   \
+    KERNEL(THREADS)                                                                                                     \
+    attention_backward_kv_##D(float* dk, bf16* dv, const bf16* d_o, const bf16* q, const bf16* k, const bf16* v,        \
+                              const float* lse, const float* delta, const __grid_constant__ Shape shape) {              \
+        backward_kv<D>(dk, dv, d_o, q, k, v, lse, delta, shape);                                                        \
     }
 
 // Which head sizes are compiled; a build for one model may ask for its own alone.

@@ -37,8 +37,8 @@ pub struct Shape {
     pub k_list: Ptr,
 }
 
-/// Which tiles of [`TILE`] queries and keys hold a visible pair, from both sides. Entries carry [`WHOLE`] where both tiles
-/// are full and every pair is visible.
+/// Which tiles of [`TILE`] queries and keys hold a visible pair, from both sides. Entries carry [`WHOLE`] where both
+/// tiles are full and every pair is visible.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tiles {
     /// `[query tiles + 1]`: where each query tile's entries begin in `q_list`.
@@ -131,7 +131,8 @@ fn shared(tiles: u32, heads: Heads) -> u32 {
 
 /// o \[queries, H d\] bf16 and lse \[queries, H\] f32 of q \[queries, H d\], k and v \[keys, K d\] bf16.
 ///
-/// A value of v that is not finite makes what sees it NaN for the whole head where it lies in a tile that is partly hidden.
+/// A value of v that is not finite makes what sees it NaN for the whole head where it lies in a tile that is partly
+/// hidden; in the backward passes, one of k, q or d_o.
 pub fn forward(o: Ptr, lse: Ptr, q: Ptr, k: Ptr, v: Ptr, shape: &Shape) -> Launch {
     let args = push(Args::new().ptr(o).ptr(lse).ptr(q).ptr(k).ptr(v), shape, shape.q_first, shape.q_list);
     let grid = [shape.queries.div_ceil(TILE), shape.heads.q as u32, 1];
@@ -444,11 +445,16 @@ mod tests {
 
         /// Random forests in preorder, their first rows cached, every so manyth token a query.
         #[test]
-        fn tiles_of_forests(spans in prop::collection::vec((any::<prop::sample::Index>(), 1u32..150), 0..12), cached in 0u32..200, every in 1usize..4) {
+        fn tiles_of_forests(
+            spans in prop::collection::vec((any::<prop::sample::Index>(), 1u32..150), 0..12),
+            cached in 0u32..200,
+            every in 1usize..4,
+        ) {
             // A parent among the last span and its ancestors keeps preorder.
             let mut placed: Vec<(Option<usize>, u32)> = Vec::new();
             for (parent, len) in spans {
-                let line: Vec<_> = std::iter::successors(placed.len().checked_sub(1), |span: &usize| placed[*span].0).collect();
+                let last = placed.len().checked_sub(1);
+                let line: Vec<_> = std::iter::successors(last, |span: &usize| placed[*span].0).collect();
                 placed.push((line.get(parent.index(line.len() + 1)).copied(), len));
             }
             let mut forest = Forest::new(0, &placed, every);
@@ -458,7 +464,10 @@ mod tests {
 
         /// Whatever the ends are.
         #[test]
-        fn tiles_of_anything(gaps in prop::collection::vec(0u32..4, 0..300), ends in prop::collection::vec(0u32..400, 0..300)) {
+        fn tiles_of_anything(
+            gaps in prop::collection::vec(0u32..4, 0..300),
+            ends in prop::collection::vec(0u32..400, 0..300),
+        ) {
             let rows: Vec<u32> = gaps.iter().scan(0, |row, gap| { *row += gap; Some(*row) }).collect();
             let ends: Vec<u32> = ends.iter().map(|end| *end.min(&(rows.len() as u32))).collect();
             tiles_are_those_of_the_definition(&rows, &ends);

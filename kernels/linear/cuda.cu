@@ -9,8 +9,8 @@
 //   tile             registers sm_80, sm_90a   shared   for
 //   large 128x128x32      115, 112             64 KiB   many rows: bound by the matrix units
 //   small  64x64x32        79, 72              32 KiB   too few large tiles to fill a GPU; gradients of rank > 16
-//   few    16x32x128       96, 96              48 KiB   up to 16 rows, rank <= 16: bound by the reading of w or of rows, of
-//                                                       which a block has 36 KiB under way
+//   few    16x32x128       96, 96              48 KiB   up to 16 rows, rank <= 16: bound by the reading of w or of
+//                                                       rows; a block has 36 KiB under way
 #include "../cuda/dev.cuh"
 
 constexpr u32 MAX_TERMS = 8, STAGES = 4, GROUP = 16;
@@ -110,11 +110,12 @@ template <class T, bool X_OVER_ROWS, bool W_OVER_ROWS>
 DEV void multiply(Sums<T>& sums, const uint4* x, const uint4* w, u32 warp_row, u32 warp_col) {
 #pragma unroll
     for (u32 k = 0; k < T::BK; k += 16) {
+        constexpr u32 X_CHUNKS = (X_OVER_ROWS ? T::BM : T::BK) / 8, W_CHUNKS = (W_OVER_ROWS ? T::BN : T::BK) / 8;
         u32 a[T::ROWS][4], b[T::COLS / 2][4];
 #pragma unroll
-        for (u32 i = 0; i < T::ROWS; i++) fragment<(X_OVER_ROWS ? T::BM : T::BK) / 8, X_OVER_ROWS>(a[i], x, warp_row + i * 16, k);
+        for (u32 i = 0; i < T::ROWS; i++) fragment<X_CHUNKS, X_OVER_ROWS>(a[i], x, warp_row + i * 16, k);
 #pragma unroll
-        for (u32 j = 0; j < T::COLS / 2; j++) fragment<(W_OVER_ROWS ? T::BN : T::BK) / 8, W_OVER_ROWS>(b[j], w, warp_col + j * 16, k);
+        for (u32 j = 0; j < T::COLS / 2; j++) fragment<W_CHUNKS, W_OVER_ROWS>(b[j], w, warp_col + j * 16, k);
 #pragma unroll
         for (u32 i = 0; i < T::ROWS; i++) {
 #pragma unroll
@@ -251,11 +252,13 @@ DEV void gradient(float* c, float* parts, const Terms& terms, u32 m, u32 n, u32 
 }
 
 KERNEL(Small::THREADS)
-linear_gradient_small(float* c, float* parts, const __grid_constant__ Terms terms, u32 m, u32 n, u32 part, u32 transposed) {
+linear_gradient_small(float* c, float* parts, const __grid_constant__ Terms terms, u32 m, u32 n, u32 part,
+                      u32 transposed) {
     gradient<Small>(c, parts, terms, m, n, part, transposed);
 }
 KERNEL(Few::THREADS)
-linear_gradient_few(float* c, float* parts, const __grid_constant__ Terms terms, u32 m, u32 n, u32 part, u32 transposed) {
+linear_gradient_few(float* c, float* parts, const __grid_constant__ Terms terms, u32 m, u32 n, u32 part,
+                    u32 transposed) {
     gradient<Few>(c, parts, terms, m, n, part, transposed);
 }
 
