@@ -170,6 +170,14 @@ DEV void copy_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
+// Where 16-byte chunk `chunk` of row `row` lies in a tile of CHUNKS chunks a row (an even number): chunks change places
+// by their row, so that one chunk of eight consecutive rows lies in eight different bank groups.
+template <u32 CHUNKS>
+DEV u32 swizzled(u32 row, u32 chunk) {
+    constexpr u32 POWER = CHUNKS & (0u - CHUNKS), SPAN = POWER < 8 ? POWER : 8;
+    return row * CHUNKS + (chunk ^ (row / (8 / SPAN) % SPAN));
+}
+
 // Four 8 x 8 matrices of 16-bit values from shared memory; lane i gives the address of row i % 8 of matrix i / 8.
 DEV void load_matrices(u32 (&r)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -183,6 +191,18 @@ DEV void load_matrices_transposed(u32 (&r)[4], const void* row) {
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(shared_address(row))
                  : "memory");
+}
+// 16 outputs from `out` on by 16 summed values from `k` on, of a swizzled tile [outputs, k] or, over rows, [k, outputs]:
+// quarters (outputs, k) in mma's order for a, (low, low), (high, low), (low, high), (high, high). As b, elements 0 and 2
+// are the lower eight outputs, 1 and 3 the higher.
+template <u32 CHUNKS, bool OVER_ROWS>
+DEV void fragment(u32 (&r)[4], const uint4* tile, u32 out, u32 k) {
+    u32 lane = threadIdx.x % WARP;
+    if (OVER_ROWS) {
+        load_matrices_transposed(r, tile + swizzled<CHUNKS>(k + lane / 16 * 8 + lane % 8, out / 8 + lane / 8 % 2));
+    } else {
+        load_matrices(r, tile + swizzled<CHUNKS>(out + lane % 16, k / 8 + lane / 16));
+    }
 }
 // d[16, 8] += a[16, 16] b[16, 8] of one warp; bf16 products, f32 sums.
 DEV void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {

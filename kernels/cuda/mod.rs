@@ -73,9 +73,11 @@ impl Args {
 /// Every kernel source by its name, and the header they include: compiled ahead of time by nvcc, or at run time by NVRTC.
 pub const SOURCES: &[(&str, &str)] = &[
     ("adamw/cuda.cu", include_str!("../adamw/cuda.cu")),
+    ("attention/cuda.cu", include_str!("../attention/cuda.cu")),
     ("cross_entropy/cuda.cu", include_str!("../cross_entropy/cuda.cu")),
     ("dropout/cuda.cu", include_str!("../dropout/cuda.cu")),
     ("embedding/cuda.cu", include_str!("../embedding/cuda.cu")),
+    ("linear/cuda.cu", include_str!("../linear/cuda.cu")),
     ("rmsnorm/cuda.cu", include_str!("../rmsnorm/cuda.cu")),
     ("rope/cuda.cu", include_str!("../rope/cuda.cu")),
     ("sample/cuda.cu", include_str!("../sample/cuda.cu")),

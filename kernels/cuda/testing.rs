@@ -1,8 +1,31 @@
 //! A GPU for the tests of CUDA kernels: the interpreter, holding typed buffers.
 
 use super::{Launch, Ptr};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// The oldest GPUs that the kernels are for.
+const BASELINE: &str = "compute_80";
+
+fn path_of(source: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(source)
+}
+
+/// The PTX of a source, compiled once for all tests of the process.
+fn compiled_once(source: &str, defines: &[&str]) -> Result<String, String> {
+    static DONE: Mutex<BTreeMap<String, String>> = Mutex::new(BTreeMap::new());
+    // A test that panicked here left nothing half done.
+    let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let key = [&[source], defines].concat().join("\n");
+    if let Some(ptx) = done.get(&key) {
+        return Ok(ptx.clone());
+    }
+    let ptx = ptxsim::compile(&path_of(source), BASELINE, defines)?;
+    done.insert(key, ptx.clone());
+    Ok(ptx)
+}
 
 /// A folder of its own that vanishes.
 struct Scratch(PathBuf);
@@ -12,6 +35,13 @@ impl Scratch {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("dialoguellm-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         Self(std::env::temp_dir().join(name))
+    }
+
+    fn write(&self, name: &str, text: &str) -> std::io::Result<PathBuf> {
+        let path = self.0.join(name);
+        std::fs::create_dir_all(path.parent().unwrap_or(&self.0))?;
+        std::fs::write(&path, text)?;
+        Ok(path)
     }
 }
 
@@ -33,13 +63,7 @@ impl Gpu {
 
     /// The same with macros defined.
     pub(crate) fn with(test: &str, source: &str, defines: &[&str]) -> Option<Self> {
-        if ptxsim::toolkit().is_none() {
-            eprintln!("SKIPPED {test}: no CUDA compiler");
-            return None;
-        }
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
-        let ptx = ptxsim::compile(&path, "compute_80", defines).unwrap_or_else(|e| panic!("{source}: {e}"));
-        Some(Self(ptxsim::Gpu::load(&ptx).unwrap_or_else(|e| panic!("{source}: {e}"))))
+        Self::compiled_by(test, source, || compiled_once(source, defines))
     }
 
     /// The same with one place of the source or the header changed, which must be there once: a seeded fault.
@@ -49,21 +73,26 @@ impl Gpu {
 
     /// The same with macros defined.
     pub(crate) fn edited_with(test: &str, source: &str, from: &str, to: &str, defines: &[&str]) -> Option<Self> {
-        let kernels = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let text = std::fs::read_to_string(kernels.join(source)).unwrap_or_else(|e| panic!("{source}: {e}"));
-        let header = crate::cuda::HEADER.1;
+        let text = std::fs::read_to_string(path_of(source)).unwrap_or_else(|e| panic!("{source}: {e}"));
+        let header = super::HEADER.1;
         let found = text.matches(from).count() + header.matches(from).count();
         assert_eq!(found, 1, "{source} and the header hold `{from}` other than once");
-        // The copy lies as the source does, so that it finds the header by the same name.
-        let copy = Scratch::new();
-        for (name, text) in [(source, text.replace(from, to)), ("cuda/dev.cuh", header.replace(from, to))] {
-            let path = copy.0.join(name);
-            let made =
-                std::fs::create_dir_all(path.parent().expect("a folder")).and_then(|()| std::fs::write(&path, &text));
-            made.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        Self::compiled_by(test, source, || {
+            // The copy lies as the source does, so that it finds the header by the same name.
+            let copy = Scratch::new();
+            copy.write("cuda/dev.cuh", &header.replace(from, to)).map_err(|e| e.to_string())?;
+            let path = copy.write(source, &text.replace(from, to)).map_err(|e| e.to_string())?;
+            ptxsim::compile(&path, BASELINE, defines)
+        })
+    }
+
+    fn compiled_by(test: &str, source: &str, ptx: impl FnOnce() -> Result<String, String>) -> Option<Self> {
+        if ptxsim::toolkit().is_none() {
+            eprintln!("SKIPPED {test}: no CUDA compiler");
+            return None;
         }
-        let path = copy.0.join(source);
-        Self::with(test, path.to_str().expect("a path in UTF-8"), defines)
+        let gpu = ptx().and_then(|ptx| ptxsim::Gpu::load(&ptx));
+        Some(Self(gpu.unwrap_or_else(|e| panic!("{source}: {e}"))))
     }
 
     /// A buffer of these values.

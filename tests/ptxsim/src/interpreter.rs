@@ -175,6 +175,17 @@ pub fn parse(src: &str) -> Result<Vec<Kernel>, String> {
                 if w.len() < 3 {
                     continue;
                 }
+                if w[1] == ".align" {
+                    // A struct by value.
+                    let al: usize = w[2].parse().unwrap();
+                    let (n, c) = w[4].trim_end_matches(']').split_once('[').unwrap();
+                    let c: usize = c.parse().unwrap();
+                    off = off.next_multiple_of(al);
+                    params.push((off, c));
+                    psym.insert(n.to_string(), off);
+                    off += c;
+                    continue;
+                }
                 let t = Ty::parse(&w[1][1..]).ok_or(format!("param {p}"))?;
                 off = (off + t.bytes() - 1) / t.bytes() * t.bytes();
                 params.push((off, t.bytes()));
@@ -330,6 +341,9 @@ pub fn parse(src: &str) -> Result<Vec<Kernel>, String> {
                 }
                 if let Some(&p) = lsym.get(s) {
                     return Ok(O::I(p));
+                }
+                if let Some(&p) = psym.get(s) {
+                    return Ok(O::I(p as u64));
                 }
                 if let Some(&g) = gsyms.get(s) {
                     return Ok(O::I(if g == u64::MAX { dynbase } else { g }));
@@ -599,16 +613,18 @@ pub fn launch(
     grid: [u32; 3],
     block: u32,
     dynsm: usize,
-    params: &[u64],
+    params: &[u8],
     bufs: &mut [Buf],
     opt: &Opt,
 ) -> Result<u64, String> {
     let nw = ((block + 31) / 32) as usize;
     let total = k.static_smem + dynsm;
     let mut pb = vec![0u8; 4096];
-    for (i, (o, n)) in k.params.iter().enumerate() {
-        pb[*o..*o + *n].copy_from_slice(&params[i].to_le_bytes()[..*n]);
+    let end = k.params.last().map_or(0, |(o, n)| o + n);
+    if params.len() < end {
+        return Err(format!("{} bytes of parameters, {end} wanted", params.len()));
     }
+    pb[..params.len()].copy_from_slice(params);
     let ranges: Vec<(u64, u64)> = bufs
         .iter()
         .map(|b| (b.data.as_ptr() as u64, b.data.len() as u64))
@@ -1468,11 +1484,6 @@ pub fn launch(
         let mut v: Vec<_> = errs.into_values().collect();
         v.sort();
         Err(v[..v.len().min(6)].join("\n"))
-    }
-}
-impl Kernel {
-    pub fn param_sizes(&self) -> impl Iterator<Item = usize> + '_ {
-        self.params.iter().map(|p| p.1)
     }
 }
 impl Buf {

@@ -57,16 +57,8 @@ impl Gpu {
     pub fn run(&mut self, entry: &str, grid: [u32; 3], block: [u32; 3], shared: u32, params: &[u8]) -> Result<(), String> {
         assert!(block[1] == 1 && block[2] == 1);
         let kernel = self.kernels.iter().find(|k| k.name == entry).ok_or(format!("no kernel {entry}"))?;
-        let (mut at, mut words) = (0usize, Vec::new());
-        for size in kernel.param_sizes() {
-            at = at.next_multiple_of(size);
-            let mut word = [0; 8];
-            word[..size].copy_from_slice(&params[at..at + size]);
-            words.push(u64::from_le_bytes(word));
-            at += size;
-        }
         let check = interpreter::Opt { check: true };
-        let result = interpreter::launch(kernel, grid, block[0], shared as usize, &words, &mut self.buffers, &check);
+        let result = interpreter::launch(kernel, grid, block[0], shared as usize, params, &mut self.buffers, &check);
         self.buffers.iter_mut().for_each(interpreter::Buf::settle);
         result.map(|_| ())
     }
