@@ -28,6 +28,103 @@ pub fn compile(source: &Path, arch: &str, defines: &[&str]) -> Result<String, St
     String::from_utf8(output.stdout).map_err(|e| e.to_string())
 }
 
+/// How a launch is run.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    pub check: bool,
+    pub seed: u64,
+}
+
+/// A device's memory.
+#[derive(Default)]
+pub struct Memory {
+    buffers: Vec<interpreter::Buf>,
+}
+
+impl Memory {
+    pub fn new() -> Self {
+        Self::default()
+    }
+    /// A buffer of `len` bytes that count as never written; its address.
+    pub fn alloc(&mut self, len: usize) -> u64 {
+        self.buffers.push(interpreter::Buf::new(&vec![0xff; len], false));
+        self.buffers.last().unwrap().data.as_ptr() as u64
+    }
+    pub fn free(&mut self, at: u64) -> bool {
+        let before = self.buffers.len();
+        self.buffers.retain(|b| b.data.as_ptr() as u64 != at);
+        self.buffers.len() < before
+    }
+    fn find(&self, at: u64, len: usize) -> Result<(usize, usize), String> {
+        let inside = |b: &interpreter::Buf| {
+            let base = b.data.as_ptr() as u64;
+            at >= base && at + len as u64 <= base + b.data.len() as u64
+        };
+        let index = self.buffers.iter().position(inside).ok_or(format!("{at:#x} + {len} is in no buffer"))?;
+        Ok((index, (at - self.buffers[index].data.as_ptr() as u64) as usize))
+    }
+    pub fn write(&mut self, at: u64, bytes: &[u8]) -> Result<(), String> {
+        let (index, offset) = self.find(at, bytes.len())?;
+        self.buffers[index].write(offset, bytes);
+        Ok(())
+    }
+    pub fn read(&self, at: u64, len: usize) -> Result<&[u8], String> {
+        let (index, offset) = self.find(at, len)?;
+        Ok(&self.buffers[index].data[offset..][..len])
+    }
+}
+
+/// The kernels of one PTX text.
+pub struct Module {
+    kernels: Vec<interpreter::Kernel>,
+}
+
+impl Module {
+    pub fn load(ptx: &str, _memory: &mut Memory) -> Result<Self, String> {
+        Ok(Self { kernels: interpreter::parse(ptx)? })
+    }
+    pub fn kernel(&self, name: &str) -> Option<Kernel<'_>> {
+        self.kernels.iter().find(|kernel| kernel.name == name).map(Kernel)
+    }
+    pub fn global(&self, _name: &str) -> Option<(u64, usize)> {
+        None
+    }
+}
+
+/// One entry.
+#[derive(Clone, Copy)]
+pub struct Kernel<'a>(&'a interpreter::Kernel);
+
+impl Kernel<'_> {
+    /// (offset, size) of every parameter in the buffer.
+    pub fn params(&self) -> Vec<(usize, usize)> {
+        let mut at = 0usize;
+        self.0.param_sizes().map(|size| { at = at.next_multiple_of(size) + size; (at - size, size) }).collect()
+    }
+}
+
+/// Geometry and arguments of a launch.
+pub struct Launch<'a> {
+    pub grid: [u32; 3],
+    pub block: [u32; 3],
+    pub shared: u32,
+    pub params: &'a [u8],
+}
+
+/// Runs a kernel; the number of warp instructions, or the checker's report.
+pub fn launch(kernel: Kernel<'_>, memory: &mut Memory, launch: &Launch<'_>, options: Options) -> Result<u64, String> {
+    assert!(launch.block[1] == 1 && launch.block[2] == 1);
+    let words: Vec<u64> = kernel.params().iter().map(|&(at, size)| {
+        let mut word = [0; 8];
+        word[..size].copy_from_slice(&launch.params[at..at + size]);
+        u64::from_le_bytes(word)
+    }).collect();
+    let check = interpreter::Opt { check: options.check };
+    let result = interpreter::launch(kernel.0, launch.grid, launch.block[0], launch.shared as usize, &words, &mut memory.buffers, &check);
+    memory.buffers.iter_mut().for_each(interpreter::Buf::settle);
+    result
+}
+
 /// One module on one device.
 pub struct Gpu {
     kernels: Vec<interpreter::Kernel>,
