@@ -4,7 +4,7 @@
 
 use crate::codes::{Answer, Code};
 use crate::failures::{Class, Failures};
-use ptxsim::{Launch, Memory, Module, Options};
+use ptxsim::{Launch, Memory, Module};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
@@ -117,7 +117,6 @@ pub struct Driver {
     capture: Option<Capture>,
     lost: Option<Code>,
     failures: Failures,
-    options: Options,
 }
 
 impl Driver {
@@ -127,7 +126,7 @@ impl Driver {
         let failures = std::env::var("FAKECUDA_FAIL").unwrap_or_default();
         let check = std::env::var("FAKECUDA_CHECK").is_ok_and(|value| value != "0");
         Self {
-            memory: Memory::new(),
+            memory: Memory::new(check),
             sizes: BTreeMap::new(),
             budget: number("FAKECUDA_MEMORY").unwrap_or(4 << 30),
             used: 0,
@@ -139,7 +138,6 @@ impl Driver {
                 eprintln!("fakecuda: {error}");
                 Failures::default()
             }),
-            options: Options { check, seed: 0 },
         }
     }
 
@@ -412,7 +410,7 @@ impl Driver {
             Task::Launch { function, grid, block, shared, params } => {
                 let kernel = function.module.kernel(&function.name).ok_or(Code::INVALID_HANDLE)?;
                 let launch = Launch { grid: *grid, block: *block, shared: *shared, params };
-                ptxsim::launch(kernel, &mut self.memory, &launch, self.options).map(|_| ()).map_err(|report| {
+                ptxsim::launch(kernel, &mut self.memory, &launch, 0).map(|_| ()).map_err(|report| {
                     eprintln!("fakecuda: {}: {report}", function.name);
                     Code::LAUNCH_FAILED
                 })

@@ -1,170 +1,130 @@
-//! A GPU for tests: compiles a kernel source to PTX and interprets it, with checks.
-#![allow(missing_docs)]
+//! A GPU for tests: interprets the PTX that the CUDA compiler emits, a warp at a time, and checks what it does.
+//!
+//! [`compile`] makes PTX of a source, [`Gpu`] holds one module and buffers and runs its kernels. What a launch does wrong is
+//! its error, with kernel, block, thread, the line of the PTX and of the source:
+//!
+//! - races: two accesses of shared or global memory, one of them a write, in no order (`shadow.rs` says what orders them);
+//! - reads of memory that nothing has written, or that a `cp.async` writes that was not waited for;
+//! - addresses outside a buffer, of a freed one, of no buffer at all; misaligned ones;
+//! - `shfl`, `vote`, `mma`, `ldmatrix` and their like by other lanes than they name;
+//! - barriers that a part of a warp reaches, or that never complete.
+//!
+//! It runs what an NVIDIA GPU of compute capability 8.0 runs, but for textures, dynamic parallelism, half precision (fp16)
+//! and calls of pointers; an instruction that it does not know is an error of loading. Not modelled: time, caches, the order of
+//! memory between blocks that fences make, and the errors of approximate instructions, which are computed exactly.
 
-#[allow(warnings, clippy::all)]
-mod interpreter;
+mod arithmetic;
+mod build;
+mod compile;
+mod decode;
+mod kernel;
+mod lanes;
+mod matrix;
+mod memory;
+mod opcode;
+mod parse;
+mod run;
+mod shadow;
+mod warp;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+pub use build::Module;
+pub use compile::{compile, toolkit};
+pub use kernel::Kernel;
+pub use memory::Memory;
+pub use run::{Launch, launch};
 
-/// The folder of the CUDA compiler (`bin/nvcc` in it), where `kernels/cuda/toolkit` put it.
-pub fn toolkit() -> Option<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let dir = std::env::var_os("DLLM_CUDA_TOOLKIT").map_or(root.join("target/cuda-toolkit"), PathBuf::from);
-    let dir = dir.join("nvidia/cu13");
-    dir.join("bin/nvcc").exists().then_some(dir)
-}
-
-/// PTX of `source` for `arch` (`compute_80`), with `defines` (`FAULT=1`); errors are the compiler's.
-pub fn compile(source: &Path, arch: &str, defines: &[&str]) -> Result<String, String> {
-    let toolkit = toolkit().ok_or("no CUDA compiler: run kernels/cuda/toolkit")?;
-    let mut nvcc = Command::new(toolkit.join("bin/nvcc"));
-    nvcc.args(["-ptx", "-std=c++17", "-lineinfo", "-arch", arch, "-o", "/dev/stdout"]).arg(source);
-    nvcc.args(defines.iter().map(|define| format!("-D{define}")));
-    let output = nvcc.output().map_err(|e| format!("nvcc: {e}"))?;
-    if !output.status.success() {
-        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
-    }
-    String::from_utf8(output.stdout).map_err(|e| e.to_string())
-}
-
-/// How a launch is run.
+/// How a [`Gpu`] runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
+    /// Whether accesses are checked for races and for memory that was never written; bounds and lanes always are.
     pub check: bool,
+    /// Shuffles the order of blocks and warps; 0 is their own.
     pub seed: u64,
 }
 
-/// A device's memory.
-#[derive(Default)]
-pub struct Memory {
-    buffers: Vec<interpreter::Buf>,
-}
-
-impl Memory {
-    pub fn new() -> Self {
-        Self::default()
+impl Default for Options {
+    fn default() -> Self {
+        Self { check: true, seed: 0 }
     }
-    /// A buffer of `len` bytes that count as never written; its address.
-    pub fn alloc(&mut self, len: usize) -> u64 {
-        self.buffers.push(interpreter::Buf::new(&vec![0xff; len], false));
-        self.buffers.last().unwrap().data.as_ptr() as u64
-    }
-    pub fn free(&mut self, at: u64) -> bool {
-        let before = self.buffers.len();
-        self.buffers.retain(|b| b.data.as_ptr() as u64 != at);
-        self.buffers.len() < before
-    }
-    fn find(&self, at: u64, len: usize) -> Result<(usize, usize), String> {
-        let inside = |b: &interpreter::Buf| {
-            let base = b.data.as_ptr() as u64;
-            at >= base && at + len as u64 <= base + b.data.len() as u64
-        };
-        let index = self.buffers.iter().position(inside).ok_or(format!("{at:#x} + {len} is in no buffer"))?;
-        Ok((index, (at - self.buffers[index].data.as_ptr() as u64) as usize))
-    }
-    pub fn write(&mut self, at: u64, bytes: &[u8]) -> Result<(), String> {
-        let (index, offset) = self.find(at, bytes.len())?;
-        self.buffers[index].write(offset, bytes);
-        Ok(())
-    }
-    pub fn read(&self, at: u64, len: usize) -> Result<&[u8], String> {
-        let (index, offset) = self.find(at, len)?;
-        Ok(&self.buffers[index].data[offset..][..len])
-    }
-}
-
-/// The kernels of one PTX text.
-pub struct Module {
-    kernels: Vec<interpreter::Kernel>,
-}
-
-impl Module {
-    pub fn load(ptx: &str, _memory: &mut Memory) -> Result<Self, String> {
-        Ok(Self { kernels: interpreter::parse(ptx)? })
-    }
-    pub fn kernel(&self, name: &str) -> Option<Kernel<'_>> {
-        self.kernels.iter().find(|kernel| kernel.name == name).map(Kernel)
-    }
-    pub fn global(&self, _name: &str) -> Option<(u64, usize)> {
-        None
-    }
-}
-
-/// One entry.
-#[derive(Clone, Copy)]
-pub struct Kernel<'a>(&'a interpreter::Kernel);
-
-impl Kernel<'_> {
-    /// (offset, size) of every parameter in the buffer.
-    pub fn params(&self) -> Vec<(usize, usize)> {
-        let mut at = 0usize;
-        self.0.param_sizes().map(|size| { at = at.next_multiple_of(size) + size; (at - size, size) }).collect()
-    }
-}
-
-/// Geometry and arguments of a launch.
-pub struct Launch<'a> {
-    pub grid: [u32; 3],
-    pub block: [u32; 3],
-    pub shared: u32,
-    pub params: &'a [u8],
-}
-
-/// Runs a kernel; the number of warp instructions, or the checker's report.
-pub fn launch(kernel: Kernel<'_>, memory: &mut Memory, launch: &Launch<'_>, options: Options) -> Result<u64, String> {
-    assert!(launch.block[1] == 1 && launch.block[2] == 1);
-    let words: Vec<u64> = kernel.params().iter().map(|&(at, size)| {
-        let mut word = [0; 8];
-        word[..size].copy_from_slice(&launch.params[at..at + size]);
-        u64::from_le_bytes(word)
-    }).collect();
-    let check = interpreter::Opt { check: options.check };
-    let result = interpreter::launch(kernel.0, launch.grid, launch.block[0], launch.shared as usize, &words, &mut memory.buffers, &check);
-    memory.buffers.iter_mut().for_each(interpreter::Buf::settle);
-    result
 }
 
 /// One module on one device.
 pub struct Gpu {
-    kernels: Vec<interpreter::Kernel>,
-    buffers: Vec<interpreter::Buf>,
+    module: Module,
+    memory: Memory,
+    seed: u64,
 }
 
 impl Gpu {
+    /// Reads a module, to be run with checks. The error names the line.
     pub fn load(ptx: &str) -> Result<Self, String> {
-        Ok(Self { kernels: interpreter::parse(ptx)?, buffers: Vec::new() })
+        Self::with_options(ptx, Options::default())
     }
+
+    /// The same, run as the options say.
+    pub fn with_options(ptx: &str, options: Options) -> Result<Self, String> {
+        let mut memory = Memory::new(options.check);
+        Ok(Self { module: Module::load(ptx, &mut memory)?, memory, seed: options.seed })
+    }
+
     /// A buffer of these bytes; its address.
     pub fn upload(&mut self, bytes: &[u8]) -> u64 {
-        self.push(interpreter::Buf::new(bytes, true))
+        let at = self.memory.alloc(bytes.len());
+        self.memory.write(at, bytes).expect("it has that size");
+        at
     }
+
     /// A buffer of `len` bytes that count as never written.
     pub fn empty(&mut self, len: usize) -> u64 {
-        self.push(interpreter::Buf::new(&vec![0xff; len], false))
+        self.memory.alloc(len)
     }
-    fn push(&mut self, buffer: interpreter::Buf) -> u64 {
-        self.buffers.push(buffer);
-        self.buffers.last().unwrap().data.as_ptr() as u64
+
+    /// Overwrites bytes of a buffer, from any address in it.
+    ///
+    /// # Panics
+    /// Outside of every buffer.
+    pub fn write(&mut self, at: u64, bytes: &[u8]) {
+        self.memory.write(at, bytes).unwrap_or_else(|error| panic!("{error}"));
     }
+
+    /// All bytes of the buffer that starts at `at`.
+    ///
+    /// # Panics
+    /// Where none does.
     pub fn download(&self, at: u64) -> Vec<u8> {
-        self.buffers.iter().find(|b| b.data.as_ptr() as u64 == at).expect("a buffer's address").data.clone()
+        self.memory.whole(at).unwrap_or_else(|error| panic!("{error}")).to_vec()
     }
-    /// Runs a kernel with checks; `params` is the parameter buffer in C layout. The error is the checker's report.
-    pub fn run(&mut self, entry: &str, grid: [u32; 3], block: [u32; 3], shared: u32, params: &[u8]) -> Result<(), String> {
-        assert!(block[1] == 1 && block[2] == 1);
-        let kernel = self.kernels.iter().find(|k| k.name == entry).ok_or(format!("no kernel {entry}"))?;
-        let (mut at, mut words) = (0usize, Vec::new());
-        for size in kernel.param_sizes() {
-            at = at.next_multiple_of(size);
-            let mut word = [0; 8];
-            word[..size].copy_from_slice(&params[at..at + size]);
-            words.push(u64::from_le_bytes(word));
-            at += size;
-        }
-        let check = interpreter::Opt { check: true };
-        let result = interpreter::launch(kernel, grid, block[0], shared as usize, &words, &mut self.buffers, &check);
-        self.buffers.iter_mut().for_each(interpreter::Buf::settle);
-        result.map(|_| ())
+
+    /// Gives a buffer back.
+    ///
+    /// # Panics
+    /// Where none starts.
+    pub fn free(&mut self, at: u64) {
+        assert!(self.memory.free(at), "{at:#x} is no buffer's address");
+    }
+
+    /// Runs a kernel; `params` is the parameter buffer in C's layout. The error is the checker's report.
+    pub fn run(
+        &mut self,
+        entry: &str,
+        grid: [u32; 3],
+        block: [u32; 3],
+        shared: u32,
+        params: &[u8],
+    ) -> Result<(), String> {
+        self.count(entry, grid, block, shared, params).map(|_| ())
+    }
+
+    /// The same; the number of warp instructions.
+    pub fn count(
+        &mut self,
+        entry: &str,
+        grid: [u32; 3],
+        block: [u32; 3],
+        shared: u32,
+        params: &[u8],
+    ) -> Result<u64, String> {
+        let kernel = self.module.kernel(entry).ok_or_else(|| format!("no kernel {entry}"))?;
+        launch(kernel, &mut self.memory, &Launch { grid, block, shared, params }, self.seed)
     }
 }
