@@ -463,7 +463,7 @@ pub fn flush(lanes: &Lanes) -> Lanes {
     lanes.map(|x| if x as u32 & 0x7f80_0000 == 0 { x & 0x8000_0000 } else { x })
 }
 
-/// f32 within 0 and 1, NaN to 0.
+/// f32 within +0 and 1, NaN to +0.
 pub fn saturate(lanes: &mut Lanes) {
-    lanes.iter_mut().for_each(|x| *x = f32::of(*x).max(0.0).min(1.0).bits());
+    lanes.iter_mut().for_each(|x| *x = if f32::of(*x) > 0.0 { f32::of(*x).min(1.0).bits() } else { 0 });
 }

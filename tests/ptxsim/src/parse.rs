@@ -51,9 +51,10 @@ impl<'a> Reader<'a> {
         let rest = &self.text[self.at..];
         self.advance(rest.find('\n').unwrap_or(rest.len())).trim()
     }
-    /// Whether the text goes on with a word.
+    /// Whether the text goes on with this whole word.
     pub fn is_at(&self, word: &str) -> bool {
-        self.text[self.at..].starts_with(word)
+        let rest = self.text[self.at..].strip_prefix(word);
+        rest.is_some_and(|rest| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_'))
     }
     /// A label here, passed with its colon.
     pub fn label(&mut self) -> Option<&'a str> {
