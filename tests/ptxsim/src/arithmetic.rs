@@ -263,7 +263,7 @@ fn product_sum(a: f32, b: f32, c: f32) -> (f64, f64) {
 /// a b + c rounded once to f32, without a call: the f64 sum is rounded to odd, after which rounding again is harmless.
 fn fused(a: f32, b: f32, c: f32) -> f32 {
     let (s, e) = product_sum(a, b, c);
-    let inexact = e > 0.0 || e < 0.0;
+    let inexact = e.abs() > 0.0; // Not where e is NaN, nothing being finite.
     let away = (e > 0.0) == (s > 0.0);
     let bits = s.to_bits();
     let step = u64::from(inexact) & !bits & 1;

@@ -2,7 +2,9 @@
 
 use crate::arithmetic::{map_of, test_of, update_of};
 use crate::build::{Builder, Symbol, members};
-use crate::kernel::{Action, Barrier, Factor, Fixed, Op, Place, Reduction, Register, SINK, Shuffle, Transfer, Vote};
+use crate::kernel::{
+    Action, Barrier, Factor, Fixed, Logic, Op, Place, Reduction, Register, SINK, Shuffle, Transfer, Vote,
+};
 use crate::memory::{LOCAL, SHARED};
 use crate::opcode::{Opcode, Type};
 
@@ -39,7 +41,7 @@ impl Builder<'_> {
             "mov" | "and" | "or" | "xor" | "not" if op.of() == Some(Type::Pred) => {
                 let from = [operand(1)?, operands.get(2).copied().unwrap_or(operand(1)?)];
                 let from = [self.predicate(from[0])?, self.predicate(from[1])?];
-                let of: fn(u32, u32) -> u32 = match op.name() {
+                let of: Logic = match op.name() {
                     "or" => |a, b| a | b,
                     "xor" => |a, b| a ^ b,
                     "not" => |a, _| !a,
@@ -90,7 +92,7 @@ impl Builder<'_> {
         let with = match (with.first(), op.one_of(&["and", "or", "xor"])) {
             (None, None) => None,
             (Some(operand), Some(how)) => {
-                let logic: fn(u32, u32) -> u32 = match how {
+                let logic: Logic = match how {
                     "and" => |a, b| a & b,
                     "or" => |a, b| a | b,
                     _ => |a, b| a ^ b,

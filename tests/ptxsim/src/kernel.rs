@@ -62,6 +62,9 @@ pub struct Transfer {
     pub values: Vec<Register>,
 }
 
+/// A function of predicates, lane by lane.
+pub type Logic = fn(u32, u32) -> u32;
+
 /// How lanes exchange registers.
 #[derive(Clone, Copy)]
 pub enum Shuffle {
@@ -123,7 +126,7 @@ pub enum Op {
         test: Test,
         from: [Register; 2],
         flush: bool,
-        with: Option<(fn(u32, u32) -> u32, Predicate)>,
+        with: Option<(Logic, Predicate)>,
         to: [Register; 2],
     },
     Select {
@@ -133,7 +136,7 @@ pub enum Op {
     },
     /// Of predicates.
     Logic {
-        of: fn(u32, u32) -> u32,
+        of: Logic,
         to: Register,
         from: [Predicate; 2],
     },

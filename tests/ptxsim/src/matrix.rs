@@ -4,7 +4,7 @@
 //! register of a holds `pack` neighbours of k; rows of a and d alternate between groupID and groupID + 8.
 
 use crate::kernel::{Factor, Register};
-use crate::lanes::{LANES, Lanes};
+use crate::lanes::Lanes;
 
 const M: usize = 16;
 const N: usize = 8;
@@ -36,17 +36,19 @@ pub fn product(
     let pack = factor.pack();
     let mut left = [[0.0f32; K_MAX]; M];
     let mut right = [[0.0f32; N]; K_MAX];
-    for lane in 0..LANES {
-        let (group, member) = (lane / 4, lane % 4);
-        for index in 0..pack {
-            // Each further pair of a's registers, and each further one of b's, is 4 * pack columns of a on.
-            let k = member * pack + index;
-            for (i, &register) in a.iter().enumerate() {
-                let element = factor.element(registers[register as usize][lane], index);
-                left[group + 8 * (i % 2)][k + 4 * pack * (i / 2)] = element;
+    // Each further pair of a's registers, and each further one of b's, is 4 * pack of k on.
+    for (i, &register) in a.iter().enumerate() {
+        for (lane, &value) in registers[register as usize].iter().enumerate() {
+            for index in 0..pack {
+                left[lane / 4 + 8 * (i % 2)][lane % 4 * pack + index + 4 * pack * (i / 2)] =
+                    factor.element(value, index);
             }
-            for (i, &register) in b.iter().enumerate() {
-                right[k + 4 * pack * i][group] = factor.element(registers[register as usize][lane], index);
+        }
+    }
+    for (i, &register) in b.iter().enumerate() {
+        for (lane, &value) in registers[register as usize].iter().enumerate() {
+            for index in 0..pack {
+                right[lane % 4 * pack + index + 4 * pack * i][lane / 4] = factor.element(value, index);
             }
         }
     }
@@ -59,12 +61,12 @@ pub fn product(
             }
         }
     }
-    for lane in 0..LANES {
-        for i in 0..4 {
+    let start = c.map(|c| registers[c as usize]);
+    for (i, (to, start)) in to.into_iter().zip(start).enumerate() {
+        registers[to as usize] = std::array::from_fn(|lane| {
             let sum = sums[lane / 4 + 8 * (i / 2)][2 * (lane % 4) + i % 2];
-            let start = f32::from_bits(registers[c[i] as usize][lane] as u32);
-            registers[to[i] as usize][lane] = (start + sum).to_bits().into();
-        }
+            (f32::from_bits(start[lane] as u32) + sum).to_bits().into()
+        });
     }
 }
 

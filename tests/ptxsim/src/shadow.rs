@@ -302,7 +302,8 @@ impl Cell<'_> {
         if written && self.write.is(ON_THE_WAY) {
             return Some(Hazard::OnTheWay(self.history.thread(self.write)));
         }
-        if !self.ordered(self.write) && !(access == Access::Atomic && self.write.is(ATOMIC)) {
+        let both_atomic = access == Access::Atomic && self.write.is(ATOMIC);
+        if !both_atomic && !self.ordered(self.write) {
             let other = self.history.thread(self.write);
             let read = access == Access::Read;
             return Some(if read { Hazard::ReadAfterWrite(other) } else { Hazard::WriteAfterWrite(other) });

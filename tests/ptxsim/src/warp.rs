@@ -493,7 +493,7 @@ impl Warp {
             for (row, bytes) in rows.iter_mut().enumerate() {
                 let lane = 8 * matrix + row;
                 let address = self.address(from, lane);
-                if address % 16 != 0 {
+                if !address.is_multiple_of(16) {
                     return Err(Fault::of(at, lane, &format!("a row at {address:#x}, which is no multiple of 16")));
                 }
                 bytes.copy_from_slice(block.shared(address, 16, Access::Read, at, (self.index, lane))?);
