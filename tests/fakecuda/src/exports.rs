@@ -136,28 +136,28 @@ fn device(ordinal: c_int) -> Answer {
 /// Values of `CUdevice_attribute`: an A100's where a program may ask, 0 for all that is not there.
 fn attribute(number: c_int) -> c_int {
     match number {
-        1 | 2 | 3 => 1024,                      // threads of a block, in x, in y
-        4 => 64,                                // in z
-        5 => c_int::MAX,                        // blocks in x
-        6 | 7 => 65_535,                        // in y, in z
-        8 => 48 << 10,                          // shared memory of a block without asking
-        9 => 64 << 10,                          // constant memory
-        10 => 32,                               // lanes of a warp
-        12 | 82 => 65_536,                      // registers of a block, of a multiprocessor
-        13 => 1_410_000,                        // kHz
-        14 => 512,                              // texture alignment
-        16 => 108,                              // multiprocessors
-        19 | 31 | 41 | 78 | 79 | 80 | 115 => 1, // mapped host memory, concurrent kernels, unified addresses, priorities, caches, pools
-        36 => 1_215_000,                        // memory's kHz
-        37 => 5120,                             // its bits
-        38 => 40 << 20,                         // L2
-        39 => 2048,                             // threads of a multiprocessor
-        40 => 2,                                // copy engines
-        75 => 8,                                // compute capability
-        81 => 164 << 10,                        // shared memory of a multiprocessor
-        97 => SHARED_MAX as c_int,              // of a block that asks
-        106 => 32,                              // blocks of a multiprocessor
-        111 => 1 << 10,                         // shared memory that the system keeps
+        1..=3 => 1024,                     // threads of a block, in x, in y
+        4 => 64,                           // in z
+        5 => c_int::MAX,                   // blocks in x
+        6 | 7 => 65_535,                   // in y, in z
+        8 => 48 << 10,                     // shared memory of a block without asking
+        9 => 64 << 10,                     // constant memory
+        10 => 32,                          // lanes of a warp
+        12 | 82 => 65_536,                 // registers of a block, of a multiprocessor
+        13 => 1_410_000,                   // kHz
+        14 => 512,                         // texture alignment
+        16 => 108,                         // multiprocessors
+        19 | 31 | 41 | 78..=80 | 115 => 1, // mapped host memory, concurrent kernels, unified addresses, priorities, caches, pools
+        36 => 1_215_000,                   // memory's kHz
+        37 => 5120,                        // its bits
+        38 => 40 << 20,                    // L2
+        39 => 2048,                        // threads of a multiprocessor
+        40 => 2,                           // copy engines
+        75 => 8,                           // compute capability
+        81 => 164 << 10,                   // shared memory of a multiprocessor
+        97 => SHARED_MAX as c_int,         // of a block that asks
+        106 => 32,                         // blocks of a multiprocessor
+        111 => 1 << 10,                    // shared memory that the system keeps
         _ => 0,
     }
 }
@@ -380,8 +380,13 @@ export! { with_context:
     cuGraphGetNodes(graph: Handle, _nodes: *mut Handle, count: *mut usize) |driver| {
         put(count, driver.graph_len(graph as u64)?)
     }
-    cuGraphExecUpdate_v2(executable: Handle, graph: Handle, _result: *mut c_void) |driver| {
-        driver.update(executable as u64, graph as u64)
+    cuGraphExecUpdate_v2(executable: Handle, graph: Handle, info: *mut c_uint) |driver| {
+        let answer = driver.update(executable as u64, graph as u64);
+        // The info begins with what came of it: 0 or, without a reason, 1.
+        if !info.is_null() {
+            put(info, u32::from(answer.is_err()))?;
+        }
+        answer
     }
     cuGraphUpload(_executable: Handle, _stream: Handle) |_driver| { Ok(()) }
     cuGraphLaunch(executable: Handle, stream: Handle) |driver| { driver.replay(executable as u64, stream as u64) }

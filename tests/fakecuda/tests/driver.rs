@@ -334,22 +334,26 @@ fn a_launch_outside_its_buffer_loses_the_device() {
     fails!(LAUNCH_FAILED, cuMemAlloc_v2(&mut y, 4));
 }
 
-#[test]
-fn the_checker_is_turned_on_by_the_environment() {
-    let name = "the_checker_is_turned_on_by_the_environment";
-    for check in ["0", "1"] {
-        let Some(text) = in_a_process(name, &[("FAKECUDA_CHECK", check)]) else { continue };
-        assert!(
-            text.contains("SKIPPED") || text.contains("race: writes what block 0 thread") == (check == "1"),
-            "{text}"
-        );
+/// A kernel whose threads race, with `FAKECUDA_CHECK` at `check`: the launch's answer, in the process of the test.
+fn race(name: &str, check: &str, expect: u32) {
+    if let Some(text) = in_a_process(name, &[("FAKECUDA_CHECK", check)]) {
+        let told = text.contains("race: writes what block 0 thread");
+        assert!(text.contains("SKIPPED") || told == (expect != 0), "{text}");
+        return;
     }
     let Some(ptx) = ptx(name) else { return };
-    if let Ok(check) = std::env::var("FAKECUDA_CHECK") {
-        start();
-        let kernel = function(module(&ptx), c"race");
-        let mut y = alloc(4);
-        let expect = if check == "1" { LAUNCH_FAILED } else { 0 };
-        assert_eq!(launch(kernel, null_mut(), &mut [(&raw mut y).cast()]), expect);
-    }
+    start();
+    let kernel = function(module(&ptx), c"race");
+    let mut y = alloc(4);
+    assert_eq!(launch(kernel, null_mut(), &mut [(&raw mut y).cast()]), expect);
+}
+
+#[test]
+fn a_race_is_told_where_launches_are_checked() {
+    race("a_race_is_told_where_launches_are_checked", "1", LAUNCH_FAILED);
+}
+
+#[test]
+fn a_race_is_not_looked_for_otherwise() {
+    race("a_race_is_not_looked_for_otherwise", "0", 0);
 }

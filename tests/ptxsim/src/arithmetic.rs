@@ -42,10 +42,17 @@ fn is_float(of: Type) -> bool {
     matches!(of, Type::F32 | Type::F64 | Type::Bf16 | Type::Pair)
 }
 
+/// Modifiers that are seen to, or that change nothing where approximations are exact. Any other may mean anything.
+const MODIFIERS: [&str; 22] = [
+    "rn", "rz", "rm", "rp", "rna", "rni", "rzi", "rmi", "rpi", "approx", "full", "ftz", "sat", "lo", "hi", "wide",
+    "NaN", "l", "r", "wrap", "clamp", "shiftamt",
+];
+
 /// The function of an opcode; `None` if there is none here.
 pub fn map_of(op: &Opcode) -> Option<Map> {
     let of = op.of()?;
-    if op.has("sat") && of != Type::F32 {
+    let known = op.parts().all(|part| Type::parse(part).is_some() || MODIFIERS.contains(&part));
+    if !known || (op.has("sat") && of != Type::F32) {
         return None;
     }
     if let Some(direction) = op.one_of(&["rz", "rm", "rp"]).filter(|_| op.name() != "cvt") {
@@ -139,8 +146,8 @@ fn bits(op: &Opcode, of: Type) -> Option<Map> {
         ("clz", Type::U64) => map!(|a: u64| a.leading_zeros()),
         ("bfind", Type::U32) if op.has("shiftamt") => map!(|a: u32| if a == 0 { !0 } else { a.leading_zeros() }),
         ("bfind", Type::U32) => map!(|a: u32| 31u32.wrapping_sub(a.leading_zeros())),
-        ("bfind", Type::U64) => map!(|a: u64| 63u32.wrapping_sub(a.leading_zeros())),
-        ("prmt", Type::U32) if op.part(1) == "b32" => map!(|a: u32, b: u32, selector: u32| permute(a, b, selector)),
+        ("bfind", Type::U64) if !op.has("shiftamt") => map!(|a: u64| 63u32.wrapping_sub(a.leading_zeros())),
+        ("prmt", Type::U32) => map!(|a: u32, b: u32, selector: u32| permute(a, b, selector)),
         ("lop3", Type::U32) => map!(|a: u32, b: u32, c: u32, table: u32| lookup(a, b, c, table)),
         _ => return None,
     })
@@ -337,15 +344,11 @@ fn conversion(op: &Opcode) -> Option<Map> {
             }
         };
     }
-    if op.has("relu") || op.one_of(&["rm", "rp", "rs"]).is_some() {
+    if op.one_of(&["rz", "rm", "rp"]).is_some() {
         return None;
     }
     let mut types = op.types();
     let (to, from) = (types.next()?, types.next()?);
-    // Towards zero is a rounding of its own only where bits are lost, which nothing here does but f64 to f32.
-    if op.has("rz") {
-        return None;
-    }
     Some(match (to, from) {
         (Type::Pair, Type::F32) => map!(|high: f32, low: f32| Pair(Bf16(low), Bf16(high))),
         (Type::Bf16, Type::F32) => map!(|x: f32| Bf16(x)),

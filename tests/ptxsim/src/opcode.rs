@@ -72,6 +72,10 @@ impl<'a> Opcode<'a> {
     pub fn name(&self) -> &'a str {
         self.parts[0]
     }
+    /// All parts behind the first.
+    pub fn parts(&self) -> impl Iterator<Item = &'a str> {
+        self.parts[1..].iter().copied()
+    }
     /// Part number `index`, empty past the last.
     pub fn part(&self, index: usize) -> &'a str {
         self.parts.get(index).copied().unwrap_or_default()

@@ -27,8 +27,8 @@ const ENDLESS: u64 = 1 << 30;
 /// Different findings that are told.
 const REPORTS_MAX: usize = 8;
 
-#[derive(Debug)]
 /// What ends a launch: an instruction, a lane, and what is wrong.
+#[derive(Debug)]
 pub struct Fault {
     at: usize,
     lane: usize,

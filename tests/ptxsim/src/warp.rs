@@ -3,9 +3,7 @@
 //! Of threads that have parted, those furthest behind in the text run first, so that they meet again where branches join.
 
 use crate::arithmetic::{flush, saturate};
-use crate::kernel::{
-    Action, Address, Barrier, Fixed, Instruction, Op, Place, Predicate, Register, Shuffle, Transfer, Vote,
-};
+use crate::kernel::{Action, Address, Fixed, Instruction, Op, Place, Predicate, Register, Shuffle, Transfer, Vote};
 use crate::lanes::{ALL, LANES, Lanes, blend, lanes};
 use crate::matrix;
 use crate::memory::{LOCAL, NEVER_WRITTEN, SHARED};
@@ -183,9 +181,13 @@ impl Warp {
                         self.live &= !active;
                         break;
                     }
-                    Op::Barrier(_) if active != 0 => {
+                    Op::Barrier(_) if active == group => {
                         self.move_to(group, at);
                         return Ok(Stop::Barrier(at));
+                    }
+                    Op::Barrier(_) if active != 0 => {
+                        let text = format!("a barrier for lanes {active:#010x} of {group:#010x} only");
+                        return Err(Fault::of(at, active.trailing_zeros() as usize, &text));
                     }
                     _ => self.execute(block, instruction, at, active)?,
                 }
@@ -337,7 +339,8 @@ impl Warp {
                 self.load_matrices(block, to, *from, *transposed, at)?;
             }
             Op::Trap if active != 0 => return Err(Fault::of(at, active.trailing_zeros() as usize, "a trap")),
-            Op::Trap | Op::Barrier(Barrier { .. }) | Op::Nothing => {}
+            // A barrier gets here if its guard holds in no lane.
+            Op::Trap | Op::Barrier(_) | Op::Nothing => {}
             Op::Branch { .. } | Op::Switch { .. } | Op::Exit => unreachable!("run does these"),
         }
         Ok(())

@@ -53,8 +53,8 @@ fn integers_are_those_of_rust() {
             a.wrapping_add(b),
             a.wrapping_sub(b),
             a.wrapping_mul(b),
-            (u64::from(a) * u64::from(b) >> 32) as u32,
-            (i64::from(s) * i64::from(t) >> 32) as u32,
+            ((u64::from(a) * u64::from(b)) >> 32) as u32,
+            ((i64::from(s) * i64::from(t)) >> 32) as u32,
             a / (b | 1),
             a % (b | 1),
             s.wrapping_div(t | 1) as u32,
@@ -124,8 +124,8 @@ fn integers_of_64_bits_are_those_of_rust() {
             a.wrapping_add(b),
             a.wrapping_sub(b),
             a.wrapping_mul(b),
-            (u128::from(a) * u128::from(b) >> 64) as u64,
-            (i128::from(s) * i128::from(t) >> 64) as u64,
+            ((u128::from(a) * u128::from(b)) >> 64) as u64,
+            ((i128::from(s) * i128::from(t)) >> 64) as u64,
             a / (b | 1),
             a % (b | 1),
             s.wrapping_div(t | 1) as u64,
@@ -285,7 +285,7 @@ fn bf16(x: f32) -> u32 {
     }
     let above = if above.is_infinite() { (2f64).powi(128) * below.signum() } else { above };
     let (down, up) = ((f64::from(x) - below).abs(), (above - f64::from(x)).abs());
-    if down < up || (down == up && low % 2 == 0) { low } else { low + 1 }
+    if down < up || (down == up && low.is_multiple_of(2)) { low } else { low + 1 }
 }
 
 #[test]
