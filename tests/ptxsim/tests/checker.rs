@@ -139,3 +139,42 @@ fn launches_that_do_not_fit_and_modules_that_are_not_understood_are_errors() {
         let _ = Gpu::load(&known[..len]); // Cut anywhere, it may be an error and never a panic.
     }
 }
+
+/// The compiler makes tables of branches of large switches only: this one is written by hand.
+const TABLE: &str = "
+.version 9.0
+.target sm_80
+.address_size 64
+.visible .entry k(.param .u64 k_0)
+{
+    .reg .pred %p<2>;
+    .reg .b32 %r<4>;
+    .reg .b64 %rd<4>;
+    ld.param.u64 %rd1, [k_0];
+    mov.u32 %r1, %tid.x;
+    mul.wide.u32 %rd2, %r1, 4;
+    add.s64 %rd3, %rd1, %rd2;
+    rem.u32 %r2, %r1, 3;
+    mov.u32 %r3, 7;
+$table: .branchtargets $zero, $one, $two;
+    brx.idx %r2, $table;
+$zero:
+    mov.u32 %r3, 10;
+    bra.uni $end;
+$one:
+    mov.u32 %r3, 11;
+$two: // falls through
+    add.u32 %r3, %r3, 1;
+$end:
+    st.global.u32 [%rd3], %r3;
+    ret;
+}
+";
+
+#[test]
+fn tables_of_branches_are_followed() {
+    let mut gpu = Gpu::load(TABLE).unwrap();
+    let out = gpu.empty(128);
+    gpu.run("k", [1, 1, 1], [32, 1, 1], 0, &pointers(&[out])).unwrap();
+    assert_eq!(get::<u32>(&gpu, out), (0..32).map(|i| [10, 12, 8][i % 3]).collect::<Vec<_>>());
+}
