@@ -223,7 +223,7 @@ impl Block<'_> {
         if barrier.waits {
             place.waiting.push((index, at));
         } else {
-            place.arrived.push(index);
+            place.arrived.extend(self.history.as_mut().map(|history| history.arrive(index)));
             warp.pass(at);
             stops[index] = Stop::Slice;
         }
@@ -378,6 +378,8 @@ struct Arrivals {
 struct Arrival {
     count: u32,
     holds: u32,
+    /// Warps, and the instruction where each is.
     waiting: Vec<(usize, usize)>,
-    arrived: Vec<usize>,
+    /// What was known to those that do not wait.
+    arrived: Vec<Vec<u32>>,
 }

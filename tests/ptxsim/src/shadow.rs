@@ -140,21 +140,30 @@ impl History {
         self.push(Segment { sync: segment.sync + 1, ..segment });
     }
 
-    /// `waiting` pass a barrier that they and `arrived` have reached.
-    pub fn barrier(&mut self, waiting: &[usize], arrived: &[usize]) {
-        let all = || waiting.iter().chain(arrived).copied();
+    /// A warp passes a barrier of the block: what it does from here on is later than what others heard of it there.
+    fn step(&mut self, warp: usize) {
+        let segment = self.segment(self.current[warp]);
+        let time = segment.time + 1;
+        self.heard[warp][warp] = time;
+        self.push(Segment { time, sync: segment.sync + 1, ..segment });
+    }
+
+    /// A warp reaches a barrier and does not wait: what others will hear of it there.
+    pub fn arrive(&mut self, warp: usize) -> Vec<u32> {
+        let known = self.heard[warp].clone();
+        self.step(warp);
+        known
+    }
+
+    /// `waiting` pass a barrier; `arrived`: what [`History::arrive`] said of those that did not wait.
+    pub fn barrier(&mut self, waiting: &[usize], arrived: &[Vec<u32>]) {
         let mut joined = vec![0; self.heard.len()];
-        for known in all().map(|warp| &self.heard[warp]) {
+        for known in waiting.iter().map(|&warp| &self.heard[warp]).chain(arrived) {
             joined.iter_mut().zip(known).for_each(|(joined, &known)| *joined = (*joined).max(known));
         }
         for &warp in waiting {
             self.heard[warp].copy_from_slice(&joined);
-        }
-        for warp in all() {
-            let segment = self.segment(self.current[warp]);
-            let time = segment.time + 1;
-            self.heard[warp][warp] = time;
-            self.push(Segment { time, sync: segment.sync + 1, ..segment });
+            self.step(warp);
         }
     }
 
