@@ -1,65 +1,130 @@
-//! A GPU for tests: compiles a kernel source to PTX and interprets it, with checks.
-#![allow(missing_docs)]
+//! A GPU for tests: interprets the PTX that the CUDA compiler emits, a warp at a time, and checks what it does.
+//!
+//! [`compile`] makes PTX of a source, [`Gpu`] holds one module and buffers and runs its kernels. What a launch does wrong is
+//! its error, with kernel, block, thread, the line of the PTX and of the source:
+//!
+//! - races: two accesses of shared or global memory, one of them a write, in no order (`shadow.rs` says what orders them);
+//! - reads of memory that nothing has written, or that a `cp.async` writes that was not waited for;
+//! - addresses outside a buffer, of a freed one, of no buffer at all; misaligned ones;
+//! - `shfl`, `vote`, `mma`, `ldmatrix` and their like by other lanes than they name;
+//! - barriers that a part of a warp reaches, or that never complete.
+//!
+//! It runs what an NVIDIA GPU of compute capability 8.0 runs, but for textures, dynamic parallelism, half precision (fp16)
+//! and calls of pointers; an instruction that it does not know is an error of loading. Not modelled: time, caches, the order of
+//! memory between blocks that fences make, and the errors of approximate instructions, which are computed exactly.
 
-#[allow(warnings, clippy::all)]
-mod interpreter;
+mod arithmetic;
+mod build;
+mod compile;
+mod decode;
+mod kernel;
+mod lanes;
+mod matrix;
+mod memory;
+mod opcode;
+mod parse;
+mod run;
+mod shadow;
+mod warp;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+pub use build::Module;
+pub use compile::{compile, toolkit};
+pub use kernel::Kernel;
+pub use memory::Memory;
+pub use run::{Launch, launch};
 
-/// The folder of the CUDA compiler (`bin/nvcc` in it), where `kernels/cuda/toolkit` put it.
-pub fn toolkit() -> Option<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let dir = std::env::var_os("DLLM_CUDA_TOOLKIT").map_or(root.join("target/cuda-toolkit"), PathBuf::from);
-    let dir = dir.join("nvidia/cu13");
-    dir.join("bin/nvcc").exists().then_some(dir)
+/// How a [`Gpu`] runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Whether accesses are checked for races and for memory that was never written; bounds and lanes always are.
+    pub check: bool,
+    /// Shuffles the order of blocks and warps; 0 is their own.
+    pub seed: u64,
 }
 
-/// PTX of `source` for `arch` (`compute_80`), with `defines` (`FAULT=1`); errors are the compiler's.
-pub fn compile(source: &Path, arch: &str, defines: &[&str]) -> Result<String, String> {
-    let toolkit = toolkit().ok_or("no CUDA compiler: run kernels/cuda/toolkit")?;
-    let mut nvcc = Command::new(toolkit.join("bin/nvcc"));
-    nvcc.args(["-ptx", "-std=c++17", "-lineinfo", "-arch", arch, "-o", "/dev/stdout"]).arg(source);
-    nvcc.args(defines.iter().map(|define| format!("-D{define}")));
-    let output = nvcc.output().map_err(|e| format!("nvcc: {e}"))?;
-    if !output.status.success() {
-        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+impl Default for Options {
+    fn default() -> Self {
+        Self { check: true, seed: 0 }
     }
-    String::from_utf8(output.stdout).map_err(|e| e.to_string())
 }
 
 /// One module on one device.
 pub struct Gpu {
-    kernels: Vec<interpreter::Kernel>,
-    buffers: Vec<interpreter::Buf>,
+    module: Module,
+    memory: Memory,
+    seed: u64,
 }
 
 impl Gpu {
+    /// Reads a module, to be run with checks. The error names the line.
     pub fn load(ptx: &str) -> Result<Self, String> {
-        Ok(Self { kernels: interpreter::parse(ptx)?, buffers: Vec::new() })
+        Self::with_options(ptx, Options::default())
     }
+
+    /// The same, run as the options say.
+    pub fn with_options(ptx: &str, options: Options) -> Result<Self, String> {
+        let mut memory = Memory::new(options.check);
+        Ok(Self { module: Module::load(ptx, &mut memory)?, memory, seed: options.seed })
+    }
+
     /// A buffer of these bytes; its address.
     pub fn upload(&mut self, bytes: &[u8]) -> u64 {
-        self.push(interpreter::Buf::new(bytes, true))
+        let at = self.memory.alloc(bytes.len());
+        self.memory.write(at, bytes).expect("it has that size");
+        at
     }
+
     /// A buffer of `len` bytes that count as never written.
     pub fn empty(&mut self, len: usize) -> u64 {
-        self.push(interpreter::Buf::new(&vec![0xff; len], false))
+        self.memory.alloc(len)
     }
-    fn push(&mut self, buffer: interpreter::Buf) -> u64 {
-        self.buffers.push(buffer);
-        self.buffers.last().unwrap().data.as_ptr() as u64
+
+    /// Overwrites bytes of a buffer, from any address in it.
+    ///
+    /// # Panics
+    /// Outside of every buffer.
+    pub fn write(&mut self, at: u64, bytes: &[u8]) {
+        self.memory.write(at, bytes).unwrap_or_else(|error| panic!("{error}"));
     }
+
+    /// All bytes of the buffer that starts at `at`.
+    ///
+    /// # Panics
+    /// Where none does.
     pub fn download(&self, at: u64) -> Vec<u8> {
-        self.buffers.iter().find(|b| b.data.as_ptr() as u64 == at).expect("a buffer's address").data.clone()
+        self.memory.whole(at).unwrap_or_else(|error| panic!("{error}")).to_vec()
     }
-    /// Runs a kernel with checks; `params` is the parameter buffer in C layout. The error is the checker's report.
-    pub fn run(&mut self, entry: &str, grid: [u32; 3], block: [u32; 3], shared: u32, params: &[u8]) -> Result<(), String> {
-        assert!(block[1] == 1 && block[2] == 1);
-        let kernel = self.kernels.iter().find(|k| k.name == entry).ok_or(format!("no kernel {entry}"))?;
-        let check = interpreter::Opt { check: true };
-        let result = interpreter::launch(kernel, grid, block[0], shared as usize, params, &mut self.buffers, &check);
-        self.buffers.iter_mut().for_each(interpreter::Buf::settle);
-        result.map(|_| ())
+
+    /// Gives a buffer back.
+    ///
+    /// # Panics
+    /// Where none starts.
+    pub fn free(&mut self, at: u64) {
+        assert!(self.memory.free(at), "{at:#x} is no buffer's address");
+    }
+
+    /// Runs a kernel; `params` is the parameter buffer in C's layout. The error is the checker's report.
+    pub fn run(
+        &mut self,
+        entry: &str,
+        grid: [u32; 3],
+        block: [u32; 3],
+        shared: u32,
+        params: &[u8],
+    ) -> Result<(), String> {
+        self.count(entry, grid, block, shared, params).map(|_| ())
+    }
+
+    /// The same; the number of warp instructions.
+    pub fn count(
+        &mut self,
+        entry: &str,
+        grid: [u32; 3],
+        block: [u32; 3],
+        shared: u32,
+        params: &[u8],
+    ) -> Result<u64, String> {
+        let kernel = self.module.kernel(entry).ok_or_else(|| format!("no kernel {entry}"))?;
+        launch(kernel, &mut self.memory, &Launch { grid, block, shared, params }, self.seed)
     }
 }
