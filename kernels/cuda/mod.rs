@@ -86,6 +86,11 @@ pub const SOURCES: &[(&str, &str)] = &[
 ];
 /// `dev.cuh`, the only header.
 pub const HEADER: (&str, &str) = ("dev.cuh", include_str!("dev.cuh"));
+/// Those of [`SOURCES`] that the build compiled ahead of time, as fatbins for CUDA 13.0 and newer: all, or none.
+pub const FATBINS: &[(&str, &[u8])] = compiled::FATBINS;
+mod compiled {
+    include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
+}
 
 /// Threads of the block that moves a row of `width` values: four packs of four values each (`run_length` in `dev.cuh`), as
 /// far as `most` threads go.
