@@ -107,6 +107,13 @@ pub unsafe extern "C" fn cuDriverGetVersion(version: *mut c_int) -> u32 {
     number(unsafe { put(version, VERSION) })
 }
 
+/// Undocumented tables of functions, of which this driver has none. NVRTC looks for one and takes no for an answer, but
+/// crashes where it cannot ask.
+#[unsafe(no_mangle)]
+pub extern "C" fn cuGetExportTable(_table: *mut *const c_void, _id: *const c_void) -> u32 {
+    Code::INVALID_VALUE.0
+}
+
 /// As in `cuda.h`.
 ///
 /// # Safety

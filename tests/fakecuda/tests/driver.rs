@@ -3,7 +3,7 @@
 mod common;
 
 use common::{in_a_process, ptx};
-use cuda::*;
+use fakecuda::*;
 use std::ffi::{CStr, CString, c_void};
 use std::ptr::{null, null_mut};
 
