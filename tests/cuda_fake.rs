@@ -46,9 +46,11 @@ fn driver() -> Option<&'static Path> {
         toolkit.join("nvidia/cu13/lib/libnvrtc.so.13").exists().then_some(())?;
         let beside = std::env::current_exe().unwrap().with_file_name("libfakecuda.so");
         assert!(beside.exists(), "{} was not built", beside.display());
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda_fake_driver");
+        let folder = beside.with_file_name("cuda_fake_driver");
         std::fs::create_dir_all(&folder).unwrap();
-        let _ = std::os::unix::fs::symlink(&beside, folder.join("libcuda.so.1")); // there from an earlier run
+        for name in ["libcuda.so", "libcuda.so.1"] {
+            let _ = std::os::unix::fs::symlink(&beside, folder.join(name)); // there from an earlier run
+        }
         Some(folder)
     };
     FOLDER.get_or_init(make).as_deref()

@@ -78,36 +78,29 @@ fn at_run_time(context: &Context, about: &About, driver: u32) -> Result<Vec<Modu
     let target = format!("{} {}", about.capability, compiler.version());
     let key = |source: &'static str| [source, HEADER.1, &target];
     let kept = |(_, source): &(_, &'static str)| cache::find(&key(source)).and_then(|image| context.load(&image).ok());
-    let kept: Vec<Option<Module>> = SOURCES.iter().map(kept).collect();
-    let wanted: Vec<bool> = kept.iter().map(Option::is_none).collect();
-    let compiled = compile(&compiler, about.capability, &wanted);
-    let of = |((source, kept), images): ((&(_, &'static str), Option<Module>), Option<Images>)| match (kept, images) {
-        (Some(module), _) => Ok(module),
-        (None, Some(images)) => {
-            first_taken(context, &images?, &key(source.1)).ok_or_else(|| not_taken(driver, &compiler))
-        }
-        (None, None) => Err("a source was not compiled".to_owned()),
-    };
-    SOURCES.iter().zip(kept).zip(compiled).map(of).collect()
+    let mut modules: Vec<Option<Module>> = SOURCES.iter().map(kept).collect();
+    let missing: Vec<usize> = (0..modules.len()).filter(|&i| modules[i].is_none()).collect();
+    for (&i, images) in missing.iter().zip(compile(&compiler, about.capability, &missing)) {
+        let module = first_taken(context, &images?, &key(SOURCES[i].1));
+        modules[i] = Some(module.ok_or_else(|| not_taken(driver, &compiler))?);
+    }
+    Ok(modules.into_iter().flatten().collect())
 }
 
 /// Images of one source, best first, or why there are none.
 type Images = Result<Vec<Vec<u8>>, String>;
 
-/// The wanted sources, each in a thread of its own: together they take as long as the longest.
-fn compile(compiler: &nvrtc::Compiler, capability: u32, wanted: &[bool]) -> Vec<Option<Images>> {
+/// The sources of these numbers, each in a thread of its own: together they take as long as the longest.
+fn compile(compiler: &nvrtc::Compiler, capability: u32, sources: &[usize]) -> Vec<Images> {
     let version = probe::shown(compiler.version());
     let one = &|(name, source): &(&str, &str)| {
         let images = compiler.compile(name, source, capability);
         images.map_err(|log| format!("NVRTC {version} does not compile {name} for the GPU: {log}"))
     };
+    let broken = |_| Err(format!("NVRTC {version} lacks functions that are needed"));
     std::thread::scope(|scope| {
-        let start = |(source, &wanted): (_, &bool)| wanted.then(|| scope.spawn(move || one(source)));
-        let threads: Vec<_> = SOURCES.iter().zip(wanted).map(start).collect();
-        let end = |thread: std::thread::ScopedJoinHandle<'_, Images>| {
-            thread.join().unwrap_or_else(|_| Err(format!("NVRTC {version} lacks functions that are needed")))
-        };
-        threads.into_iter().map(|thread| thread.map(end)).collect()
+        let threads: Vec<_> = sources.iter().map(|&i| scope.spawn(move || one(&SOURCES[i]))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(broken)).collect()
     })
 }
 
