@@ -18,7 +18,7 @@ const LIBRARIES: [&str; 4] = ["nvidia/cu13/lib", "lib64", "lib", ""];
 impl Compiler {
     /// The library in the toolkit that `DLLM_CUDA_TOOLKIT` names, or the system's.
     pub fn find() -> Result<Self, String> {
-        if let Some(folder) = std::env::var_os("DLLM_CUDA_TOOLKIT") {
+        if let Some(folder) = std::env::var_os("DLLM_CUDA_TOOLKIT").filter(|folder| !folder.is_empty()) {
             open_in(Path::new(&folder));
         }
         // SAFETY: opening a library runs its initialisers; the compiler's are made for that.
