@@ -181,7 +181,7 @@ mod tests {
     fn a_size_class_holds_its_bytes_and_loses_an_eighth_at_most() {
         for bytes in (0..100_000).step_by(61).chain([1 << 30, (1 << 30) + 1, 5 << 28]) {
             let class = class(bytes);
-            assert!(class >= bytes.max(1) && class % PIECE == 0, "{bytes} in {class}");
+            assert!(class >= bytes.max(1) && class.is_multiple_of(PIECE), "{bytes} in {class}");
             assert!(class - bytes <= (bytes / 8).max(PIECE), "{bytes} in {class}");
         }
     }
