@@ -9,6 +9,7 @@
 pub mod adamw;
 pub mod attention;
 pub mod cross_entropy;
+pub mod cuda;
 pub mod dropout;
 pub mod elem;
 pub mod embedding;
@@ -19,9 +20,11 @@ pub mod matrix;
 mod proof;
 pub mod rmsnorm;
 pub mod rope;
+pub mod sample;
 mod stamp;
 pub mod swiglu;
 mod table;
+pub mod tensor;
 #[doc(hidden)]
 pub mod testing;
 

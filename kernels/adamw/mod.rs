@@ -12,6 +12,8 @@
 //! used by  train
 //! ```
 
+pub mod cuda;
+
 use crate::stamp::stamp;
 use crate::{Elem, Kernels, Real};
 

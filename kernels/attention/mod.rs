@@ -14,6 +14,7 @@
 //! order    keys as one sequence (ancestors, then own) in tiles of 48 from its start; each output element is one chain of
 //!          multiply-adds in that order (fused but in the portable form). So a row's bits depend on its keys alone: not on
 //!          n, on the rows beside it, nor on how the ranges are cut. A key's bits depend on its queries alone, in order
+//!          On CUDA tiles are 64 key rows as they lie and 64 queries, sums by 16: bits depend on those places too
 //! alias    none. Keys that a query does not see never reach it, not even as 0 * NaN
 //! cost     forward 4 d operations per head and visible pair, backward 6 d (dq) + 8 d (dk, dv); scratch is O(tile), never
 //!          T x T. The work is small products (product.rs) of f32 tiles widened once per key head; measured in tests.rs
@@ -21,6 +22,7 @@
 //! ```
 
 mod backward;
+pub mod cuda;
 mod forms;
 mod forward;
 mod lanes;

@@ -7,16 +7,16 @@ use crate::{Isa, Real};
 use half::bf16;
 
 /// A forest whose spans lie in depth-first order, so that a span's descendants follow it.
-struct Forest {
+pub(super) struct Forest {
     /// (parent, key rows).
-    spans: Vec<(Option<usize>, Range<u32>)>,
+    pub(super) spans: Vec<(Option<usize>, Range<u32>)>,
     /// The key rows that have a query, ascending.
-    rows: Vec<u32>,
+    pub(super) rows: Vec<u32>,
 }
 
 impl Forest {
     /// Spans of (parent, length), after `cached` key rows that no span holds; every `every`th token has a query.
-    fn new(cached: u32, spans: &[(Option<usize>, u32)], every: usize) -> Self {
+    pub(super) fn new(cached: u32, spans: &[(Option<usize>, u32)], every: usize) -> Self {
         let mut at = cached;
         let place = |&(parent, len): &(Option<usize>, u32)| {
             at += len;
@@ -26,7 +26,7 @@ impl Forest {
         Self { spans, rows: (cached..at).step_by(every).collect() }
     }
 
-    fn key_rows(&self) -> usize {
+    pub(super) fn key_rows(&self) -> usize {
         self.spans.last().map_or(0, |(_, keys)| keys.end as usize)
     }
 
@@ -39,12 +39,12 @@ impl Forest {
     }
 
     /// Indices of the queries in a range of key rows.
-    fn queries(&self, keys: &Range<u32>) -> Range<usize> {
+    pub(super) fn queries(&self, keys: &Range<u32>) -> Range<usize> {
         self.rows.partition_point(|row| *row < keys.start)..self.rows.partition_point(|row| *row < keys.end)
     }
 
     /// The key rows of all descendants.
-    fn below(&self, span: usize) -> Range<u32> {
+    pub(super) fn below(&self, span: usize) -> Range<u32> {
         let is_below = |other: &usize| {
             std::iter::successors(self.spans[*other].0, |&span| self.spans[span].0).any(|above| above == span)
         };
@@ -77,27 +77,27 @@ impl Forest {
 }
 
 /// One forest's operands.
-struct Case<E: Elem> {
-    forest: Forest,
-    heads: Heads,
-    q: Vec<E>,
-    k: Vec<E>,
-    v: Vec<E>,
-    d_o: Vec<E>,
+pub(super) struct Case<E: Elem> {
+    pub(super) forest: Forest,
+    pub(super) heads: Heads,
+    pub(super) q: Vec<E>,
+    pub(super) k: Vec<E>,
+    pub(super) v: Vec<E>,
+    pub(super) d_o: Vec<E>,
 }
 
 /// What a case's passes give, in one type: queries' values for the queries, keys' for all key rows.
 #[derive(Clone)]
-struct Results<E: Elem> {
-    o: Vec<E>,
-    lse: Vec<E::Real>,
-    dq: Vec<E::Real>,
-    dk: Vec<E::Real>,
-    dv: Vec<E>,
+pub(super) struct Results<E: Elem> {
+    pub(super) o: Vec<E>,
+    pub(super) lse: Vec<E::Real>,
+    pub(super) dq: Vec<E::Real>,
+    pub(super) dk: Vec<E::Real>,
+    pub(super) dv: Vec<E>,
 }
 
 impl<E: Elem> Case<E> {
-    fn new(forest: Forest, heads: Heads) -> Self {
+    pub(super) fn new(forest: Forest, heads: Heads) -> Self {
         let mut random = Random::new((forest.key_rows() * 1000 + heads.dim) as u64);
         let (queries, keys) = (forest.rows.len() * heads.q_row(), forest.key_rows() * heads.kv_row());
         // Twice the unit range, so that scores spread over e^-4..e^4 and more and the softmax is not flat.
@@ -108,7 +108,7 @@ impl<E: Elem> Case<E> {
         Self { forest, heads, q, k, v, d_o }
     }
 
-    fn wide(&self) -> Case<f64> {
+    pub(super) fn wide(&self) -> Case<f64> {
         let forest = Forest { spans: self.forest.spans.clone(), rows: self.forest.rows.clone() };
         Case { forest, heads: self.heads, q: wide(&self.q), k: wide(&self.k), v: wide(&self.v), d_o: wide(&self.d_o) }
     }
@@ -160,7 +160,7 @@ impl<E: Elem> Case<E> {
 
     /// The plain implementation: whole score rows, sequential sums in Real, the types' own exponential, P and dS rounded to E, one rounding at each
     /// output; backward from `given`'s o and lse.
-    fn plain(&self, given: &Results<E>) -> Results<E> {
+    pub(super) fn plain(&self, given: &Results<E>) -> Results<E> {
         let (heads, zero, mut r) = (self.heads, E::Real::ZERO, self.zeros());
         let scale = E::Real::from_f64(heads.scale());
         let dot = |a: &[E], b: &[E]| {
@@ -206,7 +206,7 @@ impl<E: Elem> Case<E> {
 
 impl Case<f64> {
     /// The reference over all blocks; backward from `given`'s o and lse.
-    fn reference(&self, given: Option<&Results<f64>>) -> Results<f64> {
+    pub(super) fn reference(&self, given: Option<&Results<f64>>) -> Results<f64> {
         let (heads, mut r) = (self.heads, self.zeros());
         self.forest.each_block(5, |at, block| {
             let (x, l) = (at.start * heads.q_row()..at.end * heads.q_row(), at.start * heads.q..at.end * heads.q);
@@ -228,12 +228,12 @@ impl Case<f64> {
     }
 }
 
-const fn heads(q: usize, kv: usize, dim: usize) -> Heads {
+pub(super) const fn heads(q: usize, kv: usize, dim: usize) -> Heads {
     Heads { q, kv, dim }
 }
 
 /// A dialogue's shape: an instruction, a trunk of turns, a leaf after each; spans of one token; forks.
-const DIALOGUE: &[(Option<usize>, u32)] = &[
+pub(super) const DIALOGUE: &[(Option<usize>, u32)] = &[
     (None, 25),
     (Some(0), 12),
     (Some(1), 7),

@@ -9,6 +9,8 @@
 //! used by  model: rows that carry a target; emotion: label probabilities
 //! ```
 
+pub mod cuda;
+
 use crate::stamp::{PARTS, fold, stamp, sum};
 use crate::{Elem, Kernels, Real};
 
@@ -116,7 +118,7 @@ mod tests {
         (0..n).map(|_| R::from_f64(10.0 * random.signed())).collect()
     }
 
-    fn plain_lse<R: Real>(logits: &[R]) -> R {
+    pub(super) fn plain_lse<R: Real>(logits: &[R]) -> R {
         let max = logits.iter().fold(R::NEG_INFINITY, |a, &z| Real::max(a, z));
         let mut sum = R::ZERO;
         logits.iter().for_each(|&z| sum += R::from_f64((z - max).to_f64().exp()));

@@ -11,6 +11,8 @@
 //! used by  model: in front of LoRA's A, while training
 //! ```
 
+pub mod cuda;
+
 use crate::stamp::stamp;
 use crate::{Elem, Kernels, Real};
 

@@ -8,6 +8,8 @@
 //! used by  model: the first thing a token meets
 //! ```
 
+pub mod cuda;
+
 use crate::stamp::stamp;
 use crate::{Elem, Kernels, Matrix};
 

@@ -3,7 +3,8 @@
 //! shapes   `x [T, k]`, `y [T, n]`, rows of any stride; W as the file has it, any of three types, any alignment
 //! types    x, W packed as E; sums and bias E::Real; y as E, or as E::Real stored or added
 //! rounding W once at packing (none from bf16 to bf16), y once at the end; sums in Real, in order of k, as two sums
-//!          over even and odd k that are added at the end, or as pairs (vdpbf16ps, which flushes denormals, and AMX)
+//!          over even and odd k that are added at the end, or as pairs (vdpbf16ps, which flushes denormals, and AMX), or
+//!          by sixteen (CUDA)
 //! alias    none; a row's bits depend on that row and on W alone
 //! cost     2 T n k flops: bound by the multipliers once T is a few dozen, by the reading of W below that
 //! source   the panel layout is that of Intel's VNNI and AMX instructions (SDM, TDPBF16PS); tile shapes as in
@@ -11,6 +12,7 @@
 //! used by  every projection of the model, forward and backward, and the output head
 //!
 //! A frozen W is packed by panels of 32 outputs, W or W^T alike, so that no transpose is stored; LoRA is a second term.
+//! CUDA reads W or W^T where it lies.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -18,6 +20,7 @@ mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub mod cuda;
 mod gemv;
 #[cfg(target_arch = "aarch64")]
 mod neon;

@@ -69,7 +69,7 @@ each_type! {
 }
 
 /// A file's bytes at an odd address, and the same values in f64.
-struct File {
+pub(super) struct File {
     dtype: Dtype,
     bytes: Vec<u8>,
     rows: usize,
@@ -91,7 +91,7 @@ impl File {
         Self { dtype, bytes, rows, cols }
     }
 
-    fn matrix(&self) -> Matrix<'_> {
+    pub(super) fn matrix(&self) -> Matrix<'_> {
         Matrix::new(self.dtype, &self.bytes[1..], self.rows, self.cols).unwrap()
     }
 
@@ -118,14 +118,14 @@ fn wide<E: Elem>(x: &[E]) -> Vec<f64> {
 }
 
 /// A product of one or two terms with or without a bias, its reference and its plain implementation.
-struct Case<E: Elem> {
-    rows: usize,
-    n: usize,
-    ks: Vec<usize>,
-    a: Vec<Vec<E>>,
-    w: Vec<File>,
-    sum: Sum,
-    bias: Option<Vec<E::Real>>,
+pub(super) struct Case<E: Elem> {
+    pub(super) rows: usize,
+    pub(super) n: usize,
+    pub(super) ks: Vec<usize>,
+    pub(super) a: Vec<Vec<E>>,
+    pub(super) w: Vec<File>,
+    pub(super) sum: Sum,
+    pub(super) bias: Option<Vec<E::Real>>,
 }
 
 impl<E: Elem> Case<E> {
@@ -133,7 +133,7 @@ impl<E: Elem> Case<E> {
         Self::of(rows, n, ks, Sum::OverCols, Dtype::Bf16, false)
     }
 
-    fn of(rows: usize, n: usize, ks: &[usize], sum: Sum, dtype: Dtype, bias: bool) -> Self {
+    pub(super) fn of(rows: usize, n: usize, ks: &[usize], sum: Sum, dtype: Dtype, bias: bool) -> Self {
         let seed = (rows * 10_000 + n * 100 + ks.len()) as u64;
         let mut random = Random::new(seed);
         let a = ks.iter().map(|k| random.vec(rows * k)).collect();
@@ -152,7 +152,7 @@ impl<E: Elem> Case<E> {
         kernels.gemm(out, self.n, rows.len(), self.n, &terms, self.bias.as_deref());
     }
 
-    fn want(&self) -> Vec<f64> {
+    pub(super) fn want(&self) -> Vec<f64> {
         let bias = self.bias.as_deref().map(wide).unwrap_or(vec![0.0; self.n]);
         let mut y = bias.repeat(self.rows);
         for ((a, w), k) in self.a.iter().zip(&self.w).zip(&self.ks) {
@@ -162,7 +162,7 @@ impl<E: Elem> Case<E> {
     }
 
     /// The same sums in Real, one after the other.
-    fn plain(&self) -> Vec<E::Real> {
+    pub(super) fn plain(&self) -> Vec<E::Real> {
         let mut y = vec![E::Real::ZERO; self.rows * self.n];
         for ((a, w), k) in self.a.iter().zip(&self.w).zip(&self.ks) {
             let w = w.operand::<E>(self.sum);
@@ -364,7 +364,7 @@ fn packs_every_value<E: Elem>(dtype: Dtype, n: usize, k: usize, sum: Sum, scale:
 }
 
 /// c, a, b and the reference of one gradient.
-fn gradient<E: Elem>(m: usize, n: usize, rows: usize) -> (Vec<E::Real>, Vec<E>, Vec<E>, Vec<f64>) {
+pub(super) fn gradient<E: Elem>(m: usize, n: usize, rows: usize) -> (Vec<E::Real>, Vec<E>, Vec<E>, Vec<f64>) {
     let mut random = Random::new((m * n + rows) as u64);
     let (c, a, b): (Vec<E::Real>, Vec<E>, Vec<E>) = (random.vec(m * n), random.vec(rows * m), random.vec(rows * n));
     let (mut dx, mut dw) = (vec![0.0; rows * n], wide(&c));

@@ -9,6 +9,8 @@
 //! used by  model: twice a block, once before the logits
 //! ```
 
+pub mod cuda;
+
 use crate::stamp::{stamp, sum};
 use crate::{Elem, Kernels, Real};
 
@@ -86,11 +88,18 @@ mod tests {
     const LENGTHS: [usize; 9] = [1, 2, 15, 16, 17, 31, 67, 576, 4096];
 
     /// Sequential sums, one rounding at the output.
-    fn plain<E: Elem>(x: &[E::Real], w: &[E::Real], eps: E::Real) -> (Vec<E>, E::Real) {
+    pub(super) fn plain<E: Elem>(x: &[E::Real], w: &[E::Real], eps: E::Real) -> (Vec<E>, E::Real) {
         let mut squares = E::Real::ZERO;
         x.iter().for_each(|x| squares += *x * *x);
         let r = E::Real::ONE / Real::sqrt(squares / E::Real::from_f64(x.len() as f64) + eps);
         (x.iter().zip(w).map(|(x, w)| E::narrow(*w * (*x * r))).collect(), r)
+    }
+
+    pub(super) fn plain_backward<R: Real>(dx: &[R], dy: &[R], x: &[R], w: &[R], r: R) -> Vec<R> {
+        let mut along = R::ZERO;
+        (0..x.len()).for_each(|j| along += w[j] * dy[j] * x[j]);
+        let share = r * r / R::from_f64(x.len() as f64) * along;
+        (0..x.len()).map(|i| dx[i] + r * (w[i] * dy[i] - x[i] * share)).collect()
     }
 
     fn forward_is_exact_enough<E: Elem>() {
@@ -117,10 +126,7 @@ mod tests {
             let r = plain::<E>(&x, &w, E::Real::from_f64(1e-5)).1;
             let mut want = wide(&dx);
             reference_backward(&mut want, &wide(&dy), &wide(&x), &wide(&w), r.to_f64());
-            let mut along = E::Real::ZERO;
-            (0..n).for_each(|j| along += w[j] * dy[j] * x[j]);
-            let share = r * r / E::Real::from_f64(n as f64) * along;
-            let plain: Vec<E::Real> = (0..n).map(|i| dx[i] + r * (w[i] * dy[i] - x[i] * share)).collect();
+            let plain = plain_backward::<E::Real>(&dx, &dy, &x, &w, r);
             for &isa in Isa::available() {
                 let mut got = dx.clone();
                 E::kernels(isa).rmsnorm_backward(&mut got, &dy, &x, &w, r);

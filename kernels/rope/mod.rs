@@ -11,6 +11,8 @@
 //! used by  model: queries and keys, and their gradients
 //! ```
 
+pub mod cuda;
+
 use crate::stamp::stamp;
 use crate::{Elem, Kernels};
 

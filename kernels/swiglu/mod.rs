@@ -8,6 +8,8 @@
 //! used by  model: the feed-forward part of a block
 //! ```
 
+pub mod cuda;
+
 use crate::stamp::stamp;
 use crate::{Elem, Kernels, Real};
 

@@ -4,11 +4,15 @@
 //! per operation. It knows nothing of layers, adapters' files or forests; a [`Plan`] tells attention who sees whom.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod plan;
 #[allow(unsafe_code)] // work is handed to threads as raw slices; every use says why it is sound
 mod pool;
 
 pub use cpu::Cpu;
+#[cfg(feature = "cuda")]
+pub use cuda::Gpu;
 pub use dialoguellm_kernels::Isa;
 pub use dialoguellm_kernels::linear::Sum;
 pub use plan::{KeyRun, Plan, QueryRun};
@@ -17,7 +21,7 @@ pub use pool::Pool;
 use crate::Result;
 use crate::files::safetensors::Tensors;
 use dialoguellm_kernels::attention::Heads;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
 /// A row-major matrix on a device.
 pub trait Tensor: Send + Sync {
@@ -129,28 +133,45 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// A frozen vector: norm weight, bias.
     type Vector: Send + Sync;
     /// An adapter's parameters, seen by the device.
-    type Params: ?Sized + Sync;
+    type Params: Send + Sync;
     /// An adapter's gradient, flat.
     type Gradient: Send;
     /// cos and sin of every angle, one row a position.
     type RopeTable: Send + Sync;
+    /// A [`Plan`], seen by the device.
+    type Plan: Send + Sync;
 
+    /// The caller's turn: whoever computes holds it, from the first tensor of a pass to its last result, and a device
+    /// that does one pass at a time lets the next one wait. Failures of an earlier pass are forgotten.
+    /// Errors: DEVICE_LOST, for good.
+    fn enter(&self) -> Result<Option<MutexGuard<'_, ()>>> {
+        Ok(None)
+    }
+    /// The first failure since the turn began, if there was one. Operations themselves never fail: after a failure they
+    /// do nothing and give tensors of nothing, until it is taken here. Errors: OUT_OF_MEMORY, DEVICE_LOST, INTERNAL.
+    fn status(&self) -> Result<()> {
+        Ok(())
+    }
     /// The operand type's name.
     fn precision(&self) -> &'static str;
     /// The host's instruction level in use.
     fn isa(&self) -> Isa;
     /// Calls `task(i)` for every `i < tasks` on the host's threads that work for this device; for work beside the tensors.
-    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync));
+    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        (0..tasks).for_each(task);
+    }
     /// Takes a stored matrix; a host device keeps it where it is mapped.
     fn weight(&self, tensors: &Arc<Tensors>, name: &str, rows: usize, cols: usize) -> Result<Self::Weight>;
     /// Takes a stored vector.
     fn vector(&self, tensors: &Arc<Tensors>, name: &str, len: usize) -> Result<Self::Vector>;
     /// Makes an adapter's parameters visible.
-    fn params<'a>(&'a self, host: &'a [f32]) -> &'a Self::Params;
+    fn params(&self, host: &Arc<Vec<f32>>) -> Self::Params;
+    /// Makes a plan visible.
+    fn plan(&self, plan: Plan) -> Self::Plan;
     /// A gradient of zeros.
     fn gradient(&self, len: usize) -> Self::Gradient;
-    /// Adds a gradient to the host's.
-    fn add_gradient(&self, from: Self::Gradient, to: &mut [f32]);
+    /// Adds a gradient to the host's, or on an error (those of [`Device::status`]) nothing of it.
+    fn add_gradient(&self, from: Self::Gradient, to: &mut [f32]) -> Result<()>;
 
     /// A tensor of unspecified values.
     fn act(&self, rows: usize, cols: usize) -> Self::Act;
@@ -199,7 +220,7 @@ pub trait Device: Send + Sync + Sized + 'static {
         k: &Self::Act,
         v: &Self::Act,
         heads: Heads,
-        plan: &Plan,
+        plan: &Self::Plan,
     ) -> (Self::Act, Self::Real);
     /// Gradients of q, k, v.
     fn attention_backward(
@@ -207,7 +228,7 @@ pub trait Device: Send + Sync + Sized + 'static {
         d_o: &Self::Act,
         saved: AttentionSaved<Self>,
         heads: Heads,
-        plan: &Plan,
+        plan: &Self::Plan,
     ) -> AttentionGradient<Self>;
     /// `silu(gate) * up`.
     fn swiglu(&self, gate: &Self::Act, up: &Self::Act) -> Self::Act;

@@ -9,7 +9,7 @@
 use super::linear::{Linear, Pull, SavedLora, pull_back, pull_back_rounded};
 use super::pass::{Context, Rows};
 use crate::Result;
-use crate::device::{AttentionSaved, Device, Out, Plan, Tensor};
+use crate::device::{AttentionSaved, Device, Out, Tensor};
 use crate::files::adapter::Site;
 use crate::files::config::Config;
 use crate::files::safetensors::Tensors;
@@ -40,9 +40,9 @@ pub struct Sequence<'a, D: Device> {
     /// Every row's rotation.
     pub at: Vec<u32>,
     /// Attention of all rows.
-    pub plan: Plan,
+    pub plan: D::Plan,
     /// The rows the last layer answers for.
-    pub chosen: Chosen,
+    pub chosen: Chosen<D>,
     /// Rows of the cache to continue.
     pub cached: usize,
     /// Keys and values of earlier rows, by layer.
@@ -50,7 +50,7 @@ pub struct Sequence<'a, D: Device> {
 }
 
 /// Rows that the last layer computes queries and MLP for.
-pub struct Chosen {
+pub struct Chosen<D: Device> {
     /// Forest rows, rising.
     pub indices: Vec<u32>,
     /// Their samples and positions.
@@ -58,7 +58,7 @@ pub struct Chosen {
     /// Their rotations.
     pub at: Vec<u32>,
     /// Their attention.
-    pub plan: Plan,
+    pub plan: D::Plan,
 }
 
 /// Keys and values of one layer, `[rows, K d]`, keys rotated.
@@ -293,7 +293,7 @@ impl<D: Device> Saved<D> {
 
 impl<D: Device> Sequence<'_, D> {
     /// The rows that ask: all, or in the last layer the chosen ones.
-    fn queries(&self, last: bool) -> (&Rows, &[u32], &Plan) {
+    fn queries(&self, last: bool) -> (&Rows, &[u32], &D::Plan) {
         if last { (&self.chosen.rows, &self.chosen.at, &self.chosen.plan) } else { (&self.rows, &self.at, &self.plan) }
     }
 }

@@ -126,7 +126,7 @@ pub fn pull_back_rounded<D: Device>(ctx: &Context<D>, pull: Pull<D>, rows: &Rows
 
 impl<D: Device> Pull<'_, D> {
     /// dy W, and du A where no dropout lies between A and the input.
-    fn terms<'a>(&'a self, ctx: &Context<'a, D>) -> Vec<Term<'a, D>> {
+    fn terms<'a>(&'a self, ctx: &'a Context<D>) -> Vec<Term<'a, D>> {
         let mut terms = vec![Term { x: self.dy, w: Operand::Frozen(&self.map.weight), sum: Sum::OverRows }];
         if let (Some(du), Some(slot), None) = (&self.du, self.map.slot(ctx), ctx.noise_dropout()) {
             terms.push(Term { x: du, w: ctx.a(slot, 1.0), sum: Sum::OverRows });

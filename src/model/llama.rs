@@ -33,8 +33,10 @@ enum Kept<D: Device> {
 pub type LossGradient64<'a> = dyn FnMut(&[f64]) -> Result<Vec<f64>> + 'a;
 
 impl<D: Device> Llama<D> {
-    /// Takes every weight that `config` names. Errors: NOT_FOUND, BAD_FILE naming the tensor and both shapes.
+    /// Takes every weight that `config` names. Errors: NOT_FOUND, BAD_FILE naming the tensor and both shapes; those of
+    /// [`Device::status`].
     pub fn open(device: D, config: Config, tensors: &Arc<Tensors>) -> Result<Self> {
+        let turn = device.enter()?;
         let (v, d) = (config.vocab_size, config.hidden_size);
         let embedding = device.weight(tensors, "model.embed_tokens.weight", v, d)?;
         let head = if config.tie_word_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
@@ -42,6 +44,7 @@ impl<D: Device> Llama<D> {
         let norm = device.vector(tensors, "model.norm.weight", d)?;
         let blocks = (0..config.n_layers).map(|layer| Block::open(&device, tensors, &config, layer));
         let blocks = blocks.collect::<Result<_>>()?;
+        drop(turn);
         Ok(Self { device, config, embedding, blocks, norm, head })
     }
 
@@ -51,7 +54,7 @@ impl<D: Device> Llama<D> {
     }
 
     fn context<'a>(&'a self, pass: &Pass<'a>, noise: Option<Noise>) -> Context<'a, D> {
-        let params = pass.adapter.map(|adapter| self.device.params(adapter.params()));
+        let params = pass.adapter.map(|adapter| self.device.params(adapter.shared_params()));
         Context { device: &self.device, adapter: pass.adapter, params, noise, cancel: pass.cancel }
     }
 
@@ -67,11 +70,12 @@ impl<D: Device> Llama<D> {
         let chosen = Chosen {
             rows: rows.select(&chosen),
             at: chosen.iter().map(|&row| angles.at[row as usize]).collect(),
-            plan: plan(forest, Some(&chosen)),
+            plan: self.device.plan(plan(forest, Some(&chosen))),
             indices: chosen,
         };
         let rope = self.device.rope_table(&angles.cos, &angles.sin, angles.half);
-        Ok(Sequence { rows, rope, at: angles.at, plan: plan(forest, None), chosen, cached: forest.cached(), past })
+        let plan = self.device.plan(plan(forest, None));
+        Ok(Sequence { rows, rope, at: angles.at, plan, chosen, cached: forest.cached(), past })
     }
 
     /// Refuses what the kernels must not see.
@@ -123,12 +127,18 @@ impl<D: Device> Llama<D> {
         mut each: impl FnMut(usize, Saved<D>),
     ) -> Result<D::Real> {
         for (layer, block) in self.blocks.iter().enumerate() {
-            ctx.cancel.check()?;
+            self.check_in(ctx)?;
             let (y, saved) = block.forward(ctx, x, seq, layer, layer + 1 == self.blocks.len());
             each(layer, saved);
             x = y;
         }
         Ok(x)
+    }
+
+    /// Once a layer: whether to go on.
+    fn check_in(&self, ctx: &Context<D>) -> Result<()> {
+        ctx.cancel.check()?;
+        self.device.status()
     }
 
     /// The head's input for chosen rows, all of inference.
@@ -145,14 +155,16 @@ impl<D: Device> Llama<D> {
         self.device.rmsnorm(x, &self.norm, self.config.rms_norm_eps).0
     }
 
-    /// [`Engine::log_probs`] in f64.
+    /// [`Engine::log_probs`] in f64, in the caller's turn of the device.
     pub fn log_probs64(&self, pass: &Pass, cache: Option<&Cache>, targets: &[Target]) -> Result<Vec<f64>> {
         let (chosen, asked) = self.choose(pass.forest, targets)?;
         if chosen.is_empty() {
             return Ok(Vec::new());
         }
         let h = self.infer(pass, cache, chosen)?;
-        finite(self.device.head(&h, &self.head, &asked).0)
+        let (log_p, _) = self.device.head(&h, &self.head, &asked);
+        self.device.status()?;
+        finite(log_p)
     }
 
     /// The rows that targets ask, rising, and the targets in terms of them.
@@ -172,7 +184,7 @@ impl<D: Device> Llama<D> {
         Ok((chosen, asked))
     }
 
-    /// [`Engine::gradient`] in f64, into the device's own gradient.
+    /// [`Engine::gradient`] in f64, into the device's own gradient, in the caller's turn of the device.
     pub fn gradient64(
         &self,
         pass: &Pass,
@@ -202,6 +214,7 @@ impl<D: Device> Llama<D> {
         })?;
         let (h, rstd) = self.device.rmsnorm(&x, &self.norm, self.config.rms_norm_eps);
         let (log_p, lse) = self.device.head(&h, &self.head, &asked);
+        self.device.status()?;
         let log_p = finite(log_p)?;
         let wanted = loss(&log_p)?;
         asked.iter_mut().zip(wanted).for_each(|(target, wanted)| target.gradient = wanted);
@@ -211,7 +224,7 @@ impl<D: Device> Llama<D> {
         let mut dx = self.device.zeros(x.rows(), x.cols());
         self.device.rmsnorm_backward(&mut dx, &dh, &x, &self.norm, &rstd);
         for (layer, kept) in (lowest..self.blocks.len()).zip(kept).rev() {
-            ctx.cancel.check()?;
+            self.check_in(&ctx)?;
             let (block, last) = (&self.blocks[layer], layer + 1 == self.blocks.len());
             let saved = match kept {
                 Kept::All(saved) => saved,
@@ -223,6 +236,7 @@ impl<D: Device> Llama<D> {
                 None => break,
             }
         }
+        self.device.status()?;
         Ok(log_p)
     }
 }
@@ -294,6 +308,7 @@ impl<D: Device> Engine for Llama<D> {
     }
 
     fn log_probs(&self, pass: &Pass, cache: Option<&Cache>, targets: &[Target]) -> Result<Vec<f32>> {
+        let _turn = self.device.enter()?;
         Ok(self.log_probs64(pass, cache, targets)?.into_iter().map(|x| x as f32).collect())
     }
 
@@ -302,8 +317,11 @@ impl<D: Device> Engine for Llama<D> {
         if rows.is_empty() {
             return Ok(Vec::new());
         }
+        let _turn = self.device.enter()?;
         let h = self.infer(pass, cache, rows.to_vec())?;
-        Ok(self.device.logits(&h, &self.head))
+        let logits = self.device.logits(&h, &self.head);
+        self.device.status()?;
+        Ok(logits)
     }
 
     fn extend(&self, pass: &Pass, cache: &mut Cache, rows: &[u32]) -> Result<Vec<f32>> {
@@ -317,6 +335,7 @@ impl<D: Device> Engine for Llama<D> {
             )));
         }
         check_rows(forest, rows)?;
+        let _turn = self.device.enter()?;
         let past = self.store(forest, Some(cache))?;
         let ctx = self.context(pass, None);
         // the last layer answers for one row at least; without a question nobody reads it
@@ -327,6 +346,7 @@ impl<D: Device> Engine for Llama<D> {
         let x = self.hidden(&ctx, x, &seq, |_, saved| new.push(saved.into_key_value()))?;
         let logits = if rows.is_empty() { Vec::new() } else { self.device.logits(&self.normed(&x), &self.head) };
         drop(seq);
+        self.device.status()?;
         self.append(cache, new, forest.len())?;
         Ok(logits)
     }
@@ -339,11 +359,12 @@ impl<D: Device> Engine for Llama<D> {
         loss: &mut LossGradient,
         gradient: &mut [f32],
     ) -> Result<Vec<f32>> {
+        let _turn = self.device.enter()?;
         let mut sums = self.device.gradient(gradient.len());
         let narrow = |values: &[f64]| values.iter().map(|&x| x as f32).collect::<Vec<_>>();
         let mut wide = |log_p: &[f64]| Ok(loss(&narrow(log_p))?.into_iter().map(f64::from).collect());
         let log_p = self.gradient64(pass, targets, learning, &mut wide, &mut sums)?;
-        self.device.add_gradient(sums, gradient);
+        self.device.add_gradient(sums, gradient)?;
         Ok(narrow(&log_p))
     }
 }
@@ -358,8 +379,10 @@ impl<D: Device> Llama<D> {
             *store = new;
         } else {
             for (old, new) in store.iter_mut().zip(new) {
-                old.k = self.device.concat(&old.k, held, &new.k);
-                old.v = self.device.concat(&old.v, held, &new.v);
+                let (k, v) = (self.device.concat(&old.k, held, &new.k), self.device.concat(&old.v, held, &new.v));
+                // layers done by then keep rows too many, which nobody reads: `held` is what counts
+                self.device.status()?;
+                *old = KeyValue { k, v };
             }
         }
         cache.rows += rows;

@@ -9,6 +9,7 @@ use crate::files::adapter::{self, LoraConfig, Pair, PairSpec, Site};
 use crate::files::config::Config;
 use dialoguellm_kernels::dropout;
 use std::path::Path;
+use std::sync::Arc;
 
 /// One pair's place in the flat vector.
 #[derive(Clone, Debug)]
@@ -25,7 +26,8 @@ pub struct Adapter {
     config: LoraConfig,
     model: Config,
     slots: Vec<Slot>,
-    params: Vec<f32>,
+    /// Shared with passes that are under way.
+    params: Arc<Vec<f32>>,
 }
 
 impl Adapter {
@@ -45,7 +47,7 @@ impl Adapter {
                 *value = bound * dropout::uniform(key, channel);
             }
         }
-        Ok(Self { config, model: model.clone(), slots, params })
+        Ok(Self { config, model: model.clone(), slots, params: Arc::new(params) })
     }
 
     /// Reads a PEFT folder. Errors: as [`adapter::read`].
@@ -58,7 +60,7 @@ impl Adapter {
             params.extend(pair.a);
             params.extend(pair.b);
         }
-        Ok(Self { config, model: model.clone(), slots, params })
+        Ok(Self { config, model: model.clone(), slots, params: Arc::new(params) })
     }
 
     /// Writes a PEFT folder's files into `dir`. Errors: IO.
@@ -89,7 +91,11 @@ impl Adapter {
     }
     /// All values: for every slot, A then B.
     pub fn params_mut(&mut self) -> &mut [f32] {
-        &mut self.params
+        Arc::make_mut(&mut self.params).as_mut_slice()
+    }
+    /// The same, to be kept by a pass. Changed values are another vector: a device may know by the address what it has.
+    pub(crate) fn shared_params(&self) -> &Arc<Vec<f32>> {
+        &self.params
     }
     /// The pair beside `site` of `layer`.
     pub fn slot(&self, layer: usize, site: Site) -> Option<&Slot> {

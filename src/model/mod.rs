@@ -34,9 +34,23 @@ pub enum Precision {
     Bf16,
 }
 
-/// How to open a model. The default: bf16, one thread a core, every instruction there is, weights mapped.
+/// Where to compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// On the GPU where there is one that can do what is asked, else on the CPU; [`Model::device`] tells.
+    Auto,
+    /// On the CPU.
+    Cpu,
+    /// On the machine's first NVIDIA GPU, in bf16.
+    Cuda,
+}
+
+/// How to open a model. The default: a GPU if there is one, bf16, one thread a core, every instruction there is, weights
+/// mapped.
 #[derive(Clone, Debug)]
 pub struct OpenOptions {
+    /// Where to compute.
+    pub device: Place,
     /// The type of GEMM operands.
     pub precision: Precision,
     /// Threads, the caller's included; 0 for one per core.
@@ -49,7 +63,7 @@ pub struct OpenOptions {
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { precision: Precision::Bf16, threads: 0, isa: None, access: Access::Mapped }
+        Self { device: Place::Auto, precision: Precision::Bf16, threads: 0, isa: None, access: Access::Mapped }
     }
 }
 
@@ -57,31 +71,30 @@ impl Default for OpenOptions {
 pub struct Model {
     tokenizer: Tokenizer,
     engine: Box<dyn Engine>,
+    device: String,
     fingerprint: String,
 }
 
 impl Model {
-    /// Opens a Hugging Face folder. Errors: NOT_FOUND, IO, BAD_FILE, UNSUPPORTED, each naming the file and the values.
+    /// Opens a Hugging Face folder. Errors: NOT_FOUND, IO, BAD_FILE, UNSUPPORTED, each naming the file and the values;
+    /// UNSUPPORTED with the reason where a GPU is asked for and cannot be had; OUT_OF_MEMORY where it is too small.
     pub fn open(dir: &Path, options: &OpenOptions) -> Result<Self> {
         let config = Config::read(dir)?;
         let tokenizer = Tokenizer::open(dir)?;
         tokenizer.check(&config)?;
         let tensors = Arc::new(Tensors::open(dir, options.access)?);
         let fingerprint = fingerprint::fingerprint(dir, &tensors)?;
-        let isa = match options.isa {
-            Some(isa) => Some(isa),
-            None => isa_of_environment()?,
-        };
-        let engine: Box<dyn Engine> = match options.precision {
-            Precision::F32 => Box::new(Llama::open(Cpu::<f32>::new(options.threads, isa)?, config, &tensors)?),
-            Precision::Bf16 => Box::new(Llama::open(Cpu::<bf16>::new(options.threads, isa)?, config, &tensors)?),
-        };
-        Ok(Self { tokenizer, engine, fingerprint })
+        let (engine, device) = engine(options, config, &tensors)?;
+        Ok(Self { tokenizer, engine, device, fingerprint })
     }
 
     /// A model of parts: an engine of the caller's own behind a tokenizer, told apart from others by `fingerprint`.
     pub fn from_parts(tokenizer: Tokenizer, engine: Box<dyn Engine>, fingerprint: String) -> Self {
-        Self { tokenizer, engine, fingerprint }
+        Self { tokenizer, engine, device: "the caller's own".to_owned(), fingerprint }
+    }
+    /// Where it computes, and why not on a GPU where one might have been meant: a line for people.
+    pub fn device(&self) -> &str {
+        &self.device
     }
     /// Which base model this is, as adapters and checkpoints record it: see [`mod@crate::files::fingerprint`].
     pub fn fingerprint(&self) -> &str {
@@ -103,6 +116,47 @@ impl Model {
     pub fn config(&self) -> &Config {
         self.engine.config()
     }
+}
+
+/// An engine, and what to tell of its device.
+type Opened = (Box<dyn Engine>, String);
+
+/// The engine on the device that the options choose, and what to tell of it.
+fn engine(options: &OpenOptions, config: Config, tensors: &Arc<Tensors>) -> Result<Opened> {
+    let no_gpu = match options.device {
+        Place::Cpu => String::new(),
+        Place::Auto | Place::Cuda => match on_gpu(options.precision, &config, tensors) {
+            Ok(opened) => return opened,
+            Err(reason) if options.device == Place::Auto => format!(" ({reason})"),
+            Err(reason) => return Err(Error::unsupported(format!("device cuda: {reason}; or use --device cpu"))),
+        },
+    };
+    let isa = match options.isa {
+        Some(isa) => Some(isa),
+        None => isa_of_environment()?,
+    };
+    let engine: Box<dyn Engine> = match options.precision {
+        Precision::F32 => Box::new(Llama::open(Cpu::<f32>::new(options.threads, isa)?, config, tensors)?),
+        Precision::Bf16 => Box::new(Llama::open(Cpu::<bf16>::new(options.threads, isa)?, config, tensors)?),
+    };
+    Ok((engine, format!("cpu{no_gpu}")))
+}
+
+/// The same on the GPU; the outer error says why there is none for this model and precision.
+#[cfg(feature = "cuda")]
+fn on_gpu(precision: Precision, config: &Config, tensors: &Arc<Tensors>) -> Result<Result<Opened>, String> {
+    if precision == Precision::F32 {
+        return Err("a GPU computes in bf16 only; use --precision bf16".to_owned());
+    }
+    crate::device::Gpu::takes_heads_of(config.head_dim)?;
+    let gpu = crate::device::Gpu::open()?;
+    let about = format!("cuda ({})", gpu.about());
+    Ok(Llama::open(gpu, config.clone(), tensors).map(|llama| -> Opened { (Box::new(llama), about) }))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn on_gpu(_: Precision, _: &Config, _: &Arc<Tensors>) -> Result<Result<Opened>, String> {
+    Err("this version is built without CUDA".to_owned())
 }
 
 /// The level that `DLLM_ISA` names, if it is set.

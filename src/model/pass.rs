@@ -14,24 +14,24 @@ pub struct Context<'a, D: Device> {
     /// LoRA pairs, if any.
     pub adapter: Option<&'a Adapter>,
     /// Their values, seen by the device.
-    pub params: Option<&'a D::Params>,
+    pub params: Option<D::Params>,
     /// A training step's randomness.
     pub noise: Option<Noise>,
     /// Asked once a layer.
     pub cancel: &'a Cancel,
 }
 
-impl<'a, D: Device> Context<'a, D> {
+impl<D: Device> Context<'_, D> {
     /// The pair's A times `scale`, `[rank, inputs]`.
-    pub fn a(&self, slot: &Slot, scale: f32) -> Operand<'a, D> {
+    pub fn a(&self, slot: &Slot, scale: f32) -> Operand<'_, D> {
         self.operand(slot.at.a, slot.at.rank, slot.at.inputs, scale)
     }
     /// The pair's B times `scale`, `[outputs, rank]`.
-    pub fn b(&self, slot: &Slot, scale: f32) -> Operand<'a, D> {
+    pub fn b(&self, slot: &Slot, scale: f32) -> Operand<'_, D> {
         self.operand(slot.at.b, slot.at.outputs, slot.at.rank, scale)
     }
-    fn operand(&self, at: usize, rows: usize, cols: usize, scale: f32) -> Operand<'a, D> {
-        let params = self.params.expect("slots come from an adapter, whose values are seen");
+    fn operand(&self, at: usize, rows: usize, cols: usize, scale: f32) -> Operand<'_, D> {
+        let params = self.params.as_ref().expect("slots come from an adapter, whose values are seen");
         Operand::Lora { params, at, rows, cols, scale }
     }
     /// The probability of dropping a LoRA input, if any.

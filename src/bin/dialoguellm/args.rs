@@ -4,7 +4,7 @@ use clap::{Args, ValueEnum};
 use dialoguellm::emotion::template::Window;
 use dialoguellm::emotion::{Card, Classifier, Labels, Template, card};
 use dialoguellm::files::{Access, hub};
-use dialoguellm::model::{Adapter, Cancel, Model, OpenOptions, Precision};
+use dialoguellm::model::{Adapter, Cancel, Model, OpenOptions, Place, Precision};
 use dialoguellm::{Code, Error, Result};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,7 +39,7 @@ pub struct ModelArgs {
     /// A model folder, or `org/name` from the local Hugging Face cache
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
-    /// Where to compute
+    /// Where to compute: on a CUDA GPU, on the CPU, or `auto`: on the GPU if there is one
     #[arg(long, value_enum, default_value = "auto")]
     device: DeviceName,
     /// Threads; 0 for one per core
@@ -56,9 +56,6 @@ pub struct ModelArgs {
 impl ModelArgs {
     /// The model's folder.
     pub fn folder(&self) -> Result<PathBuf> {
-        if matches!(self.device, DeviceName::Cuda) {
-            return Err(Error::unsupported("device cuda is not built into this version; use --device cpu"));
-        }
         hub::resolve(&self.model)
     }
 
@@ -73,7 +70,12 @@ impl ModelArgs {
             PrecisionName::F32 => Precision::F32,
             PrecisionName::Bf16 => Precision::Bf16,
         };
-        OpenOptions { precision, threads: self.threads, isa: None, access: self.access() }
+        let device = match self.device {
+            DeviceName::Auto => Place::Auto,
+            DeviceName::Cpu => Place::Cpu,
+            DeviceName::Cuda => Place::Cuda,
+        };
+        OpenOptions { device, precision, threads: self.threads, isa: None, access: self.access() }
     }
 
     pub fn access(&self) -> Access {

@@ -74,6 +74,7 @@ impl Info {
             "parameters": stored.values,
             "weights": weights(&stored),
             "mapped": matches!(self.model.access(), Access::Mapped),
+            "device": model.device(),
             "precision": model.engine().precision(),
             "isa": {"used": Isa::best(limit).name(), "available": available},
             "threads": self.model.threads(),
@@ -174,6 +175,7 @@ fn text(value: &Value) -> String {
          parameters   {}\n\
          tensors      {}, {}\n\
          context      {context}\n\
+         device       {}\n\
          precision    {}\n\
          instructions {} (this machine has {})\n\
          threads      {}\n\
@@ -191,6 +193,7 @@ fn text(value: &Value) -> String {
         thousands(number(&value["parameters"])),
         weights.join(", "),
         if value["mapped"] == json!(true) { "mapped" } else { "read into memory" },
+        value["device"].as_str().unwrap_or_default(),
         value["precision"].as_str().unwrap_or_default(),
         value["isa"]["used"].as_str().unwrap_or_default(),
         words(&value["isa"]["available"]),

@@ -25,10 +25,11 @@ use std::process::ExitCode;
 const CODES: &str = "\
 Exit codes: 0 fine, 1 wrong argument or option, 2 not found, 3 refused by the system (permission, full disk),
 4 a file contradicts itself or its format, 5 not supported, 6 out of memory, 7 more tokens than the model's
-context holds, 9 stopped as asked (Ctrl-C), 11 a weight, loss or gradient is NaN or infinite, 13 an error of
-this program: please report it.
+context holds, 9 stopped as asked (Ctrl-C), 10 the GPU is lost, 11 a weight, loss or gradient is NaN or infinite,
+13 an error of this program: please report it.
 
-DLLM_ISA=portable|neon|avx2|avx512|avx512bf16|amx keeps to that level of instructions or below.";
+DLLM_ISA=portable|neon|avx2|avx512|avx512bf16|amx keeps to that level of instructions or below.
+DLLM_CUDA_TOOLKIT=DIR is where the CUDA compiler is, if the system does not find it.";
 
 /// Emotion in conversation: train, ask and look into LLaMA models, on this machine alone.
 #[derive(Parser)]

@@ -154,9 +154,10 @@ impl<E: Elem> Device for Cpu<E> {
     type Act = Buffer<E>;
     type Weight = Stored;
     type Vector = Vec<E::Real>;
-    type Params = [f32];
+    type Params = Arc<Vec<f32>>;
     type Gradient = Buffer<E::Real>;
     type RopeTable = RopeTable<E::Real>;
+    type Plan = Plan;
 
     fn precision(&self) -> &'static str {
         E::NAME
@@ -179,8 +180,12 @@ impl<E: Elem> Device for Cpu<E> {
         Ok(tensors.get(name)?.vector(len)?.into_iter().map(E::Real::from_f32).collect())
     }
 
-    fn params<'a>(&'a self, host: &'a [f32]) -> &'a [f32] {
-        host
+    fn params(&self, host: &Arc<Vec<f32>>) -> Arc<Vec<f32>> {
+        host.clone()
+    }
+
+    fn plan(&self, plan: Plan) -> Plan {
+        plan
     }
 
     fn gradient(&self, len: usize) -> Buffer<E::Real> {
@@ -189,10 +194,11 @@ impl<E: Elem> Device for Cpu<E> {
         sums
     }
 
-    fn add_gradient(&self, from: Buffer<E::Real>, to: &mut [f32]) {
+    fn add_gradient(&self, from: Buffer<E::Real>, to: &mut [f32]) -> Result<()> {
         self.each_row(to, PIECE, |i, to| {
             to.iter_mut().zip(&from.values()[i * PIECE..]).for_each(|(to, from)| *to += from.to_f32());
         });
+        Ok(())
     }
 
     fn act(&self, rows: usize, cols: usize) -> Buffer<E> {

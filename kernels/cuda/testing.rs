@@ -1,0 +1,124 @@
+//! A GPU for the tests of CUDA kernels: the interpreter, holding typed buffers.
+
+use super::{Launch, Ptr};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// The oldest GPUs that the kernels are for.
+const BASELINE: &str = "compute_80";
+
+fn path_of(source: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(source)
+}
+
+/// The PTX of a source, compiled once for all tests of the process.
+fn compiled_once(source: &str, defines: &[&str]) -> Result<String, String> {
+    static DONE: Mutex<BTreeMap<String, String>> = Mutex::new(BTreeMap::new());
+    // A test that panicked here left nothing half done.
+    let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let key = [&[source], defines].concat().join("\n");
+    if let Some(ptx) = done.get(&key) {
+        return Ok(ptx.clone());
+    }
+    let ptx = ptxsim::compile(&path_of(source), BASELINE, defines)?;
+    done.insert(key, ptx.clone());
+    Ok(ptx)
+}
+
+/// A folder of its own that vanishes.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let name = format!("dialoguellm-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        Self(std::env::temp_dir().join(name))
+    }
+
+    fn write(&self, name: &str, text: &str) -> std::io::Result<PathBuf> {
+        let path = self.0.join(name);
+        std::fs::create_dir_all(path.parent().unwrap_or(&self.0))?;
+        std::fs::write(&path, text)?;
+        Ok(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What cannot be removed is left to the system's own cleaning.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The interpreter with one source's kernels.
+pub(crate) struct Gpu(ptxsim::Gpu);
+
+impl Gpu {
+    /// Compiles `kernels/<source>` for the baseline; `None`, and a line that says so, where there is no compiler.
+    pub(crate) fn of(test: &str, source: &str) -> Option<Self> {
+        Self::with(test, source, &[])
+    }
+
+    /// The same with macros defined.
+    pub(crate) fn with(test: &str, source: &str, defines: &[&str]) -> Option<Self> {
+        Self::compiled_by(test, source, || compiled_once(source, defines))
+    }
+
+    /// The same with one place of the source or the header changed, which must be there once: a seeded fault.
+    pub(crate) fn edited(test: &str, source: &str, from: &str, to: &str) -> Option<Self> {
+        Self::edited_with(test, source, from, to, &[])
+    }
+
+    /// The same with macros defined.
+    pub(crate) fn edited_with(test: &str, source: &str, from: &str, to: &str, defines: &[&str]) -> Option<Self> {
+        let text = std::fs::read_to_string(path_of(source)).unwrap_or_else(|e| panic!("{source}: {e}"));
+        let header = super::HEADER.1;
+        let found = text.matches(from).count() + header.matches(from).count();
+        assert_eq!(found, 1, "{source} and the header hold `{from}` other than once");
+        Self::compiled_by(test, source, || {
+            // The copy lies as the source does, so that it finds the header by the same name.
+            let copy = Scratch::new();
+            copy.write("cuda/dev.cuh", &header.replace(from, to)).map_err(|e| e.to_string())?;
+            let path = copy.write(source, &text.replace(from, to)).map_err(|e| e.to_string())?;
+            ptxsim::compile(&path, BASELINE, defines)
+        })
+    }
+
+    fn compiled_by(test: &str, source: &str, ptx: impl FnOnce() -> Result<String, String>) -> Option<Self> {
+        if ptxsim::toolkit().is_none() {
+            eprintln!("SKIPPED {test}: no CUDA compiler");
+            return None;
+        }
+        let gpu = ptx().and_then(|ptx| ptxsim::Gpu::load(&ptx));
+        Some(Self(gpu.unwrap_or_else(|e| panic!("{source}: {e}"))))
+    }
+
+    /// A buffer of these values.
+    pub(crate) fn put<T: Copy>(&mut self, values: &[T]) -> Ptr {
+        // SAFETY: T is a number of the tests below: no padding, every byte initialised.
+        let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) };
+        Ptr(self.0.upload(bytes))
+    }
+
+    /// A buffer of `len` values that count as never written.
+    pub(crate) fn room<T>(&mut self, len: usize) -> Ptr {
+        Ptr(self.0.empty(len * size_of::<T>()))
+    }
+
+    /// A whole buffer's values.
+    pub(crate) fn get<T: Copy>(&self, at: Ptr) -> Vec<T> {
+        let bytes = self.0.download(at.0);
+        // SAFETY: T is a number, for which any bytes are a value; the read does not rely on alignment.
+        bytes.chunks_exact(size_of::<T>()).map(|value| unsafe { value.as_ptr().cast::<T>().read_unaligned() }).collect()
+    }
+
+    /// Runs a launch under the checker; its report is the error.
+    pub(crate) fn run(&mut self, launch: &Launch) -> Result<(), String> {
+        if launch.grid.contains(&0) {
+            return Ok(());
+        }
+        self.0.run(launch.entry, launch.grid, launch.block, launch.shared, launch.args.bytes())
+    }
+}

@@ -1,0 +1,502 @@
+//! The operations on a GPU: shapes are checked here, because a kernel would not see that they are wrong.
+
+use super::super::{AttentionGradient, AttentionSaved, Device, HeadTarget, Operand, Out, PairAt, Plan, Sum, Term};
+use super::memory::PART;
+use super::{Array, Gpu, Weight, locked};
+use crate::files::safetensors::Tensors;
+use crate::{Error, Result};
+use dialoguellm_kernels::attention::Heads;
+use dialoguellm_kernels::cuda::Ptr;
+use dialoguellm_kernels::{
+    Dtype, Isa, Matrix, attention, bf16, dropout, embedding, linear, rmsnorm, rope, swiglu, tensor,
+};
+use std::collections::HashMap;
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// An adapter's parameters on the GPU, and its matrices rounded with their scales as passes asked for them.
+pub struct LoraValues {
+    values: Array<f32>,
+    /// By first value and bits of the scale.
+    rounded: Mutex<Rounded>,
+}
+
+type Rounded = HashMap<(usize, u32), Arc<Array<bf16>>>;
+
+/// Rotations by position, `[positions, half]`.
+pub struct RopeTable {
+    cos: Array<f32>,
+    sin: Array<f32>,
+}
+
+/// A plan on the GPU: who sees whom.
+pub struct Sight {
+    queries: usize,
+    keys: usize,
+    cached: usize,
+    rows: Array<u32>,
+    end: Array<u32>,
+    q_first: Array<u32>,
+    q_list: Array<u32>,
+    k_first: Array<u32>,
+    k_list: Array<u32>,
+}
+
+impl Sight {
+    fn shape(&self, heads: Heads) -> attention::cuda::Shape {
+        attention::cuda::Shape {
+            heads,
+            queries: self.queries as u32,
+            keys: self.keys as u32,
+            cached: self.cached as u32,
+            rows: self.rows.at(),
+            end: self.end.at(),
+            q_first: self.q_first.at(),
+            q_list: self.q_list.at(),
+            k_first: self.k_first.at(),
+            k_list: self.k_list.at(),
+        }
+    }
+}
+
+/// The first query behind each key's subtree: a query sees a key of its row or before it if it comes before that end.
+fn ends(plan: &Plan) -> Vec<u32> {
+    let mut end = vec![plan.rows.len() as u32; plan.keys];
+    for run in &plan.key_runs {
+        end[run.keys.start as usize..run.keys.end as usize].fill(run.whole.end);
+    }
+    end
+}
+
+/// Panics unless a tensor has this shape.
+fn is<T>(array: &Array<T>, rows: usize, cols: usize) {
+    assert!(array.rows == rows && array.cols == cols, "[{}, {}] is not [{rows}, {cols}]", array.rows, array.cols);
+}
+
+/// Panics unless every index is below `len`.
+fn below(indices: &[u32], len: usize) {
+    assert!(indices.iter().all(|&index| (index as usize) < len), "an index is outside {len} rows");
+}
+
+/// A stored matrix's rows `from..from + count` in bf16, rounded once.
+fn encode(matrix: &Matrix, from: usize, room: &mut [u8]) {
+    let cols = matrix.cols();
+    let mut wide = vec![0.0f32; if matrix.dtype() == Dtype::Bf16 { 0 } else { cols }];
+    for (i, room) in room.chunks_exact_mut(2 * cols).enumerate() {
+        if matrix.dtype() == Dtype::Bf16 {
+            room.copy_from_slice(matrix.row(from + i));
+            continue;
+        }
+        matrix.read_row(from + i, 0, &mut wide);
+        for (room, &value) in room.as_chunks_mut::<2>().0.iter_mut().zip(&wide) {
+            *room = bf16::from_f32(value).to_le_bytes();
+        }
+    }
+}
+
+impl Gpu {
+    /// Sends a stored matrix.
+    fn send(&self, matrix: &Matrix, name: &str) -> Result<Array<bf16>> {
+        let (rows, cols) = (matrix.rows(), matrix.cols());
+        let block = self.memory.exactly(2 * rows * cols).map_err(|error| error.at(name))?;
+        let step = (PART / (2 * cols).max(1)).min(rows);
+        if step == 0 {
+            return Err(Error::unsupported(format!("{name}: rows of {cols} values are too long for a GPU")));
+        }
+        for from in (0..rows).step_by(step) {
+            let len = 2 * cols * step.min(rows - from);
+            self.staging.put(&block, 2 * cols * from, len, |room| encode(matrix, from, room))?;
+        }
+        Ok(Array { block, rows, cols, values: PhantomData })
+    }
+
+    /// A matrix of an adapter, rounded; once a pass, or as long as the adapter stays as it is.
+    fn rounded(&self, params: &LoraValues, at: usize, rows: usize, cols: usize, scale: f32) -> Arc<Array<bf16>> {
+        assert!(at + rows * cols <= params.values.len());
+        if let Some(found) = locked(&params.rounded).get(&(at, scale.to_bits())) {
+            return found.clone();
+        }
+        let array = Arc::new(self.array::<bf16>(rows, cols));
+        let from = params.values.at().offset(at * size_of::<f32>());
+        self.run(&tensor::cuda::narrow(array.at(), from, array.len(), scale));
+        if !self.has_failed() {
+            locked(&params.rounded).insert((at, scale.to_bits()), array.clone());
+        }
+        array
+    }
+
+    /// The matrix of a term, `[rows, cols]`; what was rounded for it lives in `held`.
+    fn operand(&self, operand: &Operand<Self>, held: &mut Vec<Arc<Array<bf16>>>) -> (Ptr, usize, usize) {
+        match *operand {
+            Operand::Frozen(weight) => (weight.0.at(), weight.0.rows, weight.0.cols),
+            Operand::Lora { params, at, rows, cols, scale } => {
+                let array = self.rounded(params, at, rows, cols, scale);
+                held.push(array.clone());
+                (array.at(), rows, cols)
+            }
+        }
+    }
+
+    /// One LoRA matrix's gradient, `c += a^T b` over all rows.
+    fn outer(&self, c: Ptr, a: &Array<bf16>, b: &Array<bf16>, transposed: bool) {
+        assert_eq!(a.rows, b.rows);
+        let (m, n, rows) = (a.cols as u32, b.cols as u32, a.rows as u32);
+        let scratch = self.array::<f32>(1, linear::cuda::lora_gradient_scratch(m, n, rows).div_ceil(4));
+        for launch in linear::cuda::lora_gradient(c, a.at(), b.at(), m, n, rows, transposed, scratch.at()) {
+            self.run(&launch);
+        }
+    }
+}
+
+impl Device for Gpu {
+    type Real = Array<f32>;
+    type Act = Array<bf16>;
+    type Weight = Weight;
+    type Vector = Array<f32>;
+    type Params = Arc<LoraValues>;
+    type Gradient = Array<f32>;
+    type RopeTable = RopeTable;
+    type Plan = Sight;
+
+    fn enter(&self) -> Result<Option<MutexGuard<'_, ()>>> {
+        self.begin().map(Some)
+    }
+
+    fn status(&self) -> Result<()> {
+        self.told()
+    }
+
+    fn precision(&self) -> &'static str {
+        "bf16"
+    }
+
+    fn isa(&self) -> Isa {
+        Isa::best(None)
+    }
+
+    fn weight(&self, tensors: &Arc<Tensors>, name: &str, rows: usize, cols: usize) -> Result<Weight> {
+        let matrix = tensors.get(name)?.matrix(rows, cols)?;
+        let mut weights = locked(&self.weights);
+        let known = weights.iter().find(|(known, _)| known == name).and_then(|(_, weight)| weight.upgrade());
+        if let Some(weight) = known {
+            return Ok(Weight(weight));
+        }
+        let weight = Arc::new(self.send(&matrix, name)?);
+        weights.push((name.to_owned(), Arc::downgrade(&weight)));
+        Ok(Weight(weight))
+    }
+
+    fn vector(&self, tensors: &Arc<Tensors>, name: &str, len: usize) -> Result<Array<f32>> {
+        let values = tensors.get(name)?.vector(len)?;
+        let vector = self.upload(&values, len);
+        self.told()?;
+        Ok(vector)
+    }
+
+    fn params(&self, host: &Arc<Vec<f32>>) -> Arc<LoraValues> {
+        let mut last = locked(&self.params);
+        if let Some((of, params)) = last.as_ref()
+            && of.upgrade().is_some_and(|of| Arc::ptr_eq(&of, host))
+        {
+            return params.clone();
+        }
+        *last = None; // its memory is free before the new one's is taken
+        let params = Arc::new(LoraValues { values: self.upload(host, host.len()), rounded: Mutex::default() });
+        if !self.has_failed() {
+            *last = Some((Arc::downgrade(host), params.clone()));
+        }
+        params
+    }
+
+    fn plan(&self, plan: Plan) -> Sight {
+        below(&plan.rows, plan.keys);
+        let end = ends(&plan);
+        let tiles = attention::cuda::tiles(&plan.rows, &end);
+        let upload = |values: &[u32]| self.upload(values, 1);
+        Sight {
+            queries: plan.rows.len(),
+            keys: plan.keys,
+            cached: plan.key_runs.first().map_or(plan.keys, |run| run.keys.start as usize),
+            rows: upload(&plan.rows),
+            end: upload(&end),
+            q_first: upload(&tiles.q_first),
+            q_list: upload(&tiles.q_list),
+            k_first: upload(&tiles.k_first),
+            k_list: upload(&tiles.k_list),
+        }
+    }
+
+    fn gradient(&self, len: usize) -> Array<f32> {
+        self.zeros(1, len)
+    }
+
+    fn add_gradient(&self, from: Array<f32>, to: &mut [f32]) -> Result<()> {
+        let sums = self.download(&from, to.len());
+        self.told()?;
+        to.iter_mut().zip(sums).for_each(|(to, from)| *to += from);
+        Ok(())
+    }
+
+    fn act(&self, rows: usize, cols: usize) -> Array<bf16> {
+        self.array(rows, cols)
+    }
+
+    fn real(&self, rows: usize, cols: usize) -> Array<f32> {
+        self.array(rows, cols)
+    }
+
+    fn zeros(&self, rows: usize, cols: usize) -> Array<f32> {
+        let mut y = self.real(rows, cols);
+        self.zero(&mut y);
+        y
+    }
+
+    fn copy(&self, x: &Array<f32>) -> Array<f32> {
+        let mut y = self.real(x.rows, x.cols);
+        self.copy_to(&mut y, 0, x, x.size());
+        y
+    }
+
+    fn round(&self, x: &Array<f32>) -> Array<bf16> {
+        let y = self.act(x.rows, x.cols);
+        self.run(&tensor::cuda::round(y.at(), x.at(), x.len()));
+        y
+    }
+
+    fn gather(&self, x: &Array<f32>, rows: &[u32]) -> Array<f32> {
+        below(rows, x.rows);
+        let (y, at) = (self.real(rows.len(), x.cols), self.upload(rows, 1));
+        self.run(&tensor::cuda::gather(y.at(), x.at(), at.at(), y.rows as u32, y.cols as u32));
+        y
+    }
+
+    fn scatter_add(&self, y: &mut Array<f32>, x: &Array<f32>, rows: &[u32]) {
+        below(rows, y.rows);
+        is(x, rows.len(), y.cols);
+        let at = self.upload(rows, 1);
+        self.run(&tensor::cuda::scatter_add(y.at(), x.at(), at.at(), x.rows as u32, x.cols as u32));
+    }
+
+    fn concat(&self, past: &Array<bf16>, rows: usize, new: &Array<bf16>) -> Array<bf16> {
+        assert!(rows <= past.rows && past.cols == new.cols);
+        let mut y = self.act(rows + new.rows, new.cols);
+        let head = rows * new.cols * size_of::<bf16>();
+        self.copy_to(&mut y, 0, past, head);
+        self.copy_to(&mut y, head, new, new.size());
+        y
+    }
+
+    fn embed(&self, table: &Weight, ids: &[u32]) -> Array<f32> {
+        below(ids, table.0.rows);
+        let (y, at) = (self.real(ids.len(), table.0.cols), self.upload(ids, 1));
+        self.run(&embedding::cuda::forward(y.at(), table.0.at(), at.at(), y.rows as u32, y.cols as u32));
+        y
+    }
+
+    fn add_noise(&self, x: &mut Array<f32>, keys: &[u64], scale: &[f32]) {
+        assert!(keys.len() == x.rows && scale.len() == x.rows);
+        let (keys, scale) = (self.upload(keys, 1), self.upload(scale, 1));
+        self.run(&dropout::cuda::noise(x.at(), keys.at(), scale.at(), x.rows as u32, x.cols as u32));
+    }
+
+    fn rmsnorm(&self, x: &Array<f32>, w: &Array<f32>, eps: f64) -> (Array<bf16>, Array<f32>) {
+        is(w, 1, x.cols);
+        let (y, r) = (self.act(x.rows, x.cols), self.real(x.rows, 1));
+        let (rows, width) = (x.rows as u32, x.cols as u32);
+        self.run(&rmsnorm::cuda::forward(y.at(), r.at(), x.at(), w.at(), rows, width, eps as f32));
+        (y, r)
+    }
+
+    fn rmsnorm_backward(
+        &self,
+        dx: &mut Array<f32>,
+        dy: &Array<f32>,
+        x: &Array<f32>,
+        w: &Array<f32>,
+        rstd: &Array<f32>,
+    ) {
+        let (rows, cols) = (dx.rows, dx.cols);
+        is(w, 1, cols);
+        is(rstd, rows, 1);
+        [dy, x].into_iter().for_each(|x| is(x, rows, cols));
+        let (rows, width) = (rows as u32, cols as u32);
+        self.run(&rmsnorm::cuda::backward(dx.at(), dy.at(), x.at(), w.at(), rstd.at(), rows, width));
+    }
+
+    fn matmul(&self, out: Out<Self>, terms: &[Term<Self>], bias: Option<&Array<f32>>) {
+        let (out, m, n) = match out {
+            Out::Act(y) => (linear::cuda::Out::Act(y.at()), y.rows, y.cols),
+            Out::Real(y) => (linear::cuda::Out::Real(y.at()), y.rows, y.cols),
+            Out::Add(y) => (linear::cuda::Out::Add(y.at()), y.rows, y.cols),
+        };
+        let mut held = Vec::new();
+        let term = |term: &Term<Self>| {
+            let (w, rows, cols) = self.operand(&term.w, &mut held);
+            let (width, k) = if term.sum == Sum::OverCols { (rows, cols) } else { (cols, rows) };
+            assert!(width == n, "{width} columns of a term, {n} of the output");
+            is(term.x, m, k);
+            linear::cuda::Term { x: term.x.at(), w, k: k as u32, sum: term.sum }
+        };
+        let terms: Vec<_> = terms.iter().map(term).collect();
+        bias.inspect(|bias| is(bias, 1, n));
+        self.run(&linear::cuda::gemm(out, m as u32, n as u32, &terms, bias.map(Array::at)));
+    }
+
+    fn rope_table(&self, cos: &[f64], sin: &[f64], half: usize) -> RopeTable {
+        let upload = |x: &[f64]| self.upload(&x.iter().map(|&x| x as f32).collect::<Vec<_>>(), half);
+        RopeTable { cos: upload(cos), sin: upload(sin) }
+    }
+
+    fn rope(&self, x: &Array<f32>, table: &RopeTable, at: &[u32]) -> Array<bf16> {
+        let (y, at) = (self.act(x.rows, x.cols), self.places(x, table, at));
+        let (rows, heads, half) = (x.rows as u32, (x.cols / (2 * table.cos.cols)) as u32, table.cos.cols as u32);
+        self.run(&rope::cuda::forward(y.at(), x.at(), table.cos.at(), table.sin.at(), at.at(), rows, heads, half));
+        y
+    }
+
+    fn rope_backward(&self, dy: &Array<f32>, table: &RopeTable, at: &[u32]) -> Array<bf16> {
+        let (dx, at) = (self.act(dy.rows, dy.cols), self.places(dy, table, at));
+        let (rows, heads, half) = (dy.rows as u32, (dy.cols / (2 * table.cos.cols)) as u32, table.cos.cols as u32);
+        self.run(&rope::cuda::backward(dx.at(), dy.at(), table.cos.at(), table.sin.at(), at.at(), rows, heads, half));
+        dx
+    }
+
+    fn attention(
+        &self,
+        q: &Array<bf16>,
+        k: &Array<bf16>,
+        v: &Array<bf16>,
+        heads: Heads,
+        plan: &Sight,
+    ) -> (Array<bf16>, Array<f32>) {
+        plan.check(heads, q, k, v);
+        let (o, lse) = (self.act(q.rows, q.cols), self.real(q.rows, heads.q));
+        self.run(&attention::cuda::forward(o.at(), lse.at(), q.at(), k.at(), v.at(), &plan.shape(heads)));
+        (o, lse)
+    }
+
+    fn attention_backward(
+        &self,
+        d_o: &Array<bf16>,
+        AttentionSaved { q, k, v, o, lse }: AttentionSaved<Self>,
+        heads: Heads,
+        plan: &Sight,
+    ) -> AttentionGradient<Self> {
+        plan.check(heads, q, k, v);
+        [d_o, o].into_iter().for_each(|o| is(o, q.rows, q.cols));
+        is(lse, q.rows, heads.q);
+        let shape = plan.shape(heads);
+        let delta = self.real(q.rows, heads.q);
+        let (dq, dk, dv) = (self.real(q.rows, q.cols), self.real(k.rows, k.cols), self.act(v.rows, v.cols));
+        let (q, k, v, lse, d_o) = (q.at(), k.at(), v.at(), lse.at(), d_o.at());
+        self.run(&attention::cuda::delta(delta.at(), d_o, o.at(), &shape));
+        self.run(&attention::cuda::backward_q(dq.at(), d_o, q, k, v, lse, delta.at(), &shape));
+        self.run(&attention::cuda::backward_kv(dk.at(), dv.at(), d_o, q, k, v, lse, delta.at(), &shape));
+        AttentionGradient { dq, dk, dv }
+    }
+
+    fn swiglu(&self, gate: &Array<bf16>, up: &Array<bf16>) -> Array<bf16> {
+        is(up, gate.rows, gate.cols);
+        let h = self.act(gate.rows, gate.cols);
+        self.run(&swiglu::cuda::forward(h.at(), gate.at(), up.at(), h.len()));
+        h
+    }
+
+    fn swiglu_backward(&self, dh: &Array<bf16>, gate: &Array<bf16>, up: &Array<bf16>) -> (Array<bf16>, Array<bf16>) {
+        let (rows, cols) = (gate.rows, gate.cols);
+        [dh, up].into_iter().for_each(|x| is(x, rows, cols));
+        let (dgate, dup) = (self.act(rows, cols), self.act(rows, cols));
+        let launch = swiglu::cuda::backward(dgate.at(), dup.at(), dh.at(), gate.at(), up.at(), gate.len());
+        self.run(&launch);
+        (dgate, dup)
+    }
+
+    fn dropout(&self, x: &Array<bf16>, keys: &[u64], p: f32) -> Array<bf16> {
+        assert_eq!(keys.len(), x.rows);
+        let (y, keys) = (self.act(x.rows, x.cols), self.upload(keys, 1));
+        self.run(&dropout::cuda::apply(y.at(), x.at(), keys.at(), x.rows as u32, x.cols as u32, p));
+        y
+    }
+
+    fn dropout_add(&self, dx: &mut Array<f32>, dy: &Array<f32>, keys: &[u64], p: f32) {
+        is(dy, keys.len(), dx.cols);
+        is(dx, keys.len(), dx.cols);
+        let keys = self.upload(keys, 1);
+        self.run(&dropout::cuda::add(dx.at(), dy.at(), keys.at(), dy.rows as u32, dy.cols as u32, p));
+    }
+
+    fn lora_gradient(
+        &self,
+        gradient: &mut Array<f32>,
+        at: PairAt,
+        (x, us): (&Array<bf16>, &Array<bf16>),
+        (dy, du): (&Array<bf16>, &Array<bf16>),
+    ) {
+        assert!(at.a + at.rank * at.inputs <= gradient.len() && at.b + at.outputs * at.rank <= gradient.len());
+        assert!(x.cols == at.inputs && dy.cols == at.outputs && us.cols == at.rank && du.cols == at.rank);
+        let place = |value: usize| gradient.at().offset(value * size_of::<f32>());
+        self.outer(place(at.a), du, x, false);
+        self.outer(place(at.b), us, dy, true);
+    }
+
+    fn head(&self, h: &Array<bf16>, w: &Weight, targets: &[HeadTarget]) -> (Vec<f64>, Vec<f64>) {
+        self.head_forward(h, &w.0, targets)
+    }
+
+    fn head_backward(&self, h: &Array<bf16>, w: &Weight, lse: &[f64], targets: &[HeadTarget]) -> Array<f32> {
+        self.head_gradient(h, &w.0, lse, targets)
+    }
+
+    fn logits(&self, h: &Array<bf16>, w: &Weight) -> Vec<f32> {
+        self.head_logits(h, &w.0)
+    }
+}
+
+impl Gpu {
+    /// The rows' places in a table of rotations.
+    fn places(&self, x: &Array<f32>, table: &RopeTable, at: &[u32]) -> Array<u32> {
+        assert!(at.len() == x.rows && x.cols.is_multiple_of(2 * table.cos.cols));
+        below(at, table.cos.rows);
+        self.upload(at, 1)
+    }
+}
+
+impl Sight {
+    fn check(&self, heads: Heads, q: &Array<bf16>, k: &Array<bf16>, v: &Array<bf16>) {
+        is(q, self.queries, heads.q * heads.dim);
+        [k, v].into_iter().for_each(|x| is(x, self.keys, heads.kv * heads.dim));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::KeyRun;
+
+    #[test]
+    fn matrices_are_rounded_as_everywhere_and_bf16_is_copied() {
+        let values = [1.0f32, 1.003_906_3, -2.5, f32::MAX, 0.1, -0.0];
+        let stored: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let matrix = Matrix::new(Dtype::F32, &stored, 3, 2).unwrap();
+        let mut room = [0; 8];
+        encode(&matrix, 1, &mut room);
+        let want: Vec<u8> = values[2..].iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect();
+        assert_eq!(room.as_slice(), want);
+        let again = Matrix::new(Dtype::Bf16, &room, 2, 2).unwrap();
+        let mut copied = [0; 8];
+        encode(&again, 0, &mut copied);
+        assert_eq!(copied, room);
+    }
+
+    #[test]
+    fn a_key_ends_with_its_spans_subtree_and_a_cached_one_never() {
+        let run = |keys, whole| KeyRun { keys, causal: 0..0, whole };
+        let plan = Plan {
+            keys: 6,
+            rows: vec![2, 3, 4, 5],
+            key_runs: vec![run(2..4, 2..3), run(4..5, 3..3), run(5..6, 4..4)],
+            ..Plan::default()
+        };
+        assert_eq!(ends(&plan), [4, 4, 3, 3, 3, 4]);
+    }
+}

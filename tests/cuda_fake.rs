@@ -1,0 +1,469 @@
+//! The GPU's side of the library where there is no GPU: the driver is `tests/fakecuda`, the device an interpreter of the
+//! kernels' PTX. What is computed is as near to exact as the CPU's bf16, and every failure of the driver is a status.
+//!
+//! A process finds one driver for its life, so each test runs itself again in a process that finds the fake one.
+
+#![cfg(all(feature = "cli", feature = "cuda"))]
+
+#[path = "common/command.rs"]
+mod command;
+mod common;
+
+use command::{Ran, binary};
+use common::random::{self, Shape};
+use dialoguellm::Code;
+use dialoguellm::conversation::{Conversation, Leaf, Options};
+use dialoguellm::device::{Cpu, Gpu};
+use dialoguellm::files::adapter::LoraConfig;
+use dialoguellm::files::{Access, Config, Tensors};
+use dialoguellm::model::{
+    Adapter, Builder, Cancel, Engine, Forest, Learning, Llama, Model, Noise, OpenOptions, Pass, Place, Target,
+};
+use dialoguellm_kernels::bf16;
+use dialoguellm_kernels::testing::Random;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, OnceLock};
+
+/// Set in the processes that find the fake driver.
+const CHILD: &str = "DLLM_CUDA_FAKE";
+
+fn model_folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/tiny/model")
+}
+
+/// Where kernels are kept between tests, so that they are compiled once.
+fn cache() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda_fake_cache")
+}
+
+/// A folder with the fake driver under the name of the real one; `None` where nothing could compile the kernels.
+fn driver() -> Option<&'static Path> {
+    static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let make = || {
+        let toolkit = PathBuf::from(std::env::var_os("DLLM_CUDA_TOOLKIT")?);
+        toolkit.join("nvidia/cu13/lib/libnvrtc.so.13").exists().then_some(())?;
+        let beside = std::env::current_exe().unwrap().with_file_name("libfakecuda.so");
+        assert!(beside.exists(), "{} was not built", beside.display());
+        let folder = beside.with_file_name("cuda_fake_driver");
+        std::fs::create_dir_all(&folder).unwrap();
+        for name in ["libcuda.so", "libcuda.so.1"] {
+            let _ = std::os::unix::fs::symlink(&beside, folder.join(name)); // there from an earlier run
+        }
+        Some(folder)
+    };
+    FOLDER.get_or_init(make).as_deref()
+}
+
+/// The command's or a test's environment with the fake driver in it.
+fn with_driver<'a>(command: &'a mut Command, folder: &Path) -> &'a mut Command {
+    let search = std::env::var_os("LD_LIBRARY_PATH")
+        .into_iter()
+        .flat_map(|paths| std::env::split_paths(&paths).collect::<Vec<_>>());
+    let search = std::env::join_paths([folder.to_owned()].into_iter().chain(search)).unwrap();
+    command.env("LD_LIBRARY_PATH", search).env("XDG_CACHE_HOME", cache()).env(CHILD, "1").stdin(Stdio::null())
+}
+
+/// Says that the running test proves nothing here.
+fn skipped() {
+    common::skipped("no CUDA compiler");
+}
+
+/// Runs the test `name` again with the fake driver and `environment`; what it said.
+fn again(name: &str, folder: &Path, environment: &[(&str, &str)]) -> String {
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", name, "--nocapture", "--test-threads=1"]).envs(environment.iter().copied());
+    let ran = Ran::of(with_driver(&mut child, folder).output().unwrap());
+    assert_eq!(ran.code, Some(0), "{environment:?}: {}{}", ran.out, ran.err);
+    ran.out
+}
+
+/// Whether this process has the fake driver; if not, one that has it runs the test, every launch under the checker of
+/// races, bounds and values never written.
+fn on_the_driver(name: &str) -> bool {
+    if std::env::var_os(CHILD).is_some() {
+        return true;
+    }
+    match driver() {
+        Some(folder) => drop(again(name, folder, &[("FAKECUDA_CHECK", "1")])),
+        None => skipped(),
+    }
+    false
+}
+
+fn open(device: Place) -> Model {
+    let options = OpenOptions { device, threads: 1, ..OpenOptions::default() };
+    Model::open(&model_folder(), &options).unwrap()
+}
+
+/// All seven maps of every layer; B is not zero.
+fn adapter() -> Adapter {
+    let json = serde_json::json!({"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": "all-linear"});
+    let config = LoraConfig::from_json(json.as_object().unwrap().clone()).unwrap();
+    let mut adapter = Adapter::new(config, &Config::read(&model_folder()).unwrap(), 1).unwrap();
+    let mut random = Random::new(9);
+    for slot in adapter.slots().to_vec() {
+        let len = slot.at.outputs * slot.at.rank;
+        adapter.params_mut()[slot.at.b..][..len].iter_mut().for_each(|b| *b = 0.1 * random.signed() as f32);
+    }
+    adapter
+}
+
+fn ids(seed: u64, len: usize) -> Vec<u32> {
+    let mut random = Random::new(seed);
+    (0..len).map(|_| random.below(1024) as u32).collect()
+}
+
+/// A trunk with branches of branches, and a prompt by itself.
+fn branches() -> Vec<Vec<u32>> {
+    let trunk = ids(1, 9);
+    let branch = [trunk.clone(), ids(2, 5)].concat();
+    let leaf = |stem: &Vec<u32>, seed, len| [stem.clone(), ids(seed, len)].concat();
+    vec![leaf(&branch, 3, 3), leaf(&branch, 4, 4), leaf(&trunk, 5, 2), ids(6, 11)]
+}
+
+/// The prompts as one, their last tokens asked.
+fn forest(prompts: &[Vec<u32>]) -> (Forest, Vec<Target>) {
+    let mut builder = Builder::new(0);
+    prompts.iter().for_each(|ids| {
+        builder.insert(0, ids);
+    });
+    let (forest, rows) = builder.build();
+    let target = |(row, &token): (&u32, &u32)| Target { row: *row, token };
+    let asked = prompts.iter().zip(&rows).flat_map(|(ids, rows)| rows.iter().zip(&ids[1..]).skip(ids.len() / 2));
+    let mut targets: Vec<Target> = asked.map(target).collect();
+    targets.sort();
+    targets.dedup();
+    (forest, targets)
+}
+
+/// Everything a pass can answer.
+struct Answer {
+    logits: Vec<f32>,
+    log_p: Vec<f32>,
+    gradient: Vec<f32>,
+}
+
+fn answer(
+    engine: &dyn Engine,
+    prompts: &[Vec<u32>],
+    adapter: &Adapter,
+    learning: &Learning,
+) -> dialoguellm::Result<Answer> {
+    let (forest, targets) = forest(prompts);
+    let pass = Pass { forest: &forest, adapter: Some(adapter), cancel: &Cancel::default() };
+    let logits = engine.logits(&pass, None, &[0, forest.len() as u32 / 2, forest.len() as u32 - 1])?;
+    let mut gradient = vec![0.0; adapter.params().len()];
+    let mut loss = |log_p: &[f32]| Ok((0..log_p.len()).map(|i| -1.0 / (1 + i % 3) as f32).collect());
+    let log_p = engine.gradient(&pass, &targets, learning, &mut loss, &mut gradient)?;
+    Ok(Answer { logits, log_p, gradient })
+}
+
+/// The root of the mean square of the difference; NaN is infinite.
+fn rms(got: &[f32], want: &[f32]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let square = |(g, w): (&f32, &f32)| f64::from(g - w).powi(2);
+    let mean = got.iter().zip(want).map(square).sum::<f64>() / got.len() as f64;
+    if mean.is_nan() { f64::INFINITY } else { mean.sqrt() }
+}
+
+/// `got` may be twice as far from `exact` as `plain` is.
+fn as_near(what: &str, got: &[f32], plain: &[f32], exact: &[f32]) {
+    let (error, plain) = (rms(got, exact), rms(plain, exact));
+    assert!(error <= 2.0 * plain, "{what}: the error is {error:e}, the CPU's {plain:e}");
+}
+
+/// Everything that a pass answers, with and without randomness, with activations kept and computed again.
+fn as_near_as_the_cpu([gpu, cpu, exact]: [&dyn Engine; 3], adapter: &Adapter) {
+    let vocabulary = gpu.config().vocab_size as u32;
+    let prompts: Vec<Vec<u32>> = branches().iter().map(|ids| ids.iter().map(|id| id % vocabulary).collect()).collect();
+    let noise = Noise { seed: 3, step: 2, dropout: 0.2, neftune: 5.0 };
+    for (noise, activation_bytes) in [(None, usize::MAX), (Some(noise), 0)] {
+        let learning = Learning { noise, activation_bytes };
+        let [got, plain, exact] = [gpu, cpu, exact].map(|engine| answer(engine, &prompts, adapter, &learning).unwrap());
+        as_near("logits", &got.logits, &plain.logits, &exact.logits);
+        as_near("log p", &got.log_p, &plain.log_p, &exact.log_p);
+        for slot in adapter.slots() {
+            let at = slot.at;
+            for (which, from, len) in [("A", at.a, at.rank * at.inputs), ("B", at.b, at.outputs * at.rank)] {
+                let [got, plain, exact] = [&got, &plain, &exact].map(|answer| &answer.gradient[from..from + len]);
+                let name = format!("gradient of {} {which}", slot.spec.site.path(slot.spec.layer));
+                as_near(&name, got, plain, exact);
+            }
+        }
+    }
+}
+
+#[test]
+fn logits_and_gradients_are_as_near_to_exact_as_the_cpus() {
+    if !on_the_driver("logits_and_gradients_are_as_near_to_exact_as_the_cpus") {
+        return;
+    }
+    let (gpu, cpu) = (open(Place::Cuda), open(Place::Cpu));
+    let tensors = Arc::new(Tensors::open(&model_folder(), Access::Mapped).unwrap());
+    let exact = Llama::open(Cpu::<f64>::new(1, None).unwrap(), gpu.config().clone(), &tensors).unwrap();
+    as_near_as_the_cpu([gpu.engine(), cpu.engine(), &exact], &adapter());
+}
+
+/// Leaves f32 weights only what bf16 holds: a GPU rounds embeddings too, which the CPU takes as they are.
+fn cut_to_bf16(file: &Path) {
+    let mut bytes = std::fs::read(file).unwrap();
+    let (len, rest) = bytes.split_first_chunk_mut::<8>().unwrap();
+    let values = &mut rest[u64::from_le_bytes(*len) as usize..];
+    values.chunks_exact_mut(4).for_each(|value| value[..2].fill(0));
+    std::fs::write(file, bytes).unwrap();
+}
+
+#[test]
+fn biases_f32_weights_and_odd_widths_are_as_near_too() {
+    if !on_the_driver("biases_f32_weights_and_odd_widths_are_as_near_too") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let shape = Shape { heads: 3, kv_heads: 1, head_dim: 16, layers: 2, tied: false, bias: true };
+    let (_, config, adapter) = random::model(folder.path(), shape, "q_proj k_proj down_proj");
+    cut_to_bf16(&folder.path().join("model.safetensors"));
+    let tensors = Arc::new(Tensors::open(folder.path(), Access::Mapped).unwrap());
+    let gpu = Llama::open(Gpu::open().unwrap(), config.clone(), &tensors).unwrap();
+    let cpu = Llama::open(Cpu::<bf16>::new(1, None).unwrap(), config.clone(), &tensors).unwrap();
+    let exact = Llama::open(Cpu::<f64>::new(1, None).unwrap(), config, &tensors).unwrap();
+    as_near_as_the_cpu([&gpu, &cpu, &exact], &adapter);
+}
+
+#[test]
+fn the_same_pass_gives_the_same_bits_again() {
+    if !on_the_driver("the_same_pass_gives_the_same_bits_again") {
+        return;
+    }
+    let (gpu, adapter) = (open(Place::Cuda), adapter());
+    let learning = |activation_bytes| Learning { noise: None, activation_bytes };
+    let again = |bytes| answer(gpu.engine(), &branches(), &adapter, &learning(bytes)).unwrap();
+    let [first, second] = [again(usize::MAX), again(0)];
+    assert!(first.logits == second.logits && first.log_p == second.log_p && first.gradient == second.gradient);
+}
+
+#[test]
+fn threads_take_turns_and_get_what_one_gets() {
+    if !on_the_driver("threads_take_turns_and_get_what_one_gets") {
+        return;
+    }
+    let (gpu, adapter) = (open(Place::Cuda), adapter());
+    let learning = Learning { noise: None, activation_bytes: usize::MAX };
+    let ask = &|seed| checksum(&answer(gpu.engine(), &[ids(seed, 4)], &adapter, &learning).unwrap());
+    let alone = [50, 51].map(ask);
+    let together = std::thread::scope(|scope| {
+        let threads = [50, 51].map(|seed| scope.spawn(move || [ask(seed), ask(seed)]));
+        threads.map(|thread| thread.join().unwrap())
+    });
+    assert_eq!(together, alone.map(|sum| [sum, sum]));
+}
+
+/// The log p of two leaves after every turn of a conversation, with one turn taken back and said otherwise.
+fn live(model: Model) -> Vec<f32> {
+    let mut conversation = Conversation::new(Arc::new(model), Some(Arc::new(adapter())), Options::default());
+    let leaves = [ids(20, 3), ids(21, 3)];
+    let leaves: Vec<Leaf> = leaves.iter().map(|ids| Leaf { ids, from: 1 }).collect();
+    let mut all = Vec::new();
+    for turn in 0..4 {
+        conversation.append(&ids(30 + turn, 5 + turn as usize)).unwrap();
+        if turn == 2 {
+            conversation.truncate(11);
+            conversation.append(&ids(40, 4)).unwrap();
+        }
+        all.extend(conversation.scores_after(&leaves).unwrap().into_iter().flat_map(|score| score.tokens));
+    }
+    all
+}
+
+#[test]
+fn a_conversation_continues_its_cache_and_goes_back() {
+    if !on_the_driver("a_conversation_continues_its_cache_and_goes_back") {
+        return;
+    }
+    let (got, want) = (live(open(Place::Cuda)), live(open(Place::Cpu)));
+    assert_eq!(got.len(), 16);
+    for (got, want) in got.iter().zip(want) {
+        assert!((got - want).abs() <= 0.05, "{got} and {want}");
+    }
+}
+
+/// The command with the tiny model on a device; `None` where there is no fake driver.
+fn run(arguments: &[&str], device: &str) -> Option<Ran> {
+    let mut command = Command::new(binary());
+    let model = model_folder();
+    command.args(arguments).args(["--model", model.to_str().unwrap(), "--device", device, "--threads", "1"]);
+    Some(Ran::of(with_driver(&mut command, driver()?).output().unwrap()))
+}
+
+const DIALOGUES: &str = r#"{"id":"a","turns":[{"speaker":"A","text":"Good.","emotion":"joy"},{"speaker":"B","text":"Oh no","emotion":"fear"}]}
+{"id":"b","turns":[{"speaker":"B","text":"Who?","emotion":"fear"}]}
+"#;
+
+fn dialogues(folder: &Path) -> String {
+    let file = folder.join("dialogues.jsonl");
+    std::fs::write(&file, DIALOGUES).unwrap();
+    file.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn ten_steps_of_training_follow_the_cpus() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = format!("jsonl:{}", dialogues(folder.path()));
+    let mut losses = Vec::new();
+    for device in ["cpu", "cuda"] {
+        let out = folder.path().join(device);
+        let arguments = ["train", "--data", &data, "--out", out.to_str().unwrap(), "--max-steps", "10", "--quiet"];
+        let more = ["--batch", "1", "--epochs", "10", "--learning-rate", "0.002", "--dropout", "0.1", "--window", "1"];
+        let Some(ran) = run(&[&arguments[..], &more].concat(), device) else {
+            return skipped();
+        };
+        ran.ok();
+        let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+        let lines = metrics.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        losses.push(lines.filter_map(|line| line["loss"].as_f64()).collect::<Vec<_>>());
+    }
+    let [cpu, cuda] = &losses[..] else { unreachable!("two devices") };
+    assert_eq!((cpu.len(), cuda.len()), (10, 10));
+    assert!(cpu[9] < cpu[0] - 0.5, "nothing is learned: {cpu:?}");
+    for (cpu, cuda) in cpu.iter().zip(cuda) {
+        assert!((cpu - cuda).abs() <= 0.02 * cpu, "{losses:?}");
+    }
+}
+
+#[test]
+fn the_command_classifies_on_the_gpu_and_says_where_it_computes() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = dialogues(folder.path());
+    let classify = ["classify", "--input", &file, "--labels", "joy,fear"];
+    let Some(info) = run(&["info", "--json"], "auto") else {
+        return skipped();
+    };
+    let device = info.json()["device"].clone();
+    assert!(device.as_str().is_some_and(|device| device.starts_with("cuda (")), "{device}");
+    let rows = |device| {
+        let out = run(&classify, device).unwrap().ok();
+        out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect::<Vec<_>>()
+    };
+    let (gpu, cpu) = (rows("cuda"), rows("cpu"));
+    assert_eq!(gpu.len(), 3);
+    for (gpu, cpu) in gpu.iter().zip(&cpu) {
+        assert_eq!((&gpu["id"], &gpu["turn"], &gpu["label"]), (&cpu["id"], &cpu["turn"], &cpu["label"]));
+        let off = gpu["probs"]["joy"].as_f64().unwrap() - cpu["probs"]["joy"].as_f64().unwrap();
+        assert!(off.abs() <= 0.02, "{gpu} and {cpu}");
+    }
+}
+
+#[test]
+fn f32_is_refused_on_a_gpu_and_computed_on_the_cpu() {
+    let Some(refused) = run(&["info", "--precision", "f32"], "cuda") else {
+        return skipped();
+    };
+    let refused = refused.refusal(5);
+    assert!(refused.contains("--precision bf16") && refused.contains("--device cpu"), "{refused}");
+    let info = run(&["info", "--json", "--precision", "f32"], "auto").unwrap().json();
+    assert!(info["device"].as_str().is_some_and(|device| device.starts_with("cpu (")), "{info}");
+}
+
+#[test]
+fn without_a_driver_auto_is_the_cpu_and_cuda_says_why() {
+    let run = |device| {
+        let mut command = Command::new(binary());
+        command.args(["info", "--json", "--model", model_folder().to_str().unwrap(), "--device", device]);
+        Ran::of(command.stdin(Stdio::null()).output().unwrap())
+    };
+    let info = run("auto").json();
+    let device = info["device"].as_str().unwrap();
+    if device.starts_with("cuda") {
+        common::skipped("this machine has a GPU");
+        return;
+    }
+    assert!(device.starts_with("cpu (there is no NVIDIA driver"), "{device}");
+    let refused = run("cuda").refusal(5);
+    assert!(refused.contains("no NVIDIA driver") && refused.contains("--device cpu"), "{refused}");
+}
+
+/// One process's tries: opens the model and asks it, again and again after failures, and says what came of it.
+fn tries() {
+    let adapter = adapter();
+    let learning = Learning { noise: None, activation_bytes: usize::MAX };
+    let mut model = None;
+    for attempt in 0..3 {
+        let options = OpenOptions { device: Place::Cuda, threads: 1, ..OpenOptions::default() };
+        let result = match model.take() {
+            Some(opened) => Ok(opened),
+            None => Model::open(&model_folder(), &options),
+        };
+        let result = result.and_then(|opened| {
+            let answer = answer(opened.engine(), &[ids(7, 4)], &adapter, &learning);
+            model = Some(opened);
+            answer
+        });
+        match result {
+            Ok(answer) => println!("TRY {attempt} fine {:?}", checksum(&answer)),
+            Err(error) => println!("TRY {attempt} {:?} {error}", error.code()),
+        }
+    }
+}
+
+fn checksum(answer: &Answer) -> u64 {
+    let all = [&answer.logits, &answer.log_p, &answer.gradient].into_iter().flatten();
+    all.fold(0, |sum: u64, x| sum.rotate_left(7) ^ u64::from(x.to_bits()))
+}
+
+/// What the tries said: the status and what followed it.
+fn tried(failure: &str) -> Vec<(String, String)> {
+    let said = again("every_failure_of_the_driver_is_a_status", driver().unwrap(), &[("FAKECUDA_FAIL", failure)]);
+    let lines = said.lines().filter_map(|line| line.split_once("TRY ")).map(|(_, line)| line);
+    let parts = lines.map(|line| line.split_once(' ').unwrap().1);
+    parts.map(|line| line.split_once(' ').unwrap()).map(|(code, rest)| (code.to_owned(), rest.to_owned())).collect()
+}
+
+#[test]
+fn every_failure_of_the_driver_is_a_status() {
+    if std::env::var_os(CHILD).is_some() {
+        return tries();
+    }
+    if driver().is_none() {
+        return skipped();
+    }
+    let fine = tried("");
+    assert!(fine.len() == 3 && fine.iter().all(|tried| tried == &fine[0]), "{fine:?}");
+    let (memory, broken) = (format!("{:?}", Code::OutOfMemory), format!("{:?}", Code::Internal));
+    let (lost, unsupported) = (format!("{:?}", Code::DeviceLost), format!("{:?}", Code::Unsupported));
+    // allocation, launch, copy; a failure of one call, and one that loses the GPU
+    for (class, of_call) in [("alloc", &memory), ("launch", &broken), ("copy", &broken)] {
+        let mut failed = 0;
+        for at in [1, 2, 7, 20, 55, 150, 400] {
+            let code = if class == "alloc" { 2 } else { 1 };
+            let tried = tried(&format!("{class}:{at}:{code}"));
+            let other: Vec<_> = tried.iter().filter(|tried| tried != &&fine[0]).collect();
+            // the driver may fail while the GPU is being opened: then there is none, and the reason is told
+            let documented = |(code, _): &&(String, String)| code == of_call || *code == unsupported;
+            assert!(other.len() <= 1 && other.iter().all(documented), "{class} {at}: {tried:?}");
+            failed += other.len();
+        }
+        assert!(failed >= 5, "only {failed} failures of {class}");
+    }
+    for failure in ["launch:30", "copy:60", "sync:1"] {
+        let tried = tried(failure);
+        assert!(tried.iter().all(|(code, _)| *code == lost), "{failure}: {tried:?}");
+    }
+}
+
+#[test]
+fn what_ran_once_runs_again_without_an_allocation() {
+    if driver().is_none() {
+        return skipped();
+    }
+    // the number of the last allocation that is made at all
+    let made = |at: u32| tried(&format!("alloc:{at}")).iter().any(|(code, _)| code != "fine");
+    let (mut low, mut high) = (1, 1024);
+    assert!(made(low) && !made(high));
+    while high - low > 1 {
+        let middle = (low + high) / 2;
+        if made(middle) { low = middle } else { high = middle }
+    }
+    let tried = tried(&format!("alloc:{low}"));
+    assert!(tried[0].0 != "fine", "allocation {low}, the last one, is of a later pass: {tried:?}");
+}
