@@ -11,9 +11,9 @@ pub fn forward(h: Ptr, gate: Ptr, up: Ptr, len: usize) -> Launch {
     launch("swiglu_forward", &[h, gate, up], len)
 }
 
-/// dgate and dup of dh; all \[len\] bf16, the gradients overwritten.
-pub fn backward(dgate: Ptr, dup: Ptr, dh: Ptr, gate: Ptr, up: Ptr, len: usize) -> Launch {
-    launch("swiglu_backward", &[dgate, dup, dh, gate, up], len)
+/// dgate and dup of dh, and h with the forward's bits; all \[len\] bf16, these three overwritten.
+pub fn backward(h: Ptr, dgate: Ptr, dup: Ptr, dh: Ptr, gate: Ptr, up: Ptr, len: usize) -> Launch {
+    launch("swiglu_backward", &[h, dgate, dup, dh, gate, up], len)
 }
 
 fn launch(entry: &'static str, tensors: &[Ptr], len: usize) -> Launch {
@@ -29,7 +29,7 @@ mod tests {
     use crate::bf16;
     use crate::cuda::testing::Gpu;
     use crate::proof::wide;
-    use crate::testing::{Random, check};
+    use crate::testing::{Random, check, same_bits};
 
     /// Gates from -12 to 12: both saturated ends and the middle.
     fn operands(len: usize) -> [Vec<bf16>; 3] {
@@ -49,9 +49,10 @@ mod tests {
         for len in [0, 1, 7, 8, 9, 2047, 2048, 2053] {
             let [gate, up, dh] = operands(len);
             let [pgate, pup, pdh] = [&gate, &up, &dh].map(|values| gpu.put(values));
-            let [h, dgate, dup] = [(); 3].map(|()| gpu.room::<bf16>(len));
+            let [h, again, dgate, dup] = [(); 4].map(|()| gpu.room::<bf16>(len));
             gpu.run(&forward(h, pgate, pup, len)).unwrap();
-            gpu.run(&backward(dgate, dup, pdh, pgate, pup, len)).unwrap();
+            gpu.run(&backward(again, dgate, dup, pdh, pgate, pup, len)).unwrap();
+            same_bits(&gpu.get::<bf16>(again), &gpu.get::<bf16>(h)).unwrap_or_else(|e| panic!("h, {len} values: {e}"));
             let mut want = [(); 3].map(|()| vec![0.0; len]);
             let [want_h, want_gate, want_up] = &mut want;
             reference(want_h, &wide(&gate), &wide(&up));
@@ -82,9 +83,9 @@ mod tests {
         let twice = ("store(dup + at, u, count);", "store(dup, u, count);", "race");
         for (from, to, report) in [past, overlap, twice] {
             let Some(mut gpu) = Gpu::edited("swiglu::cuda, faults", "swiglu/cuda.cu", from, to) else { return };
-            let [dgate, dup] = [(); 2].map(|()| gpu.room::<bf16>(63));
+            let [h, dgate, dup] = [(); 3].map(|()| gpu.room::<bf16>(63));
             let [dh, gate, up] = [(); 3].map(|()| gpu.put(&[bf16::ONE; 63]));
-            let found = gpu.run(&backward(dgate, dup, dh, gate, up, 63)).expect_err(from);
+            let found = gpu.run(&backward(h, dgate, dup, dh, gate, up, 63)).expect_err(from);
             assert!(found.contains(report), "{from}: {found}");
         }
     }

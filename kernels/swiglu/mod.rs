@@ -31,7 +31,7 @@ pub fn reference_backward(dgate: &mut [f64], dup: &mut [f64], dh: &[f64], gate: 
 
 stamp! {
     forward: fn(h: &mut [E], gate: &[E], up: &[E]) = body;
-    backward: fn(dgate: &mut [E], dup: &mut [E], dh: &[E], gate: &[E], up: &[E]) = body_backward;
+    backward: fn(h: &mut [E], dgate: &mut [E], dup: &mut [E], dh: &[E], gate: &[E], up: &[E]) = body_backward;
 }
 
 impl<E: Elem> Kernels<E> {
@@ -44,14 +44,15 @@ impl<E: Elem> Kernels<E> {
         unsafe { (self.swiglu.forward)(h, gate, up) }
     }
 
-    /// The gradients of gate and up, overwritten.
+    /// The gradients of gate and up, and once more h, all overwritten: who needs the gradients needs h, and it costs
+    /// less here than alone. h has the forward's bits.
     ///
     /// Panics unless the lengths are equal.
-    pub fn swiglu_backward(&self, dgate: &mut [E], dup: &mut [E], dh: &[E], gate: &[E], up: &[E]) {
-        let lengths = [dgate.len(), dup.len(), gate.len(), up.len()];
-        assert!(lengths == [dh.len(); 4], "swiglu_backward: dgate, dup, dh, gate and up have one length");
+    pub fn swiglu_backward(&self, h: &mut [E], dgate: &mut [E], dup: &mut [E], dh: &[E], gate: &[E], up: &[E]) {
+        let lengths = [h.len(), dgate.len(), dup.len(), gate.len(), up.len()];
+        assert!(lengths == [dh.len(); 5], "swiglu_backward: h, dgate, dup, dh, gate and up have one length");
         // SAFETY: this table's level is one that the machine has.
-        unsafe { (self.swiglu.backward)(dgate, dup, dh, gate, up) }
+        unsafe { (self.swiglu.backward)(h, dgate, dup, dh, gate, up) }
     }
 }
 
@@ -69,10 +70,11 @@ fn body<E: Elem>(h: &mut [E], gate: &[E], up: &[E]) {
 }
 
 #[inline(always)]
-fn body_backward<E: Elem>(dgate: &mut [E], dup: &mut [E], dh: &[E], gate: &[E], up: &[E]) {
-    for ((((dgate, dup), dh), g), u) in dgate.iter_mut().zip(dup).zip(dh).zip(gate).zip(up) {
+fn body_backward<E: Elem>(h: &mut [E], dgate: &mut [E], dup: &mut [E], dh: &[E], gate: &[E], up: &[E]) {
+    for (((((h, dgate), dup), dh), g), u) in h.iter_mut().zip(dgate).zip(dup).zip(dh).zip(gate).zip(up) {
         let (dh, g, u) = (dh.widen(), g.widen(), u.widen());
         let s = sigmoid(g);
+        *h = E::narrow(g * s * u);
         *dup = E::narrow(dh * (g * s));
         *dgate = E::narrow(dh * u * (s * (E::Real::ONE + g * (E::Real::ONE - s))));
     }
@@ -83,7 +85,7 @@ mod tests {
     use super::*;
     use crate::Isa;
     use crate::proof::{inner, is_the_slope, wide};
-    use crate::testing::{Random, check};
+    use crate::testing::{Random, check, same_bits};
     use half::bf16;
 
     const LENGTHS: [usize; 7] = [0, 1, 15, 16, 17, 67, 1536];
@@ -124,8 +126,10 @@ mod tests {
             plain_gate.push(E::narrow(dh * u * s * (E::Real::ONE + g * (E::Real::ONE - s))));
         }
         for &isa in Isa::available() {
-            let (mut dgate, mut dup) = (vec![E::default(); n], vec![E::default(); n]);
-            E::kernels(isa).swiglu_backward(&mut dgate, &mut dup, &dh, &gate, &up);
+            let [mut h, mut dgate, mut dup, mut forward] = [(); 4].map(|()| vec![E::default(); n]);
+            E::kernels(isa).swiglu_backward(&mut h, &mut dgate, &mut dup, &dh, &gate, &up);
+            E::kernels(isa).swiglu(&mut forward, &gate, &up);
+            same_bits(&h, &forward).unwrap_or_else(|e| panic!("{} {isa:?} h {n}: {e}", E::NAME));
             check(&dgate, &plain_gate, &want_gate).unwrap_or_else(|e| panic!("{} {isa:?} dgate {n}: {e}", E::NAME));
             check(&dup, &plain_up, &want_up).unwrap_or_else(|e| panic!("{} {isa:?} dup {n}: {e}", E::NAME));
         }

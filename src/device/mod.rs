@@ -232,8 +232,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     ) -> AttentionGradient<Self>;
     /// `silu(gate) * up`.
     fn swiglu(&self, gate: &Self::Act, up: &Self::Act) -> Self::Act;
-    /// Gradients of gate and up.
-    fn swiglu_backward(&self, dh: &Self::Act, gate: &Self::Act, up: &Self::Act) -> (Self::Act, Self::Act);
+    /// What [`Device::swiglu`] gives, and the gradients of gate and up.
+    fn swiglu_backward(&self, dh: &Self::Act, gate: &Self::Act, up: &Self::Act) -> [Self::Act; 3];
     /// LoRA's dropout: row i is masked by `keys[i]`, kept values are divided by 1 - p.
     fn dropout(&self, x: &Self::Act, keys: &[u64], p: f32) -> Self::Act;
     /// `dx += mask(dy)` with forward's mask.

@@ -214,12 +214,14 @@ impl<D: Device> Block<D> {
         let mut dm = dy; // the residual: d m starts as d y
 
         let dy = device.round(&dm);
-        let down = self.down.backward(ctx, &dy, &device.swiglu(&gate, &up), lora.down, rows, gradient);
+        let down = self.down.pull(ctx, &dy);
         if depth == Depth::Down {
+            down.learn(ctx, &device.swiglu(&gate, &up), lora.down, rows, gradient);
             return None;
         }
-        let dh = pull_back_rounded(ctx, down, rows, gate.cols());
-        let (dgate, dup) = device.swiglu_backward(&dh, &gate, &up);
+        let dh = pull_back_rounded(ctx, &down, rows, gate.cols());
+        let [h, dgate, dup] = device.swiglu_backward(&dh, &gate, &up);
+        down.learn(ctx, &h, lora.down, rows, gradient);
         let (g, rstd) = device.rmsnorm(&m, &self.mlp_norm, self.eps);
         let pulls = [
             self.gate.backward(ctx, &dgate, &g, lora.gate, rows, gradient),
@@ -236,7 +238,7 @@ impl<D: Device> Block<D> {
         if depth == Depth::Output {
             return None;
         }
-        let d_o = pull_back_rounded(ctx, pull, rows, o.cols());
+        let d_o = pull_back_rounded(ctx, &pull, rows, o.cols());
         let grads = device.attention_backward(
             &d_o,
             AttentionSaved { q: &q, k: &kv.k, v: &kv.v, o: &o, lse: &lse },

@@ -83,7 +83,7 @@ impl<D: Device> Linear<D> {
         ctx.keys(1 + (self.layer * Site::ALL.len() + self.site as usize) as u64, rows)
     }
 
-    /// Adds dA and dB; the returned pull gives dx through [`pull_back`]. `x` is asked for only if there is a pair.
+    /// Adds dA and dB; the returned pull gives dx through [`pull_back`].
     pub fn backward<'a>(
         &'a self,
         ctx: &Context<D>,
@@ -93,13 +93,20 @@ impl<D: Device> Linear<D> {
         rows: &Rows,
         gradient: &mut D::Gradient,
     ) -> Pull<'a, D> {
-        let (Some(slot), Some(us)) = (self.slot(ctx), us) else { return Pull { map: self, dy, du: None } };
-        let mut du = ctx.device.act(dy.rows(), slot.spec.rank);
-        let term = Term { x: dy, w: ctx.b(slot, slot.spec.scale as f32), sum: Sum::OverRows };
-        ctx.device.matmul(Out::Act(&mut du), &[term], None);
-        let dropped = self.dropped(ctx, x, rows);
-        ctx.device.lora_gradient(gradient, slot.at, (dropped.as_ref().unwrap_or(x), &us), (dy, &du));
-        Pull { map: self, dy, du: Some(du) }
+        let pull = self.pull(ctx, dy);
+        pull.learn(ctx, x, us, rows, gradient);
+        pull
+    }
+
+    /// What dx needs, without x.
+    pub fn pull<'a>(&'a self, ctx: &Context<D>, dy: &'a D::Act) -> Pull<'a, D> {
+        let du = self.slot(ctx).map(|slot| {
+            let mut du = ctx.device.act(dy.rows(), slot.spec.rank);
+            let term = Term { x: dy, w: ctx.b(slot, slot.spec.scale as f32), sum: Sum::OverRows };
+            ctx.device.matmul(Out::Act(&mut du), &[term], None);
+            du
+        });
+        Pull { map: self, dy, du }
     }
 }
 
@@ -115,9 +122,9 @@ pub fn pull_back<D: Device>(ctx: &Context<D>, pulls: &[Pull<D>], rows: &Rows, in
 }
 
 /// [`pull_back`] rounded once to the operand type.
-pub fn pull_back_rounded<D: Device>(ctx: &Context<D>, pull: Pull<D>, rows: &Rows, inputs: usize) -> D::Act {
+pub fn pull_back_rounded<D: Device>(ctx: &Context<D>, pull: &Pull<D>, rows: &Rows, inputs: usize) -> D::Act {
     if ctx.noise_dropout().is_some() {
-        return ctx.device.round(&pull_back(ctx, &[pull], rows, inputs));
+        return ctx.device.round(&pull_back(ctx, std::slice::from_ref(pull), rows, inputs));
     }
     let mut dx = ctx.device.act(rows.len(), inputs);
     ctx.device.matmul(Out::Act(&mut dx), &pull.terms(ctx), None);
@@ -125,6 +132,13 @@ pub fn pull_back_rounded<D: Device>(ctx: &Context<D>, pull: Pull<D>, rows: &Rows
 }
 
 impl<D: Device> Pull<'_, D> {
+    /// Adds dA and dB, where there is a pair.
+    pub fn learn(&self, ctx: &Context<D>, x: &D::Act, us: SavedLora<D>, rows: &Rows, gradient: &mut D::Gradient) {
+        let (Some(slot), Some(us), Some(du)) = (self.map.slot(ctx), us, &self.du) else { return };
+        let dropped = self.map.dropped(ctx, x, rows);
+        ctx.device.lora_gradient(gradient, slot.at, (dropped.as_ref().unwrap_or(x), &us), (self.dy, du));
+    }
+
     /// dy W, and du A where no dropout lies between A and the input.
     fn terms<'a>(&'a self, ctx: &'a Context<D>) -> Vec<Term<'a, D>> {
         let mut terms = vec![Term { x: self.dy, w: Operand::Frozen(&self.map.weight), sum: Sum::OverRows }];

@@ -407,13 +407,18 @@ impl<E: Elem> Device for Cpu<E> {
         h
     }
 
-    fn swiglu_backward(&self, dh: &Buffer<E>, gate: &Buffer<E>, up: &Buffer<E>) -> (Buffer<E>, Buffer<E>) {
-        let cols = gate.cols;
-        let (mut dgate, mut dup) = (self.act(gate.rows, cols), self.act(gate.rows, cols));
-        self.each_row2((dgate.values_mut(), cols), (dup.values_mut(), cols), |i, dgate, dup| {
-            self.kernels.swiglu_backward(dgate, dup, dh.row(i), gate.row(i), up.row(i));
+    fn swiglu_backward(&self, dh: &Buffer<E>, gate: &Buffer<E>, up: &Buffer<E>) -> [Buffer<E>; 3] {
+        let (rows, cols) = (gate.rows, gate.cols);
+        let mut all = [(); 3].map(|()| self.act(rows, cols));
+        let chunks = all.each_mut().map(|y| Chunks::new(y.values_mut(), cols));
+        self.pool.run(rows.div_ceil(ROWS), |task| {
+            for i in task * ROWS..rows.min((task + 1) * ROWS) {
+                // SAFETY: row i belongs to one task.
+                let [h, dgate, dup] = unsafe { chunks.each_ref().map(|chunks| chunks.get(i)) };
+                self.kernels.swiglu_backward(h, dgate, dup, dh.row(i), gate.row(i), up.row(i));
+            }
         });
-        (dgate, dup)
+        all
     }
 
     fn dropout(&self, x: &Buffer<E>, keys: &[u64], p: f32) -> Buffer<E> {

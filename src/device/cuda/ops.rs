@@ -402,13 +402,13 @@ impl Device for Gpu {
         h
     }
 
-    fn swiglu_backward(&self, dh: &Array<bf16>, gate: &Array<bf16>, up: &Array<bf16>) -> (Array<bf16>, Array<bf16>) {
+    fn swiglu_backward(&self, dh: &Array<bf16>, gate: &Array<bf16>, up: &Array<bf16>) -> [Array<bf16>; 3] {
         let (rows, cols) = (gate.rows, gate.cols);
         [dh, up].into_iter().for_each(|x| is(x, rows, cols));
-        let (dgate, dup) = (self.act(rows, cols), self.act(rows, cols));
-        let launch = swiglu::cuda::backward(dgate.at(), dup.at(), dh.at(), gate.at(), up.at(), gate.len());
-        self.run(&launch);
-        (dgate, dup)
+        let all = [(); 3].map(|()| self.act(rows, cols));
+        let [h, dgate, dup] = all.each_ref().map(Array::at);
+        self.run(&swiglu::cuda::backward(h, dgate, dup, dh.at(), gate.at(), up.at(), gate.len()));
+        all
     }
 
     fn dropout(&self, x: &Array<bf16>, keys: &[u64], p: f32) -> Array<bf16> {
