@@ -1,7 +1,9 @@
 //! The GPU's side of the library where there is no GPU: the driver is `tests/fakecuda`, the device an interpreter of the
 //! kernels' PTX. What is computed is as near to exact as the CPU's bf16, and every failure of the driver is a status.
 //!
-//! A process finds one driver for its life, so each test runs itself again in a process that finds the fake one.
+//! A process finds one driver for its life, so each test runs itself again in a process that finds the fake one. With
+//! `DLLM_DEVICE=gpu` the machine's own driver is used instead, with `DLLM_ROOT` for the repository's folder and
+//! `DLLM_COMMAND` for the command where neither is where it was built (`kernels/device-check`).
 
 #![cfg(all(feature = "cli", feature = "cuda"))]
 
@@ -22,6 +24,7 @@ use dialoguellm::model::{
 use dialoguellm_kernels::bf16;
 use dialoguellm_kernels::testing::Random;
 use serde_json::Value;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, OnceLock};
@@ -29,8 +32,18 @@ use std::sync::{Arc, OnceLock};
 /// Set in the processes that find the fake driver.
 const CHILD: &str = "DLLM_CUDA_FAKE";
 
+/// Are the tests to use the driver that this machine has?
+fn on_this_machines_driver() -> bool {
+    std::env::var("DLLM_DEVICE").is_ok_and(|device| device == "gpu")
+}
+
 fn model_folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/tiny/model")
+    let root = std::env::var_os("DLLM_ROOT").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&root).join("examples/tiny/model")
+}
+
+fn command_path() -> OsString {
+    std::env::var_os("DLLM_COMMAND").unwrap_or_else(|| binary().into())
 }
 
 /// Where kernels are kept between tests, so that they are compiled once.
@@ -38,10 +51,14 @@ fn cache() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda_fake_cache")
 }
 
-/// A folder with the fake driver under the name of the real one; `None` where nothing could compile the kernels.
+/// A folder with the fake driver under the name of the real one, or an empty name for this machine's own driver; `None`
+/// where nothing could compile the kernels.
 fn driver() -> Option<&'static Path> {
     static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
     let make = || {
+        if on_this_machines_driver() {
+            return Some(PathBuf::new());
+        }
         let toolkit = PathBuf::from(std::env::var_os("DLLM_CUDA_TOOLKIT")?);
         toolkit.join("nvidia/cu13/lib/libnvrtc.so.13").exists().then_some(())?;
         let beside = std::env::current_exe().unwrap().with_file_name("libfakecuda.so");
@@ -56,8 +73,11 @@ fn driver() -> Option<&'static Path> {
     FOLDER.get_or_init(make).as_deref()
 }
 
-/// The command's or a test's environment with the fake driver in it.
+/// The command's or a test's environment with the driver in it.
 fn with_driver<'a>(command: &'a mut Command, folder: &Path) -> &'a mut Command {
+    if on_this_machines_driver() {
+        return command.stdin(Stdio::null());
+    }
     let search = std::env::var_os("LD_LIBRARY_PATH")
         .into_iter()
         .flat_map(|paths| std::env::split_paths(&paths).collect::<Vec<_>>());
@@ -70,6 +90,14 @@ fn skipped() {
     common::skipped("no CUDA compiler");
 }
 
+/// Can no real driver be made to fail as the test wants?
+fn only_the_fake_driver(test: &str) -> bool {
+    if on_this_machines_driver() {
+        eprintln!("SKIPPED {test}: only the fake driver");
+    }
+    on_this_machines_driver()
+}
+
 /// Runs the test `name` again with the fake driver and `environment`; what it said.
 fn again(name: &str, folder: &Path, environment: &[(&str, &str)]) -> String {
     let mut child = Command::new(std::env::current_exe().unwrap());
@@ -79,10 +107,10 @@ fn again(name: &str, folder: &Path, environment: &[(&str, &str)]) -> String {
     ran.out
 }
 
-/// Whether this process has the fake driver; if not, one that has it runs the test, every launch under the checker of
+/// Whether this process has the driver; if not, one that has it runs the test, every launch under the checker of
 /// races, bounds and values never written.
 fn on_the_driver(name: &str) -> bool {
-    if std::env::var_os(CHILD).is_some() {
+    if std::env::var_os(CHILD).is_some() || on_this_machines_driver() {
         return true;
     }
     match driver() {
@@ -290,7 +318,7 @@ fn a_conversation_continues_its_cache_and_goes_back() {
 
 /// The command with the tiny model on a device; `None` where there is no fake driver.
 fn run(arguments: &[&str], device: &str) -> Option<Ran> {
-    let mut command = Command::new(binary());
+    let mut command = Command::new(command_path());
     let model = model_folder();
     command.args(arguments).args(["--model", model.to_str().unwrap(), "--device", device, "--threads", "1"]);
     Some(Ran::of(with_driver(&mut command, driver()?).output().unwrap()))
@@ -368,7 +396,7 @@ fn f32_is_refused_on_a_gpu_and_computed_on_the_cpu() {
 #[test]
 fn without_a_driver_auto_is_the_cpu_and_cuda_says_why() {
     let run = |device| {
-        let mut command = Command::new(binary());
+        let mut command = Command::new(command_path());
         command.args(["info", "--json", "--model", model_folder().to_str().unwrap(), "--device", device]);
         Ran::of(command.stdin(Stdio::null()).output().unwrap())
     };
@@ -424,6 +452,9 @@ fn every_failure_of_the_driver_is_a_status() {
     if std::env::var_os(CHILD).is_some() {
         return tries();
     }
+    if only_the_fake_driver("every_failure_of_the_driver_is_a_status") {
+        return;
+    }
     if driver().is_none() {
         return skipped();
     }
@@ -453,6 +484,9 @@ fn every_failure_of_the_driver_is_a_status() {
 
 #[test]
 fn what_ran_once_runs_again_without_an_allocation() {
+    if only_the_fake_driver("what_ran_once_runs_again_without_an_allocation") {
+        return;
+    }
     if driver().is_none() {
         return skipped();
     }

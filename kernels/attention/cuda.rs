@@ -165,6 +165,10 @@ pub fn backward_kv(dk: Ptr, dv: Ptr, d_o: Ptr, q: Ptr, k: Ptr, v: Ptr, lse: Ptr,
     Launch { entry, grid, block: [THREADS, 1, 1], shared: shared(6, shape.heads), args }
 }
 
+/// Only the heads that small tests have: the rest takes seconds to compile.
+#[cfg(test)]
+pub(crate) const SMALL: &[&str] = &["HEAD_SIZES=KERNELS(16)"];
+
 #[cfg(test)]
 mod tests {
     use super::super::tests::{Case, DIALOGUE, Forest, Results, heads};
@@ -176,8 +180,6 @@ mod tests {
     use proptest::prelude::*;
 
     const SOURCE: &str = "attention/cuda.cu";
-    /// Only the heads that small tests have: the rest takes seconds to compile.
-    const SMALL: &[&str] = &["HEAD_SIZES=KERNELS(16)"];
     const CANARY: f32 = -77.0;
 
     /// The first query past each key's; 0 for keys of no span.

@@ -99,6 +99,8 @@ pub(crate) fn row_threads(width: u32, most: u32) -> u32 {
 }
 
 #[cfg(test)]
+mod driver;
+#[cfg(test)]
 pub(crate) mod testing;
 
 #[cfg(test)]

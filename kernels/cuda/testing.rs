@@ -1,6 +1,6 @@
-//! A GPU for the tests of CUDA kernels: the interpreter, holding typed buffers.
+//! A GPU for the tests of CUDA kernels, holding typed buffers: the interpreter, or with `DLLM_DEVICE=gpu` a real one.
 
-use super::{Launch, Ptr};
+use super::{FATBINS, HEADER, Launch, Ptr, SOURCES, driver};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -52,8 +52,24 @@ impl Drop for Scratch {
     }
 }
 
-/// The interpreter with one source's kernels.
-pub(crate) struct Gpu(ptxsim::Gpu);
+/// Do tests run on a GPU behind the driver?
+fn on_driver() -> bool {
+    std::env::var("DLLM_DEVICE").is_ok_and(|device| device == "gpu")
+}
+
+/// What a source's kernels are compiled from.
+fn text_of(source: &str) -> [&'static str; 2] {
+    let text = SOURCES.iter().find(|(name, _)| *name == source);
+    [text.unwrap_or_else(|| panic!("no source is called {source}")).1, HEADER.1]
+}
+
+/// A GPU with one source's kernels.
+pub(crate) enum Gpu {
+    /// Checks every access; exact where a GPU approximates.
+    Interpreter(Box<ptxsim::Gpu>),
+    /// Sees a stray write where it hits a buffer's guard.
+    Driver(driver::Gpu),
+}
 
 impl Gpu {
     /// Compiles `kernels/<source>` for the baseline; `None`, and a line that says so, where there is no compiler.
@@ -63,6 +79,10 @@ impl Gpu {
 
     /// The same with macros defined.
     pub(crate) fn with(test: &str, source: &str, defines: &[&str]) -> Option<Self> {
+        if on_driver() {
+            let gpu = driver::Gpu::load(&driver::images(source, defines, FATBINS, &text_of(source)));
+            return Some(Self::Driver(gpu.unwrap_or_else(|e| panic!("{source}: {e}"))));
+        }
         Self::compiled_by(test, source, || compiled_once(source, defines))
     }
 
@@ -73,8 +93,11 @@ impl Gpu {
 
     /// The same with macros defined.
     pub(crate) fn edited_with(test: &str, source: &str, from: &str, to: &str, defines: &[&str]) -> Option<Self> {
-        let text = std::fs::read_to_string(path_of(source)).unwrap_or_else(|e| panic!("{source}: {e}"));
-        let header = super::HEADER.1;
+        if on_driver() {
+            eprintln!("SKIPPED {test}: only the interpreter");
+            return None;
+        }
+        let [text, header] = text_of(source);
         let found = text.matches(from).count() + header.matches(from).count();
         assert_eq!(found, 1, "{source} and the header hold `{from}` other than once");
         Self::compiled_by(test, source, || {
@@ -92,24 +115,34 @@ impl Gpu {
             return None;
         }
         let gpu = ptx().and_then(|ptx| ptxsim::Gpu::load(&ptx));
-        Some(Self(gpu.unwrap_or_else(|e| panic!("{source}: {e}"))))
+        Some(Self::Interpreter(Box::new(gpu.unwrap_or_else(|e| panic!("{source}: {e}")))))
     }
 
     /// A buffer of these values.
     pub(crate) fn put<T: Copy>(&mut self, values: &[T]) -> Ptr {
         // SAFETY: T is a number of the tests below: no padding, every byte initialised.
         let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) };
-        Ptr(self.0.upload(bytes))
+        Ptr(match self {
+            Self::Interpreter(gpu) => gpu.upload(bytes),
+            Self::Driver(gpu) => gpu.upload(bytes),
+        })
     }
 
     /// A buffer of `len` values that count as never written.
     pub(crate) fn room<T>(&mut self, len: usize) -> Ptr {
-        Ptr(self.0.empty(len * size_of::<T>()))
+        let bytes = len * size_of::<T>();
+        Ptr(match self {
+            Self::Interpreter(gpu) => gpu.empty(bytes),
+            Self::Driver(gpu) => gpu.empty(bytes),
+        })
     }
 
     /// A whole buffer's values.
     pub(crate) fn get<T: Copy>(&self, at: Ptr) -> Vec<T> {
-        let bytes = self.0.download(at.0);
+        let bytes = match self {
+            Self::Interpreter(gpu) => gpu.download(at.0),
+            Self::Driver(gpu) => gpu.download(at.0),
+        };
         // SAFETY: T is a number, for which any bytes are a value; the read does not rely on alignment.
         bytes.chunks_exact(size_of::<T>()).map(|value| unsafe { value.as_ptr().cast::<T>().read_unaligned() }).collect()
     }
@@ -119,6 +152,32 @@ impl Gpu {
         if launch.grid.contains(&0) {
             return Ok(());
         }
-        self.0.run(launch.entry, launch.grid, launch.block, launch.shared, launch.args.bytes())
+        let (Launch { entry, grid, block, shared, .. }, params) = (launch, launch.args.bytes());
+        match self {
+            Self::Interpreter(gpu) => gpu.run(entry, *grid, *block, *shared, params),
+            Self::Driver(gpu) => gpu.run(entry, *grid, *block, *shared, params),
+        }
+    }
+}
+
+/// Every source as tests compile it. With `DLLM_PTX` set, its PTX is kept in that folder, where a GPU's tests find it.
+#[test]
+fn ptx_is_found_by_what_it_was_compiled_from() {
+    if on_driver() || ptxsim::toolkit().is_none() {
+        eprintln!("SKIPPED ptx_is_found_by_what_it_was_compiled_from: no CUDA compiler");
+        return;
+    }
+    let folder = std::env::var_os("DLLM_PTX").map(PathBuf::from);
+    let variants = SOURCES.iter().map(|(source, _)| (*source, &[][..]));
+    let mut names = std::collections::BTreeSet::new();
+    for (source, defines) in variants.chain([("attention/cuda.cu", crate::attention::cuda::SMALL)]) {
+        let name = driver::ptx_name(source, defines, &text_of(source));
+        if let Some(folder) = &folder {
+            std::fs::create_dir_all(folder).unwrap();
+            std::fs::write(folder.join(&name), compiled_once(source, defines).unwrap()).unwrap();
+            assert_eq!(driver::images(source, defines, &[], &text_of(source)).len(), 1, "{name}");
+        }
+        assert!(names.insert(name), "two variants of {source} have one name");
+        assert!(driver::images(source, defines, &[], &["another text"]).is_empty());
     }
 }
