@@ -161,7 +161,7 @@ fn tests_that_documents_name_are_there() {
 #[test]
 fn the_scripts_that_documents_call_can_be_run() {
     use std::os::unix::fs::PermissionsExt;
-    for script in [".ci/run", "examples/quickstart/run", "tests/neon.sh"] {
+    for script in [".ci/run", "examples/quickstart/run", "kernels/device-check", "tests/neon.sh"] {
         let mode =
             fs::metadata(root().join(script)).unwrap_or_else(|error| panic!("{script}: {error}")).permissions().mode();
         assert!(mode & 0o111 != 0, "{script} is not executable");

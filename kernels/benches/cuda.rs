@@ -1,7 +1,7 @@
 //! What the CUDA kernels make of a GPU, at the sizes of a 7B model: `kernels/device-check speed`.
 //!
 //! Prints the table of benches/results/README.md. The roof of what is bound by memory is a copy inside the GPU, measured in
-//! the same run; bytes are those that have to be moved, each once. A sample is as many launches as take a fifth of a
+//! the same run; bytes are those that have to be moved, each once. A sample is as many launches as take a
 //! millisecond, by the driver's events; the median of 20 counts, after a warm-up. Values are random: zeros would be faster.
 //! Arguments name parts: memory, gemm, attention. `DLLM_REHEARSE=1`: tiny sizes, to prove that all of it runs.
 
@@ -141,11 +141,11 @@ impl Bench {
     }
 }
 
-/// How often a second `run` is done, by samples of a fifth of a millisecond.
+/// How often a second `run` is done, by samples of a millisecond.
 fn sampled(gpu: &mut driver::Gpu, samples: usize, run: impl Fn(&mut driver::Gpu) -> Result<()>) -> Result<Rate> {
     gpu.time(&run)?;
     let once = gpu.time(&run)?;
-    let times = if samples < FULL.samples { 1 } else { (2e-4 / once).ceil().clamp(1.0, 200.0) as usize };
+    let times = if samples < FULL.samples { 1 } else { (1e-3 / once).ceil().clamp(1.0, 200.0) as usize };
     let mut rates = Vec::new();
     for _ in 0..samples {
         rates.push(times as f64 / gpu.time(|gpu| (0..times).try_for_each(|_| run(gpu)))?);

@@ -57,6 +57,14 @@ fn on_driver() -> bool {
     std::env::var("DLLM_DEVICE").is_ok_and(|device| device == "gpu")
 }
 
+/// Can a GPU not tell what the test asks?
+fn only_the_interpreter(test: &str) -> bool {
+    if on_driver() {
+        eprintln!("SKIPPED {test}: only the interpreter");
+    }
+    on_driver()
+}
+
 /// What a source's kernels are compiled from.
 fn text_of(source: &str) -> [&'static str; 2] {
     let text = SOURCES.iter().find(|(name, _)| *name == source);
@@ -86,6 +94,11 @@ impl Gpu {
         Self::compiled_by(test, source, || compiled_once(source, defines))
     }
 
+    /// [`Gpu::of`] for a test that waits for the checker's report.
+    pub(crate) fn checked(test: &str, source: &str) -> Option<Self> {
+        if only_the_interpreter(test) { None } else { Self::of(test, source) }
+    }
+
     /// The same with one place of the source or the header changed, which must be there once: a seeded fault.
     pub(crate) fn edited(test: &str, source: &str, from: &str, to: &str) -> Option<Self> {
         Self::edited_with(test, source, from, to, &[])
@@ -93,8 +106,7 @@ impl Gpu {
 
     /// The same with macros defined.
     pub(crate) fn edited_with(test: &str, source: &str, from: &str, to: &str, defines: &[&str]) -> Option<Self> {
-        if on_driver() {
-            eprintln!("SKIPPED {test}: only the interpreter");
+        if only_the_interpreter(test) {
             return None;
         }
         let [text, header] = text_of(source);
@@ -156,6 +168,26 @@ impl Gpu {
         match self {
             Self::Interpreter(gpu) => gpu.run(entry, *grid, *block, *shared, params),
             Self::Driver(gpu) => gpu.run(entry, *grid, *block, *shared, params),
+        }
+    }
+}
+
+/// By the interpreter as out of bounds, on a GPU by the guards.
+#[test]
+fn a_write_behind_a_buffer_or_before_it_is_told() {
+    use crate::tensor::cuda::add;
+    let test = "a_write_behind_a_buffer_or_before_it_is_told";
+    let words = |on_gpu, interpreted| if on_driver() { on_gpu } else { interpreted };
+    for (from, to, told) in [(0, 17, "guard behind"), (4, 5, "guard before"), (0, 16, "")] {
+        let Some(mut gpu) = Gpu::of(test, "tensor/cuda.cu") else { return };
+        let (x, y) = (gpu.put(&[1f32; 32]), gpu.put(&[0f32; 16]));
+        let ran = gpu.run(&add(Ptr(y.0 - from), x, to));
+        if told.is_empty() {
+            ran.unwrap();
+            assert_eq!(gpu.get::<f32>(y), [1.0; 16]);
+        } else {
+            let found = ran.expect_err(told);
+            assert!(found.contains(words(told, "tensor_add")), "{found}");
         }
     }
 }

@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn a_row_named_twice_is_found() {
-        let Some(mut gpu) = Gpu::of("tensor::cuda", "tensor/cuda.cu") else { return };
+        let Some(mut gpu) = Gpu::checked("tensor::cuda, a row named twice", "tensor/cuda.cu") else { return };
         let (y, x, rows) = (gpu.put(&[0f32; 8]), gpu.put(&[0f32; 8]), gpu.put(&[1u32, 1]));
         assert!(gpu.run(&scatter_add(y, x, rows, 2, 4)).unwrap_err().contains("race"));
     }
