@@ -51,6 +51,12 @@ fn cache() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda_fake_cache")
 }
 
+/// Where `kernels/cuda/toolkit` puts the compiler.
+fn toolkit() -> PathBuf {
+    let named = std::env::var_os("DLLM_CUDA_TOOLKIT").filter(|named| !named.is_empty());
+    named.map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/cuda-toolkit"), PathBuf::from)
+}
+
 /// A folder with the fake driver under the name of the real one, or an empty name for this machine's own driver; `None`
 /// where nothing could compile the kernels.
 fn driver() -> Option<&'static Path> {
@@ -59,8 +65,7 @@ fn driver() -> Option<&'static Path> {
         if on_this_machines_driver() {
             return Some(PathBuf::new());
         }
-        let toolkit = PathBuf::from(std::env::var_os("DLLM_CUDA_TOOLKIT")?);
-        toolkit.join("nvidia/cu13/lib/libnvrtc.so.13").exists().then_some(())?;
+        toolkit().join("nvidia/cu13/lib/libnvrtc.so.13").exists().then_some(())?;
         let beside = std::env::current_exe().unwrap().with_file_name("libfakecuda.so");
         assert!(beside.exists(), "{} was not built", beside.display());
         let folder = beside.with_file_name("cuda_fake_driver");
@@ -82,7 +87,9 @@ fn with_driver<'a>(command: &'a mut Command, folder: &Path) -> &'a mut Command {
         .into_iter()
         .flat_map(|paths| std::env::split_paths(&paths).collect::<Vec<_>>());
     let search = std::env::join_paths([folder.to_owned()].into_iter().chain(search)).unwrap();
-    command.env("LD_LIBRARY_PATH", search).env("XDG_CACHE_HOME", cache()).env(CHILD, "1").stdin(Stdio::null())
+    let places =
+        [("LD_LIBRARY_PATH", search), ("XDG_CACHE_HOME", cache().into()), ("DLLM_CUDA_TOOLKIT", toolkit().into())];
+    command.envs(places).env(CHILD, "1").stdin(Stdio::null())
 }
 
 /// Says that the running test proves nothing here.

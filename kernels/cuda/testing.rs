@@ -126,7 +126,11 @@ impl Gpu {
             eprintln!("SKIPPED {test}: no CUDA compiler");
             return None;
         }
-        let gpu = ptx().and_then(|ptx| ptxsim::Gpu::load(&ptx));
+        // Blocks and warps in an order of its own for every test, whose name its thread has.
+        let name = std::thread::current().name().unwrap_or_default().to_owned();
+        let seed = name.bytes().fold(1u64, |seed, byte| seed.wrapping_mul(31).wrapping_add(byte.into()));
+        let options = ptxsim::Options { seed, ..Default::default() };
+        let gpu = ptx().and_then(|ptx| ptxsim::Gpu::with_options(&ptx, options));
         Some(Self::Interpreter(Box::new(gpu.unwrap_or_else(|e| panic!("{source}: {e}")))))
     }
 
