@@ -195,9 +195,9 @@ fn rows_of_the_model(sizes: &'static Sizes, copy: f64) -> Result<()> {
     let size_inner = format!("{rows} x {inner}");
     let len = rows as usize * inner as usize;
     let mut act = || b.act(rows, inner);
-    let (h, gate, up, dgate, dup) = (act()?, act()?, act()?, act()?, act()?);
+    let (h, gate, up, dh, dgate, dup) = (act()?, act()?, act()?, act()?, act()?, act()?);
     b.memory("swiglu forward", &size_inner, 6 * len, &[swiglu::forward(h, gate, up, len)])?;
-    b.memory("swiglu backward", &size_inner, 10 * len, &[swiglu::backward(dgate, dup, h, gate, up, len)])?;
+    b.memory("swiglu backward", &size_inner, 12 * len, &[swiglu::backward(h, dgate, dup, dh, gate, up, len)])?;
 
     let mut b = Bench::new("embedding/cuda.cu", sizes, copy)?;
     let (y, table) = (b.real(rows, model)?, b.act(sizes.vocabulary, model)?);
