@@ -212,8 +212,7 @@ impl Gpu {
     fn upload<T: Number>(&self, values: &[T], cols: usize) -> Array<T> {
         let array = self.array::<T>(values.len() / cols.max(1), cols);
         self.attempt(|| {
-            let chunks = bytes_of(values).chunks(PART).enumerate();
-            chunks.into_iter().try_for_each(|(i, chunk)| {
+            bytes_of(values).chunks(PART).enumerate().try_for_each(|(i, chunk)| {
                 self.staging.put(&array.block, i * PART, chunk.len(), |room| room.copy_from_slice(chunk))
             })
         });

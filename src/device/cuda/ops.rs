@@ -125,14 +125,12 @@ impl Gpu {
         array
     }
 
-    /// The matrix of a term, `[rows, cols]`; what was rounded for it lives in `held`.
-    fn operand(&self, operand: &Operand<Self>, held: &mut Vec<Arc<Array<bf16>>>) -> (Ptr, usize, usize) {
+    /// The matrix of a term, `[rows, cols]`; what was rounded for it lives as long as the adapter's values do.
+    fn operand(&self, operand: &Operand<Self>) -> (Ptr, usize, usize) {
         match *operand {
             Operand::Frozen(weight) => (weight.0.at(), weight.0.rows, weight.0.cols),
             Operand::Lora { params, at, rows, cols, scale } => {
-                let array = self.rounded(params, at, rows, cols, scale);
-                held.push(array.clone());
-                (array.at(), rows, cols)
+                (self.rounded(params, at, rows, cols, scale).at(), rows, cols)
             }
         }
     }
@@ -329,9 +327,8 @@ impl Device for Gpu {
             Out::Real(y) => (linear::cuda::Out::Real(y.at()), y.rows, y.cols),
             Out::Add(y) => (linear::cuda::Out::Add(y.at()), y.rows, y.cols),
         };
-        let mut held = Vec::new();
         let term = |term: &Term<Self>| {
-            let (w, rows, cols) = self.operand(&term.w, &mut held);
+            let (w, rows, cols) = self.operand(&term.w);
             let (width, k) = if term.sum == Sum::OverCols { (rows, cols) } else { (cols, rows) };
             assert!(width == n, "{width} columns of a term, {n} of the output");
             is(term.x, m, k);
