@@ -55,16 +55,18 @@ fn product<E: Elem>(kernels: &Kernels<E>, rows: usize, n: usize, k: usize) -> (f
     let mut random = Random::new(1);
     let bytes: Vec<u8> = random.vec::<bf16>(n * k).iter().flat_map(|x| x.to_le_bytes()).collect();
     let w = Matrix::new(Dtype::Bf16, &bytes, n, k).expect("n * k values");
-    let a: Vec<E> = random.vec(rows * k);
-    let mut c = vec![E::default(); rows * n];
-    let mut panels = vec![E::default(); n.div_ceil(PANEL) * panel_len(k) + 32];
-    let aligned = panels.as_ptr().align_offset(64);
+    // the library's tensors begin on a cache line
+    let mut lines = |len: usize| -> &mut [E] {
+        let values = random.vec::<E>(len + 32).leak();
+        let aligned = values.as_ptr().align_offset(64);
+        &mut values[aligned..][..len]
+    };
+    let (a, c, panels) = (lines(rows * k), lines(rows * n), lines(n.div_ceil(PANEL) * panel_len(k)));
     let mut run = |pack: bool| {
-        let panels = &mut panels[aligned..][..n.div_ceil(PANEL) * panel_len(k)];
         for (p, panel) in panels.chunks_exact_mut(panel_len(k)).enumerate().filter(|_| pack) {
             kernels.pack(panel, &w, Sum::OverCols, p * PANEL, 1.0);
         }
-        kernels.gemm(Out::Store(&mut c), n, rows, n, &[Term { a: &a, lda: k, b: panels, k }], None);
+        kernels.gemm(Out::store(c), n, rows, n, &[Term { a, lda: k, b: panels, k }], None);
     };
     (best(|| run(true)), best(|| run(false)))
 }

@@ -29,6 +29,8 @@ mod portable;
 mod tile;
 mod tn;
 #[cfg(target_arch = "x86_64")]
+mod tn_amx;
+#[cfg(target_arch = "x86_64")]
 mod tn_dot;
 
 #[cfg(test)]
@@ -36,6 +38,7 @@ mod tests;
 
 use crate::{Elem, Isa, Kernels, Matrix, bf16};
 use portable::Portable;
+use std::marker::PhantomData;
 
 /// Output columns of one packed panel.
 pub const PANEL: usize = 32;
@@ -102,18 +105,70 @@ pub struct Term<'a, E> {
 #[derive(Debug)]
 pub enum Out<'a, E: Elem> {
     /// c = result, rounded.
-    Store(&'a mut [E]),
+    Store(Window<'a, E>),
     /// c = result.
-    Real(&'a mut [E::Real]),
+    Real(Window<'a, E::Real>),
     /// c += result.
-    Add(&'a mut [E::Real]),
+    Add(Window<'a, E::Real>),
 }
 
-impl<E: Elem> Out<'_, E> {
+/// Values of which a product touches its own columns only, so that other columns of the same rows may be written at the
+/// same time.
+#[derive(Debug)]
+pub struct Window<'a, T> {
+    first: *mut T,
+    len: usize,
+    values: PhantomData<&'a mut [T]>,
+}
+
+impl<T> Window<'_, T> {
+    /// # Safety
+    /// `first` begins `len` values that live as long as the window, of which nobody else reads or writes those that a
+    /// product with it touches: of every row of its stride, as many columns as it has.
+    pub unsafe fn new(first: *mut T, len: usize) -> Self {
+        Self { first, len, values: PhantomData }
+    }
+
+    /// The first of `cols` values of `rows` rows, at least one, that are `stride` apart, from `at` on.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn rows(&mut self, at: usize, stride: usize, rows: usize, cols: usize) -> *mut T {
+        assert!(at + (rows - 1) * stride + cols <= self.len);
+        // SAFETY: inside the values.
+        unsafe { self.first.add(at) }
+    }
+
+    #[inline(always)]
+    fn range(&mut self, at: usize, len: usize) -> &mut [T] {
+        assert!(at <= self.len && len <= self.len - at);
+        // SAFETY: inside the values, and only the product's own columns are asked for.
+        unsafe { std::slice::from_raw_parts_mut(self.first.add(at), len) }
+    }
+}
+
+impl<'a, T> From<&'a mut [T]> for Window<'a, T> {
+    fn from(values: &'a mut [T]) -> Self {
+        Self { first: values.as_mut_ptr(), len: values.len(), values: PhantomData }
+    }
+}
+
+impl<'a, E: Elem> Out<'a, E> {
+    /// [`Out::Store`] to values that nobody else has.
+    pub fn store(c: &'a mut [E]) -> Self {
+        Self::Store(c.into())
+    }
+    /// [`Out::Real`] to values that nobody else has.
+    pub fn real(c: &'a mut [E::Real]) -> Self {
+        Self::Real(c.into())
+    }
+    /// [`Out::Add`] to values that nobody else has.
+    pub fn add(c: &'a mut [E::Real]) -> Self {
+        Self::Add(c.into())
+    }
     fn len(&self) -> usize {
         match self {
-            Out::Store(c) => c.len(),
-            Out::Real(c) | Out::Add(c) => c.len(),
+            Out::Store(c) => c.len,
+            Out::Real(c) | Out::Add(c) => c.len,
         }
     }
 
@@ -131,9 +186,9 @@ impl<E: Elem> Out<'_, E> {
     fn put_all<'s>(&mut self, at: usize, sums: impl IntoIterator<Item = &'s E::Real, IntoIter: ExactSizeIterator>) {
         let sums = sums.into_iter();
         match self {
-            Out::Store(c) => c[at..][..sums.len()].iter_mut().zip(sums).for_each(|(c, s)| *c = E::narrow(*s)),
-            Out::Real(c) => c[at..][..sums.len()].iter_mut().zip(sums).for_each(|(c, s)| *c = *s),
-            Out::Add(c) => c[at..][..sums.len()].iter_mut().zip(sums).for_each(|(c, s)| *c += *s),
+            Out::Store(c) => c.range(at, sums.len()).iter_mut().zip(sums).for_each(|(c, s)| *c = E::narrow(*s)),
+            Out::Real(c) => c.range(at, sums.len()).iter_mut().zip(sums).for_each(|(c, s)| *c = *s),
+            Out::Add(c) => c.range(at, sums.len()).iter_mut().zip(sums).for_each(|(c, s)| *c += *s),
         }
     }
 }
@@ -190,7 +245,7 @@ impl Forms<bf16> {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 => avx512::BF16_DOT,
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx => Self { rows: amx::ROWS, gemm: amx::gemm, ..avx512::BF16_DOT },
+            Isa::Amx => Self { rows: amx::ROWS, gemm: amx::gemm, gemm_tn: tn_amx::gemm_tn, ..avx512::BF16_DOT },
             _ => Self::portable(),
         }
     }
@@ -243,8 +298,8 @@ impl<E: Elem> Kernels<E> {
 
     /// `c[i, j] +=` the sum over t < rows of `a[t, i] b[t, j]`, for i < m, j < n: a weight's gradient. For small m (LoRA's rank).
     ///
-    /// The sums start from `c` and run in order of t, by pairs where vdpbf16ps does it: two calls, the first over an even
-    /// number of rows, give the bits of one.
+    /// The sums start from `c` and run in order of t, by pairs where vdpbf16ps does it and by 32 where AMX does: two calls,
+    /// the first over a multiple of 32 rows, give the bits of one.
     pub fn gemm_tn(
         &self,
         c: &mut [E::Real],

@@ -180,7 +180,7 @@ impl<E: Elem> Case<E> {
 
     fn stored(&self, kernels: &Kernels<E>) -> Vec<E> {
         let mut y = vec![E::default(); self.rows * self.n];
-        self.run(kernels, Out::Store(&mut y), 0..self.rows);
+        self.run(kernels, Out::store(&mut y), 0..self.rows);
         y
     }
 
@@ -240,11 +240,11 @@ fn stores_reals_and_adds<E: Elem>() {
     let plain_twice: Vec<_> = plain.iter().map(|y| *y + *y).collect();
     each_level::<E>(|kernels| {
         let mut y = vec![E::Real::from_f64(f64::NAN); want.len()];
-        case.run(kernels, Out::Real(&mut y), 0..14);
+        case.run(kernels, Out::real(&mut y), 0..14);
         check(&y, &plain, &want).unwrap();
         let stored: Vec<E> = y.iter().map(|y| E::narrow(*y)).collect();
         same_bits(&case.stored(kernels), &stored).unwrap();
-        case.run(kernels, Out::Add(&mut y), 0..14);
+        case.run(kernels, Out::add(&mut y), 0..14);
         check(&y, &plain_twice, &twice).unwrap();
     });
 }
@@ -262,7 +262,7 @@ fn strides_and_canaries<E: Elem>() {
         let b = packed(kernels, &case.w[0].matrix(), Sum::OverCols);
         let mut c = vec![canary; 1 + rows * ldc + 8];
         let end = 1 + (rows - 1) * ldc + n;
-        kernels.gemm(Out::Store(&mut c[1..end]), ldc, rows, n, &[Term { a: &a, lda, b: &b, k }], None);
+        kernels.gemm(Out::store(&mut c[1..end]), ldc, rows, n, &[Term { a: &a, lda, b: &b, k }], None);
         let dense = case.stored(kernels);
         for i in 0..rows {
             let row = &c[1 + i * ldc..][..ldc];
@@ -293,7 +293,7 @@ fn rows_have_the_same_bits_however_they_are_split<E: Elem>() {
         for first in 0..rows {
             for last in [first + 1, (first + 12).min(rows), rows] {
                 let mut part = vec![E::default(); (last - first) * n];
-                case.run(kernels, Out::Store(&mut part), first..last);
+                case.run(kernels, Out::store(&mut part), first..last);
                 same_bits(&part, &whole[first * n..last * n]).unwrap();
             }
         }
@@ -311,7 +311,7 @@ fn columns_have_the_same_bits_however_they_are_split<E: Elem>() {
             y.iter_mut().for_each(|y| *y = E::default());
             let b = &b[from / PANEL * panel_len(k)..];
             let term = Term { a: &case.a[0], lda: k, b, k };
-            kernels.gemm(Out::Store(&mut y[from..]), n, rows, to - from, &[term], None);
+            kernels.gemm(Out::store(&mut y[from..]), n, rows, to - from, &[term], None);
             for i in 0..rows {
                 same_bits(&y[i * n + from..i * n + to], &whole[i * n + from..i * n + to]).unwrap();
             }
@@ -324,10 +324,10 @@ fn nothing_to_sum_is_the_bias<E: Elem>() {
     each_level::<E>(|kernels| {
         for terms in [&[][..], &[Term { a: &[], lda: 0, b: &[], k: 0 }]] {
             let mut y = vec![E::Real::from_f64(f64::NAN); 2 * 35];
-            kernels.gemm(Out::Real(&mut y), 35, 2, 35, terms, Some(&bias));
+            kernels.gemm(Out::real(&mut y), 35, 2, 35, terms, Some(&bias));
             same_bits(&y, &bias.repeat(2)).unwrap();
         }
-        kernels.gemm(Out::Store(&mut []), 0, 0, 0, &[], None);
+        kernels.gemm(Out::store(&mut []), 0, 0, 0, &[], None);
     });
 }
 
@@ -392,12 +392,12 @@ fn gradients_of_every_small_shape<E: Elem>() {
 }
 
 fn gradients_add_up_over_split_rows<E: Elem>() {
-    let (m, n, rows) = (17, 83, 40);
+    let (m, n, rows) = (17, 83, 170);
     let (c, a, b, _) = gradient::<E>(m, n, rows);
     each_level::<E>(|kernels| {
         let mut whole = c.clone();
         kernels.gemm_tn(&mut whole, m, n, &a, m, &b, n, rows);
-        for cut in [2, 8, 38] {
+        for cut in [32, 96, 128, 160] {
             let mut parts = c.clone();
             kernels.gemm_tn(&mut parts, m, n, &a, m, &b, n, cut);
             kernels.gemm_tn(&mut parts, m, n, &a[cut * m..], m, &b[cut * n..], n, rows - cut);
@@ -506,11 +506,11 @@ fn the_backward_reference_is_the_derivative() {
 fn a_short_input_is_refused() {
     let b = [0.0f32; panel_len(4)];
     let term = Term { a: &[0.0; 7], lda: 4, b: &b, k: 4 };
-    f32::kernels(Isa::Portable).gemm(Out::Store(&mut [0.0; 2]), 1, 2, 1, &[term], None);
+    f32::kernels(Isa::Portable).gemm(Out::store(&mut [0.0; 2]), 1, 2, 1, &[term], None);
 }
 
 #[test]
 #[should_panic(expected = "output of 3: 2 rows of 2, stride 2")]
 fn a_short_output_is_refused() {
-    f32::kernels(Isa::Portable).gemm(Out::Store(&mut [0.0; 3]), 2, 2, 2, &[], None);
+    f32::kernels(Isa::Portable).gemm(Out::store(&mut [0.0; 3]), 2, 2, 2, &[], None);
 }

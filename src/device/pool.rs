@@ -244,6 +244,12 @@ impl<'a, T> Chunks<'a, T> {
         // SAFETY: inside the slice borrowed for 'a; disjoint from other borrows by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.first.add(at), len) }
     }
+    /// The first of `len` values from `at`, for tasks whose values lie between those of others.
+    pub fn first(&self, at: usize, len: usize) -> *mut T {
+        assert!(at + len <= self.len);
+        // SAFETY: inside the slice, or its end.
+        unsafe { self.first.add(at) }
+    }
 }
 
 #[cfg(test)]

@@ -3,12 +3,17 @@
 use super::super::pool::Chunks;
 use super::super::{Operand, Out, Sum, Term};
 use super::{Buffer, Cpu};
+use dialoguellm_kernels::linear::Window;
 use dialoguellm_kernels::{Elem, Matrix, linear};
 use std::ops::Range;
 
 /// Bytes of packed weights that exist at a time.
 const PACKED_BYTES: usize = 16 << 20;
-/// The most rows of one task.
+/// Bytes of all rows up to which every task goes over all of them, so that what it packed never leaves its core's cache.
+const ROWS_BYTES: usize = 3 << 19;
+/// Bytes that such a task packs at a time.
+const PANELS_BYTES: usize = 256 << 10;
+/// The most rows of one task where rows are shared out.
 const TASK_ROWS: usize = 256;
 
 impl<E: Elem> Cpu<E> {
@@ -21,26 +26,27 @@ impl<E: Elem> Cpu<E> {
         (0..tasks).map(|task| bound(task)..bound(task + 1)).collect()
     }
 
-    /// `out = sum of factors + bias`: wide when there are rows for every thread, else one panel a task.
+    /// `out = sum of factors + bias`: tasks share out the columns, or the rows where those are many.
     pub(super) fn product(&self, out: Out<Self>, factors: &[Factor<E>], bias: Option<&[E::Real]>) {
         let Some(first) = factors.first() else { return };
         let (rows, n) = (first.x.rows, first.n());
-        let mut out = Destination::of(out);
-        if rows < 16 * self.pool.threads() {
-            return self.narrow(&out, factors, bias, rows, n);
-        }
+        let out = Destination::of(out);
+        let row_bytes: usize = factors.iter().map(|f| f.x.cols * size_of::<E>()).sum();
         let panel_bytes: usize = factors.iter().map(|f| linear::panel_len(f.x.cols) * size_of::<E>()).sum();
+        if rows * row_bytes <= ROWS_BYTES {
+            return self.by_columns(&out, factors, bias, rows, n, PANELS_BYTES / panel_bytes);
+        }
         let step = (PACKED_BYTES / panel_bytes).max(1) * linear::PANEL;
         for n0 in (0..n).step_by(step) {
-            let count = step.min(n - n0);
-            self.wide(&mut out, factors, bias.map(|bias| &bias[n0..n0 + count]), rows, n0..n0 + count);
+            let cols = n0..n.min(n0 + step);
+            self.by_rows(&out, factors, bias.map(|bias| &bias[cols.clone()]), rows, cols);
         }
     }
 
     /// Columns `cols` of the product: every matrix is packed once, then tasks take runs of rows.
-    fn wide(
+    fn by_rows(
         &self,
-        out: &mut Destination<E>,
+        out: &Destination<E>,
         factors: &[Factor<E>],
         bias: Option<&[E::Real]>,
         rows: usize,
@@ -57,19 +63,31 @@ impl<E: Elem> Cpu<E> {
         });
     }
 
-    /// Few rows: a task packs one panel, multiplies all rows with it and writes its columns.
-    fn narrow(&self, out: &Destination<E>, factors: &[Factor<E>], bias: Option<&[E::Real]>, rows: usize, n: usize) {
-        self.pool.run(n.div_ceil(linear::PANEL), |panel| {
-            let cols = panel * linear::PANEL..n.min((panel + 1) * linear::PANEL);
-            let packed: Vec<_> = factors.iter().map(|factor| self.pack_panel(factor, cols.start)).collect();
-            let terms = terms(factors, &packed, 0..rows);
-            let mut sums = Buffer::new(&self.arena, rows, cols.len());
+    /// A task packs some panels, at most `most`, four times for every thread, and multiplies all rows with them.
+    fn by_columns(
+        &self,
+        out: &Destination<E>,
+        factors: &[Factor<E>],
+        bias: Option<&[E::Real]>,
+        rows: usize,
+        n: usize,
+        most: usize,
+    ) {
+        let panels = n.div_ceil(linear::PANEL);
+        let step = panels.div_ceil(4 * self.pool.threads()).clamp(1, most.max(1)) * linear::PANEL;
+        self.pool.run(n.div_ceil(step), |task| {
+            let cols = task * step..n.min((task + 1) * step);
+            let panels = cols.len().div_ceil(linear::PANEL);
+            let pack = |factor: &Factor<E>| {
+                let mut packed = Buffer::new(&self.arena, panels, linear::panel_len(factor.x.cols));
+                self.kernels.pack(packed.values_mut(), &factor.w, factor.sum, cols.start, factor.scale);
+                packed
+            };
+            let packed: Vec<_> = factors.iter().map(pack).collect();
             let bias = bias.map(|bias| &bias[cols.clone()]);
-            self.kernels.gemm(linear::Out::Real(sums.values_mut()), cols.len(), rows, cols.len(), &terms, bias);
-            for row in 0..rows {
-                // SAFETY: these columns belong to this task.
-                unsafe { out.write(row, cols.start, sums.row(row)) };
-            }
+            // SAFETY: these columns belong to this task.
+            let part = unsafe { out.part(0..rows, cols.start) };
+            self.kernels.gemm(part, out.cols, rows, cols.len(), &terms(factors, &packed, 0..rows), bias);
         });
     }
 
@@ -88,12 +106,6 @@ impl<E: Elem> Cpu<E> {
             let out = unsafe { chunks.get(chunk) };
             self.kernels.pack(out, &factor.w, factor.sum, cols.start + chunk * step * linear::PANEL, factor.scale);
         });
-        packed
-    }
-
-    fn pack_panel(&self, factor: &Factor<E>, n0: usize) -> Buffer<E> {
-        let mut packed = Buffer::new(&self.arena, 1, linear::panel_len(factor.x.cols));
-        self.kernels.pack(packed.values_mut(), &factor.w, factor.sum, n0, factor.scale);
         packed
     }
 }
@@ -163,31 +175,15 @@ impl<'a, E: Elem> Destination<'a, E> {
     /// Rows `rows` from column `col` on, as the kernel takes them.
     ///
     /// # Safety
-    /// No two live borrows of the same row.
+    /// No other task has the columns of these rows that a product with it touches.
     unsafe fn part(&self, rows: Range<usize>, col: usize) -> linear::Out<'_, E> {
-        let (at, len) = (rows.start * self.cols + col, rows.len() * self.cols - col);
+        let (at, len) = (rows.start * self.cols + col, (rows.len() * self.cols).saturating_sub(col));
         // SAFETY: the caller's promise; the range ends at the end of the last row.
         unsafe {
             match &self.to {
-                To::Act(y) => linear::Out::Store(y.range(at, len)),
-                To::Real(y) => linear::Out::Real(y.range(at, len)),
-                To::Add(y) => linear::Out::Add(y.range(at, len)),
-            }
-        }
-    }
-
-    /// Writes or adds `values` at (`row`, `col`).
-    ///
-    /// # Safety
-    /// No other task writes these values.
-    unsafe fn write(&self, row: usize, col: usize, values: &[E::Real]) {
-        let (at, len) = (row * self.cols + col, values.len());
-        // SAFETY: the caller's promise.
-        unsafe {
-            match &self.to {
-                To::Act(y) => y.range(at, len).iter_mut().zip(values).for_each(|(y, &x)| *y = E::narrow(x)),
-                To::Real(y) => y.range(at, len).copy_from_slice(values),
-                To::Add(y) => y.range(at, len).iter_mut().zip(values).for_each(|(y, &x)| *y += x),
+                To::Act(y) => linear::Out::Store(Window::new(y.first(at, len), len)),
+                To::Real(y) => linear::Out::Real(Window::new(y.first(at, len), len)),
+                To::Add(y) => linear::Out::Add(Window::new(y.first(at, len), len)),
             }
         }
     }

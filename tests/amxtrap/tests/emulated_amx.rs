@@ -49,7 +49,7 @@ impl Case {
         let mut y = vec![bf16::NAN; rows.len() * self.n];
         let terms = self.a.iter().zip(&self.panels).zip(&self.ks);
         let terms: Vec<_> = terms.map(|((a, b), k)| Term { a: &a[rows.start * k..], lda: *k, b, k: *k }).collect();
-        kernels.gemm(Out::Store(&mut y), self.n, rows.len(), self.n, &terms, Some(&self.bias));
+        kernels.gemm(Out::store(&mut y), self.n, rows.len(), self.n, &terms, Some(&self.bias));
         y
     }
 
@@ -132,7 +132,7 @@ fn emulated_amx_reads_and_writes_only_its_rows() {
     }
     let mut c = vec![-77.0f32; rows * ldc];
     let term = Term { a: &a, lda, b: &case.panels[0], k };
-    kernels.gemm(Out::Add(&mut c[..(rows - 1) * ldc + n]), ldc, rows, n, &[term], Some(&case.bias));
+    kernels.gemm(Out::add(&mut c[..(rows - 1) * ldc + n]), ldc, rows, n, &[term], Some(&case.bias));
     let (mut got, mut plain) = (vec![], vec![]);
     for (i, row) in c.chunks(ldc).enumerate() {
         assert!(row[n..].iter().all(|x| *x == -77.0), "the gap behind row {i} was written");
@@ -142,6 +142,42 @@ fn emulated_amx_reads_and_writes_only_its_rows() {
     }
     let want: Vec<f64> = case.want().iter().map(|y| y - 77.0).collect();
     check(&got, &plain, &want).unwrap();
+}
+
+#[test]
+fn emulated_amx_whole_panels_are_stored_and_added_as_parts_are() {
+    let Some(kernels) = kernels() else { return };
+    let (rows, n) = (35, 96);
+    let mut case = Case::new(kernels, rows, n, &[64, 8]);
+    case.bias = vec![0.0; n];
+    let terms: Vec<_> =
+        (0..2).map(|t| Term { a: &case.a[t], lda: case.ks[t], b: &case.panels[t], k: case.ks[t] }).collect();
+    let (mut rounded, mut real, mut added) = (vec![bf16::NAN; rows * n], vec![f32::NAN; rows * n], vec![3.0; rows * n]);
+    kernels.gemm(Out::store(&mut rounded), n, rows, n, &terms, None);
+    kernels.gemm(Out::real(&mut real), n, rows, n, &terms, None);
+    kernels.gemm(Out::add(&mut added), n, rows, n, &terms, None);
+    same_bits(&rounded, &case.run(kernels, 0..rows)).unwrap();
+    same_bits(&rounded, &real.iter().map(|&x| bf16::narrow(x)).collect::<Vec<_>>()).unwrap();
+    same_bits(&added, &real.iter().map(|x| 3.0 + x).collect::<Vec<_>>()).unwrap();
+}
+
+#[test]
+fn emulated_amx_gradients_are_sums_over_rows_of_outer_products() {
+    let Some(kernels) = kernels() else { return };
+    let (mut got, mut plain, mut want) = (vec![], vec![], vec![]);
+    for (m, n, rows) in [(1, 1, 1), (16, 32, 32), (16, 96, 128), (5, 33, 31), (17, 31, 130), (8, 40, 300)] {
+        let (lda, ldb) = (m + 3, n + 5);
+        let mut random = Random::new((m * n * rows) as u64);
+        let (a, b): (Vec<bf16>, Vec<bf16>) = (random.vec((rows - 1) * lda + m), random.vec((rows - 1) * ldb + n));
+        let mut c: Vec<f32> = random.vec(m * n);
+        let sum = |i: usize| (0..rows).map(move |t| (t * lda + i / n, t * ldb + i % n));
+        want.extend((0..m * n).map(|i| c[i] as f64 + sum(i).map(|(s, t)| a[s].to_f64() * b[t].to_f64()).sum::<f64>()));
+        plain.extend((0..m * n).map(|i| sum(i).fold(c[i], |x, (s, t)| x + a[s].widen() * b[t].widen())));
+        kernels.gemm_tn(&mut c, m, n, &a, lda, &b, ldb, rows);
+        got.extend(c);
+    }
+    check(&got, &plain, &want).unwrap();
+    assert!(amxtrap::released(), "a thread kept its tiles");
 }
 
 #[test]
