@@ -2,9 +2,9 @@
 
 use super::lanes::{Lanes, Pair, Single, Unit};
 use super::product::{self, Left, Out, Products, Right, Span};
-#[cfg(target_arch = "x86_64")]
-use super::x86::Dot;
 use super::{Block, Heads, KeyBlock, backward, forward};
+#[cfg(target_arch = "x86_64")]
+use super::{amx, x86::Dot};
 use crate::{Elem, Isa, Real};
 use half::bf16;
 #[cfg(target_arch = "x86_64")]
@@ -27,7 +27,7 @@ pub(crate) struct Forms<E: Elem> {
 /// Compiles the tiles under a level's features, generic over the registers L, and for scores the units U and registers S.
 macro_rules! level {
     ($name:ident $(, $features:literal)?) => {
-        mod $name {
+        pub(super) mod $name {
             use super::*;
 
             $(#[target_feature(enable = $features)])?
@@ -35,7 +35,7 @@ macro_rules! level {
                 product::set::<R, L>(c, a, b, terms);
             }
             $(#[target_feature(enable = $features)])?
-            unsafe fn add<R: Real, L: Lanes<R>>(c: Out<R>, a: Left<R>, b: Right<R>, terms: usize, span: Span) {
+            pub(in super::super) unsafe fn add<R: Real, L: Lanes<R>>(c: Out<R>, a: Left<R>, b: Right<R>, terms: usize, span: Span) {
                 product::add::<R, L>(c, a, b, terms, span);
             }
             const fn products<R: Real, S: Lanes<R>, L: Lanes<R>>() -> Products<R> {
@@ -88,7 +88,7 @@ level!(avx512, "avx512f,avx512bw,avx512dq,avx512vl");
 level!(avx512bf16, "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl");
 
 macro_rules! at {
-    ($elem:ty, $real:ty, $avx2:ty, $avx512:ty, $avx512bf16:expr) => {
+    ($elem:ty, $real:ty, $avx2:ty, $avx512:ty, $avx512bf16:expr, $amx:expr) => {
         impl Forms<$elem> {
             /// The forms of `isa`, which the machine that calls them must have.
             pub(crate) const fn at(isa: Isa) -> Self {
@@ -97,15 +97,16 @@ macro_rules! at {
                     Isa::Avx2 => avx2::forms::<$elem, Single, $avx2, $avx2>(),
                     #[cfg(target_arch = "x86_64")]
                     Isa::Avx512Bf16 => $avx512bf16,
-                    // Processors with AMX multiply pairs in vectors at less than half the rate of single values.
                     #[cfg(target_arch = "x86_64")]
-                    Isa::Avx512 | Isa::Amx => avx512::forms::<$elem, Single, $avx512, $avx512>(),
+                    Isa::Amx => $amx,
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx512 => avx512::forms::<$elem, Single, $avx512, $avx512>(),
                     _ => portable::forms::<$elem, Single, [$real; 4], [$real; 4]>(),
                 }
             }
         }
     };
 }
-at!(f32, f32, __m256, __m512, avx512::forms::<f32, Single, __m512, __m512>());
-at!(bf16, f32, __m256, __m512, avx512bf16::forms::<bf16, Pair, Dot, __m512>());
-at!(f64, f64, [f64; 4], [f64; 8], avx512::forms::<f64, Single, [f64; 8], [f64; 8]>());
+at!(f32, f32, __m256, __m512, Self::at(Isa::Avx512), Self::at(Isa::Avx512));
+at!(bf16, f32, __m256, __m512, avx512bf16::forms::<bf16, Pair, Dot, __m512>(), amx::FORMS);
+at!(f64, f64, [f64; 4], [f64; 8], Self::at(Isa::Avx512), Self::at(Isa::Avx512));

@@ -82,9 +82,9 @@ impl Line {
     pub const ZERO: Self = Self([bf16::ZERO; STEP]);
 }
 
-/// Every tile is of rows of 64 bytes (SDM, volume 1, 18.2, palette 1).
+/// The shapes of the eight tiles (SDM, volume 1, 18.2, palette 1).
 #[repr(C, align(64))]
-pub(super) struct Config {
+pub(crate) struct Config {
     palette: u8,
     start_row: u8,
     reserved: [u8; 14],
@@ -93,18 +93,22 @@ pub(super) struct Config {
 }
 
 impl Config {
-    /// For a block of `m` rows: tiles 0, 1 and 4 are its first 16 rows, 2, 3 and 5 the others, or one that is not used.
-    pub const fn of(m: usize) -> Self {
+    /// Tiles of so many rows and bytes a row, neither zero.
+    pub const fn new(tiles: [(usize, usize); 8]) -> Self {
         let mut config = Self { palette: 1, start_row: 0, reserved: [0; 14], bytes: [0; 16], rows: [0; 16] };
-        let (upper, lower) = if m > 16 { (16, m - 16) } else { (m, 1) };
-        let rows = [upper, upper, lower, lower, upper, lower, 16, 16];
         let mut tile = 0;
-        while tile < rows.len() {
-            config.bytes[tile] = 64;
-            config.rows[tile] = rows[tile] as u8;
+        while tile < tiles.len() {
+            (config.rows[tile], config.bytes[tile]) = (tiles[tile].0 as u8, tiles[tile].1 as u16);
             tile += 1;
         }
         config
+    }
+
+    /// For a block of `m` rows: tiles 0, 1 and 4 are its first 16 rows, 2, 3 and 5 the others, or one that is not used.
+    pub const fn of(m: usize) -> Self {
+        let (upper, lower) = if m > 16 { (16, m - 16) } else { (m, 1) };
+        let [upper, lower, whole] = [(upper, 64), (lower, 64), (16, 64)];
+        Self::new([upper, upper, lower, lower, upper, lower, whole, whole])
     }
 
     /// # Safety
@@ -180,7 +184,7 @@ pub(super) unsafe fn gemm(
 ///
 /// # Safety
 /// AMX must be there.
-pub(super) unsafe fn release() {
+pub(crate) unsafe fn release() {
     // SAFETY: the caller's.
     unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
 }
