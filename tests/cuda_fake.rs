@@ -448,7 +448,11 @@ fn checksum(answer: &Answer) -> u64 {
 
 /// What the tries said: the status and what followed it.
 fn tried(failure: &str) -> Vec<(String, String)> {
-    let said = again("every_failure_of_the_driver_is_a_status", driver().unwrap(), &[("FAKECUDA_FAIL", failure)]);
+    said_by("every_failure_of_the_driver_is_a_status", failure)
+}
+
+fn said_by(test: &str, failure: &str) -> Vec<(String, String)> {
+    let said = again(test, driver().unwrap(), &[("FAKECUDA_FAIL", failure)]);
     let lines = said.lines().filter_map(|line| line.split_once("TRY ")).map(|(_, line)| line);
     let parts = lines.map(|line| line.split_once(' ').unwrap().1);
     parts.map(|line| line.split_once(' ').unwrap()).map(|(code, rest)| (code.to_owned(), rest.to_owned())).collect()
@@ -483,9 +487,52 @@ fn every_failure_of_the_driver_is_a_status() {
         }
         assert!(failed >= 5, "only {failed} failures of {class}");
     }
-    for failure in ["launch:30", "copy:60", "sync:1"] {
+    for failure in ["launch:30", "copy:60", "sync:2"] {
         let tried = tried(failure);
         assert!(tried.iter().all(|(code, _)| *code == lost), "{failure}: {tried:?}");
+    }
+}
+
+/// One process's passes over one model, of a seed, a length and an adapter: the same again and again, then others between.
+fn passes() {
+    let (model, one, mut other) = (open(Place::Cuda), adapter(), adapter());
+    other.params_mut().iter_mut().for_each(|x| *x *= -0.5);
+    let learning = Learning { noise: None, activation_bytes: usize::MAX };
+    let again = [(7, 4, &one); 5];
+    let changed = [(8, 4, &one), (7, 4, &other), (7, 4, &other), (7, 6, &one), (8, 4, &other), (7, 4, &one)];
+    for (i, (seed, len, adapter)) in again.into_iter().chain(changed).enumerate() {
+        match answer(model.engine(), &[ids(seed, len)], adapter, &learning) {
+            Ok(answer) => println!("TRY {i} fine {:?}", checksum(&answer)),
+            Err(error) => println!("TRY {i} {:?} {error}", error.code()),
+        }
+    }
+}
+
+#[test]
+fn a_pass_that_comes_again_is_replayed_with_the_bits_of_plain_launches() {
+    const NAME: &str = "a_pass_that_comes_again_is_replayed_with_the_bits_of_plain_launches";
+    if std::env::var_os(CHILD).is_some() {
+        return passes();
+    }
+    if only_the_fake_driver(NAME) {
+        return;
+    }
+    if driver().is_none() {
+        return skipped();
+    }
+    // the first call for a graph fails: all is launched plainly
+    let plain = said_by(NAME, "graph:1");
+    assert!(plain.len() == 11 && plain.iter().all(|(code, _)| code == "fine"), "{plain:?}");
+    assert!(plain[..5].iter().all(|pass| pass == &plain[0]) && plain[5] != plain[0] && plain[6] != plain[0]);
+    assert_eq!(said_by(NAME, ""), plain);
+    for call in ["ends", "makes"].iter().zip(2..) {
+        assert_eq!(said_by(NAME, &format!("graph:{}", call.1)), plain, "the call that {} a graph fails", call.0);
+    }
+    // the call that runs the first graph, and one that runs it or another again: so there are such calls
+    for at in [4, 12] {
+        let failed = said_by(NAME, &format!("graph:{at}"));
+        let other: Vec<_> = failed.iter().zip(&plain).filter(|(failed, plain)| failed != plain).collect();
+        assert!(other.len() == 1 && other[0].0.0 == format!("{:?}", Code::Internal), "graph call {at}: {failed:?}");
     }
 }
 

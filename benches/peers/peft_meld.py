@@ -6,8 +6,8 @@
     python peft_meld.py --model DIR --project 60 --history all         time 60 batches spread over the lengths, project an epoch
 
 A prompt is one instruction line, up to --history previous utterances and the target as "Speaker: text" lines (white space collapsed), then
-`Emotion of SPEAKER in "TEXT":` (or `Emotion of SPEAKER:` with --question short); the answer is " label", one token, and the loss is on it alone. Logits are computed for that
-row only and batches hold prompts of like length where --order says so: the peer is given what makes it fast.
+`Emotion of SPEAKER in "TEXT":` (`Emotion of SPEAKER:` with --question short, `(` with --question one); the answer is " label", one token, and the loss is on it
+alone. Logits are computed for that row only and batches hold prompts of like length where --order says so: the peer is given what makes it fast.
 
 MELD is read from $DLLM_DATA/meld (default: ../shared/data beside the repository). RUN.json holds, per seed, the settings,
 metrics, and for each utterance of dev and test the gold label, the prediction and seven log-probabilities (for a paired
@@ -34,6 +34,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, get_cosine_schedul
 
 LABELS = ["neutral", "joy", "surprise", "anger", "sadness", "disgust", "fear"]
 INSTRUCTION = "Classify the emotion of the last utterance as neutral, joy, surprise, anger, sadness, disgust or fear.\n"
+QUESTIONS = {"repeat": 'Emotion of {speaker} in "{text}":', "short": "Emotion of {speaker}:", "one": "("}
 TARGETS = {"qv": ["q_proj", "v_proj"], "qkvo": ["q_proj", "k_proj", "v_proj", "o_proj"], "all": "all-linear"}
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,18 +63,17 @@ def read_dialogues(split: str) -> list:
     return dialogues
 
 
-def prompt(turns: list, i: int, history: int | None, repeat: bool) -> str:
+def prompt(turns: list, i: int, history: int | None, question: str) -> str:
     first = 0 if history is None else max(0, i - history)
     lines = "".join(f"{t['Speaker']}: {t['Utterance']}\n" for t in turns[first : i + 1])
-    said = f" in \"{turns[i]['Utterance']}\"" if repeat else ""
-    return f"{INSTRUCTION}{lines}Emotion of {turns[i]['Speaker']}{said}:"
+    return INSTRUCTION + lines + QUESTIONS[question].format(speaker=turns[i]["Speaker"], text=turns[i]["Utterance"])
 
 
-def examples(split: str, tokenizer, history: int | None, repeat: bool) -> list:
+def examples(split: str, tokenizer, history: int | None, question: str) -> list:
     out = []
     for turns in read_dialogues(split):
         for i, turn in enumerate(turns):
-            ids = tokenizer(prompt(turns, i, history, repeat), add_special_tokens=False).input_ids
+            ids = tokenizer(prompt(turns, i, history, question), add_special_tokens=False).input_ids
             out.append(Example(ids, LABELS.index(turn["Emotion"]), f"{turn['Dialogue_ID']}/{turn['Utterance_ID']}"))
     return out
 
@@ -238,7 +238,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--model", required=True, help="Hugging Face folder")
     p.add_argument("--out", help="JSON file to write; required unless --project")
     p.add_argument("--history", default="5", help="previous utterances in the prompt: a number or all")
-    p.add_argument("--question", choices=["repeat", "short"], default="repeat", help="whether it repeats the utterance; short is the dialogue form's")
+    p.add_argument("--question", choices=QUESTIONS, default="repeat", help="repeat and short name the speaker; one is the dialogue recipe's")
     p.add_argument("--rank", type=int, default=16)
     p.add_argument("--alpha", type=int, default=32)
     p.add_argument("--dropout", type=float, default=0.0)
@@ -271,7 +271,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     history = None if args.history == "all" else int(args.history)
-    splits = {s: examples(s, tokenizer, history, args.question == "repeat") for s in (["train"] if args.project else ["train", "dev", "test"])}
+    splits = {s: examples(s, tokenizer, history, args.question) for s in (["train"] if args.project else ["train", "dev", "test"])}
     labels = label_tokens(tokenizer)
     print(f"train: {len(splits['train'])} prompts, {sum(len(e.ids) + 1 for e in splits['train'])} tokens with the labels")
     settings = {k: v for k, v in vars(args).items() if k not in ("model", "out")}

@@ -5,7 +5,7 @@
 //! Nothing here calls CUDA.
 
 /// An address in a device's memory; 0 for none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ptr(pub u64);
 
 impl Ptr {
@@ -16,7 +16,7 @@ impl Ptr {
 }
 
 /// One kernel launch.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Launch {
     /// The `extern "C"` entry.
     pub entry: &'static str,
@@ -31,7 +31,7 @@ pub struct Launch {
 }
 
 /// A launch's parameter buffer: every argument at its natural alignment, as C lays out a struct.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Args(Vec<u8>);
 
 impl Args {

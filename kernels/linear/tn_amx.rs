@@ -53,17 +53,26 @@ pub(super) unsafe fn gemm_tn(
                 pair(&mut right, &b[t * ldb + j..], ldb, rows, cols, steps);
                 let c = &mut c[i * n + j..];
                 for (r, sums) in sums.0.iter_mut().enumerate().take(tall) {
-                    sums[..cols].copy_from_slice(&c[r * n..][..cols]);
+                    move_row(sums, &c[r * n..], cols);
                 }
                 add(&mut sums, &left, &right, steps);
                 for (r, sums) in sums.0.iter().enumerate().take(tall) {
-                    c[r * n..][..cols].copy_from_slice(&sums[..cols]);
+                    move_row(&mut c[r * n..], sums, cols);
                 }
             }
         }
     }
     // SAFETY: AMX is there.
     unsafe { release() };
+}
+
+/// Copies `cols` values; a whole panel's width, as almost always, by two vectors.
+#[inline(always)]
+fn move_row(to: &mut [f32], from: &[f32], cols: usize) {
+    match (cols, to.first_chunk_mut::<PANEL>(), from.first_chunk::<PANEL>()) {
+        (PANEL, Some(to), Some(from)) => *to = *from,
+        _ => to[..cols].copy_from_slice(&from[..cols]),
+    }
 }
 
 /// The first `tall` columns of `rows` rows; what is not there is zero.

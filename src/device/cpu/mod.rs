@@ -34,7 +34,7 @@ const ROWS: usize = 16;
 /// Tokens whose outer products make one partial sum of a LoRA gradient; fixed, so that the order of the sum is.
 const GRADIENT_ROWS: usize = 128;
 /// Columns of a LoRA gradient that make one task.
-const GRADIENT_COLS: usize = 96;
+const GRADIENT_COLS: usize = 192;
 /// Values of a flat vector that count as a row.
 const PIECE: usize = 4096;
 /// Vocabulary entries whose logits exist at a time.

@@ -37,7 +37,7 @@ pub(super) struct About {
 }
 
 /// One kernel of a loaded module.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Function(sys::CUfunction);
 // SAFETY: a handle of the driver's, used only with the context current.
 unsafe impl Send for Function {}
@@ -48,6 +48,11 @@ pub(super) struct Module(sys::CUmodule);
 unsafe impl Send for Module {}
 // SAFETY: the driver allows functions to be looked up from several threads.
 unsafe impl Sync for Module {}
+
+/// Work that runs again at once.
+pub(super) struct Graph(sys::CUgraphExec);
+// SAFETY: a handle of the driver's, used only with the context current.
+unsafe impl Send for Graph {}
 
 /// A moment in the stream.
 pub(super) struct Event(sys::CUevent);
@@ -276,6 +281,38 @@ impl Context {
             )
         };
         if result == CUresult::CUDA_SUCCESS { Ok(()) } else { Err(error(result, &format!("running {}", launch.entry))) }
+    }
+
+    /// What `work` asks the stream for, none of it done: to be run by [`Context::replay`].
+    pub fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        let (mut graph, mut executable) = (null_mut(), null_mut());
+        let relaxed = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the stream is open and not captured: only this function does that, and ends it.
+        check(unsafe { sys::cuStreamBeginCapture_v2(self.stream, relaxed) }, "beginning a graph")?;
+        let asked = work();
+        // SAFETY: the stream is captured; writes one handle, or null.
+        let ended = check(unsafe { sys::cuStreamEndCapture(self.stream, &mut graph) }, "ending a graph");
+        let made = asked.and(ended).and_then(|()| {
+            // SAFETY: the graph was just made; writes one handle.
+            check(unsafe { sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0) }, "making a graph")
+        });
+        if !graph.is_null() {
+            // SAFETY: nobody else has the graph, and what was made of it is a copy. A failure means a lost context.
+            let _ = unsafe { sys::cuGraphDestroy(graph) };
+        }
+        made.map(|()| Graph(executable))
+    }
+
+    /// Asks for a graph's work.
+    pub fn replay(&self, graph: &Graph) -> Result<()> {
+        // SAFETY: graph and stream are open; what the work asks is what `Queue::push` was promised for the same work.
+        check(unsafe { sys::cuGraphLaunch(graph.0, self.stream) }, "running a graph")
+    }
+
+    /// Gives a graph back.
+    pub fn forget(&self, graph: Graph) {
+        // SAFETY: nobody else has the graph; the driver waits for a run that is under way. A failure means a lost context.
+        let _ = unsafe { sys::cuGraphExecDestroy(graph.0) };
     }
 
     /// Loads a cubin, a fatbin or PTX text that ends in a zero.

@@ -2,19 +2,21 @@
 //!
 //! Steps of training ask for the same sizes again and again, and asking the driver stops the GPU: so what is given back
 //! is kept, by size class, and returned to the driver only when an allocation fails. Everything happens in one stream,
-//! so memory may be given out again while its last user still runs.
+//! so memory may be given out again while its last user still runs. The lowest address is given out first, so that the same
+//! work gets the same memory again.
 
 use super::driver::{Context, Event};
-use crate::{Code, Result};
+use super::queue::{Queue, Work};
+use crate::Result;
 use dialoguellm_kernels::cuda::Ptr;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Memory of one GPU.
 pub(super) struct Memory {
     context: Arc<Context>,
     /// What waits, by its size.
-    free: Mutex<BTreeMap<usize, Vec<Ptr>>>,
+    free: Mutex<BTreeMap<usize, BTreeSet<Ptr>>>,
 }
 
 /// The smallest piece: every address is aligned to it.
@@ -32,7 +34,7 @@ impl Memory {
         Arc::new(Self { context: context.clone(), free: Mutex::default() })
     }
 
-    fn free(&self) -> MutexGuard<'_, BTreeMap<usize, Vec<Ptr>>> {
+    fn free(&self) -> MutexGuard<'_, BTreeMap<usize, BTreeSet<Ptr>>> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -47,23 +49,17 @@ impl Memory {
     }
 
     fn sized(self: &Arc<Self>, size: usize) -> Result<Block> {
-        let waiting = self.free().get_mut(&size).and_then(Vec::pop);
+        let waiting = self.free().get_mut(&size).and_then(BTreeSet::pop_first);
         let at = match waiting {
             Some(at) => at,
-            None => self.allocate(size)?,
+            None => self.context.allocate(size)?,
         };
         Ok(Block { at, size, home: Some(self.clone()) })
     }
 
-    fn allocate(&self, size: usize) -> Result<Ptr> {
-        match self.context.allocate(size) {
-            Err(error) if error.code() == Code::OutOfMemory && self.release() => self.context.allocate(size),
-            result => result,
-        }
-    }
-
-    /// Returns what waits to the driver; whether there was anything.
-    fn release(&self) -> bool {
+    /// Returns what waits to the driver; whether there was anything. No work that uses it may still be waiting to be asked
+    /// for.
+    pub fn release(&self) -> bool {
         let waiting = std::mem::take(&mut *self.free());
         let any = waiting.values().any(|blocks| !blocks.is_empty());
         for at in waiting.into_values().flatten() {
@@ -106,7 +102,7 @@ impl Block {
 impl Drop for Block {
     fn drop(&mut self) {
         if let Some(home) = self.home.take() {
-            home.free().entry(self.size).or_default().push(self.at);
+            home.free().entry(self.size).or_default().insert(self.at);
         }
     }
 }
@@ -143,11 +139,28 @@ impl Staging {
         Ok(Self { context: context.clone(), pinned, parts: Mutex::new(Parts { now: 0, used: 0, done }) })
     }
 
+    /// Begins with the first part again, so that a pass stages where the pass before did; waits for all copies.
+    pub fn rewind(&self, queue: &Queue) -> Result<()> {
+        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.flush()?;
+        self.context.synchronize()?;
+        (parts.now, parts.used) = (0, 0);
+        Ok(())
+    }
+
     /// Fills `block` from byte `offset` on with the `len` bytes that `fill` writes, at most [`PART`], later.
-    pub fn put(&self, block: &Block, offset: usize, len: usize, fill: impl FnOnce(&mut [u8])) -> Result<()> {
+    pub fn put(
+        &self,
+        queue: &Queue,
+        block: &Block,
+        offset: usize,
+        len: usize,
+        fill: impl FnOnce(&mut [u8]),
+    ) -> Result<()> {
         assert!(len <= PART && offset + len <= block.size(), "{len} bytes at {offset} of a block of {}", block.size());
         let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
         if parts.used + len > PART {
+            queue.flush()?;
             self.context.record(&parts.done[parts.now])?;
             parts.now = (parts.now + 1) % PARTS;
             parts.used = 0;
@@ -157,8 +170,10 @@ impl Staging {
         let room = unsafe { std::slice::from_raw_parts_mut(self.pinned.add(parts.now * PART + parts.used), len) };
         fill(room);
         parts.used += len;
-        // SAFETY: both ranges were checked; the part is filled again only behind its event.
-        unsafe { self.context.upload(block.at().offset(offset), room.as_ptr(), len) }
+        let work = Work::Upload { to: block.at().offset(offset), from: room.as_ptr(), bytes: len };
+        // SAFETY: both ranges were checked; the part is filled again only behind its event, or behind everything.
+        unsafe { queue.push(work) };
+        Ok(())
     }
 }
 

@@ -1,8 +1,9 @@
 //! An NVIDIA GPU: tensors in its memory, kernels of `kernels/<operation>/cuda.cu`, one stream on which all happens in order.
 //!
 //! `probe` says whether there is one, `driver` has the driver's functions, `module` and `nvrtc` the kernels, `memory` the
-//! tensors' memory and the way there, `ops` the operations, `head` those of the vocabulary. Operations only ask for work,
-//! so the first failure of a pass is kept and the rest of the pass does nothing, until [`Device::status`] tells.
+//! tensors' memory and the way there, `queue` the work that waits, `ops` the operations, `head` those of the vocabulary.
+//! Operations only ask for work, so the first failure of a pass is kept and the rest of the pass does nothing, until
+//! [`Device::status`] tells.
 //!
 //! [`Device::status`]: super::Device::status
 #![allow(unsafe_code)] // the driver's functions; every use says why it is sound
@@ -15,6 +16,7 @@ mod module;
 mod nvrtc;
 mod ops;
 mod probe;
+mod queue;
 
 pub use ops::{LoraValues, RopeTable, Sight};
 
@@ -25,6 +27,7 @@ use dialoguellm_kernels::{attention, bf16};
 use driver::{About, Context};
 use memory::{Block, Memory, PART, Staging};
 use module::Modules;
+use queue::{Queue, Work};
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -33,6 +36,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 pub struct Gpu {
     about: About,
     driver: u32,
+    queue: Queue,
     modules: Modules,
     staging: Staging,
     memory: Arc<Memory>,
@@ -129,6 +133,7 @@ impl Gpu {
         Ok(Self {
             about,
             driver,
+            queue: Queue::new(&context),
             modules,
             staging,
             memory: Memory::new(&context),
@@ -164,18 +169,24 @@ impl Gpu {
         if let Some(lost) = failure.as_ref().filter(|error| error.code() == Code::DeviceLost) {
             return Err(lost.clone());
         }
-        *failure = None;
+        if failure.take().is_some() {
+            *locked(&self.params) = None;
+        }
         self.failed.store(false, Ordering::Relaxed);
         drop(failure);
         self.context.bind()?;
+        self.staging.rewind(&self.queue).inspect_err(|error| self.fail(error.clone()))?;
         Ok(turn)
     }
 
     /// The failure, if there is one; a lost GPU stays lost.
     fn told(&self) -> Result<()> {
+        self.attempt(|| self.queue.flush());
         if !self.has_failed() {
             return Ok(());
         }
+        // what fills them may be among the work that was cleared
+        *locked(&self.params) = None;
         let mut failure = locked(&self.failure);
         let told = failure.clone();
         if failure.as_ref().is_some_and(|error| error.code() != Code::DeviceLost) {
@@ -200,11 +211,23 @@ impl Gpu {
     fn fail(&self, error: Error) {
         locked(&self.failure).get_or_insert(error);
         self.failed.store(true, Ordering::Relaxed);
+        self.queue.clear();
+    }
+
+    /// Memory as `take` takes it, with what waits in the pool returned to the driver where there is not enough.
+    fn memory(&self, take: impl Fn(&Arc<Memory>) -> Result<Block>) -> Result<Block> {
+        take(&self.memory).or_else(|error| {
+            if error.code() != Code::OutOfMemory {
+                return Err(error);
+            }
+            self.queue.flush()?;
+            if self.memory.release() { take(&self.memory) } else { Err(error) }
+        })
     }
 
     /// A tensor of unspecified values; of nothing where the pass has failed.
     fn array<T: Number>(&self, rows: usize, cols: usize) -> Array<T> {
-        let block = self.attempt(|| self.memory.take(rows * cols * size_of::<T>()));
+        let block = self.attempt(|| self.memory(|memory| memory.take(rows * cols * size_of::<T>())));
         Array { block: block.unwrap_or_else(Block::nothing), rows, cols, values: PhantomData }
     }
 
@@ -213,7 +236,8 @@ impl Gpu {
         let array = self.array::<T>(values.len() / cols.max(1), cols);
         self.attempt(|| {
             bytes_of(values).chunks(PART).enumerate().try_for_each(|(i, chunk)| {
-                self.staging.put(&array.block, i * PART, chunk.len(), |room| room.copy_from_slice(chunk))
+                let fill = |room: &mut [u8]| room.copy_from_slice(chunk);
+                self.staging.put(&self.queue, &array.block, i * PART, chunk.len(), fill)
             })
         });
         array
@@ -223,6 +247,7 @@ impl Gpu {
     fn download<T: Number>(&self, from: &Array<T>, len: usize) -> Vec<T> {
         let mut values = vec![T::default(); len.min(from.len())];
         self.attempt(|| {
+            self.queue.flush()?;
             // SAFETY: the tensor has at least as many values, and memory unless the pass has failed.
             unsafe { self.context.download(bytes_of_mut(&mut values), from.at()) }
         });
@@ -232,15 +257,13 @@ impl Gpu {
     /// Copies `bytes` to `offset` of `to`.
     fn copy_to<T>(&self, to: &mut Array<T>, offset: usize, from: &Array<T>, bytes: usize) {
         assert!(offset + bytes <= to.size() && bytes <= from.size());
-        self.attempt(|| {
-            // SAFETY: checked above; `to` is borrowed exclusively, so the ranges are apart.
-            unsafe { self.context.copy(to.at().offset(offset), from.at(), bytes) }
-        });
+        // SAFETY: checked above; `to` is borrowed exclusively, so the ranges are apart.
+        unsafe { self.ask(Work::Copy { to: to.at().offset(offset), from: from.at(), bytes }) };
     }
 
     fn zero<T>(&self, array: &mut Array<T>) {
         // SAFETY: the tensor has memory of that size unless the pass has failed.
-        self.attempt(|| unsafe { self.context.zero(array.at(), array.size()) });
+        unsafe { self.ask(Work::Zero { at: array.at(), bytes: array.size() }) };
     }
 
     /// Runs a kernel unless there is nothing to do or the pass has failed.
@@ -248,12 +271,21 @@ impl Gpu {
         if launch.grid.contains(&0) {
             return;
         }
-        self.attempt(|| {
-            let function = self.modules.function(launch)?;
-            // SAFETY: `ops` and `head` hand the launch tensors whose shapes they checked; memory given back while the
-            // kernel runs is given out again behind it in the stream.
-            unsafe { self.context.launch(function, launch) }
-        });
+        if let Some(function) = self.attempt(|| self.modules.function(launch)) {
+            // SAFETY: `ops` and `head` hand the launch tensors whose shapes they checked.
+            unsafe { self.ask(Work::Launch(function, launch.clone())) };
+        }
+    }
+
+    /// Puts work behind what waits, unless the pass has failed.
+    ///
+    /// # Safety
+    /// As [`Queue::push`]; memory given back in between is given out again behind the work in the stream.
+    unsafe fn ask(&self, work: Work) {
+        if !self.has_failed() {
+            // SAFETY: the caller's promise.
+            unsafe { self.queue.push(work) };
+        }
     }
 }
 

@@ -98,15 +98,16 @@ impl Gpu {
     /// Sends a stored matrix.
     fn send(&self, matrix: &Matrix, name: &str) -> Result<Array<bf16>> {
         let (rows, cols) = (matrix.rows(), matrix.cols());
-        let block = self.memory.exactly(2 * rows * cols).map_err(|error| error.at(name))?;
+        let block = self.memory(|memory| memory.exactly(2 * rows * cols)).map_err(|error| error.at(name))?;
         let step = (PART / (2 * cols).max(1)).min(rows);
         if step == 0 {
             return Err(Error::unsupported(format!("{name}: rows of {cols} values are too long for a GPU")));
         }
         for from in (0..rows).step_by(step) {
             let len = 2 * cols * step.min(rows - from);
-            self.staging.put(&block, 2 * cols * from, len, |room| encode(matrix, from, room))?;
+            self.staging.put(&self.queue, &block, 2 * cols * from, len, |room| encode(matrix, from, room))?;
         }
+        self.queue.flush()?;
         Ok(Array { block, rows, cols, values: PhantomData })
     }
 

@@ -422,6 +422,7 @@ impl Driver {
 
     /// From here a stream records.
     pub fn begin_capture(&mut self, stream: u64) -> Answer {
+        self.plan(Class::Graph)?;
         self.stream(stream)?;
         if self.capture.is_some() || stream == 0 {
             return Err(Code::CAPTURE_UNSUPPORTED);
@@ -439,6 +440,7 @@ impl Driver {
     /// The graph of what was recorded.
     pub fn end_capture(&mut self, stream: u64) -> Answer<u64> {
         let capture = self.capture.take_if(|capture| capture.origin == stream).ok_or(Code::CAPTURE_UNMATCHED)?;
+        self.plan(Class::Graph)?;
         if capture.spoiled {
             return Err(Code::CAPTURE_INVALIDATED);
         }
@@ -454,6 +456,7 @@ impl Driver {
     }
     /// A graph that can be run.
     pub fn instantiate(&mut self, graph: u64) -> Answer<u64> {
+        self.plan(Class::Graph)?;
         let tasks = self.tasks(graph)?;
         Ok(self.insert(Object::Executable(tasks)))
     }
@@ -470,6 +473,7 @@ impl Driver {
     }
     /// Runs a graph, or records its work in another.
     pub fn replay(&mut self, executable: u64, stream: u64) -> Answer {
+        self.plan(Class::Graph)?;
         let Object::Executable(tasks) = self.object(executable)? else { return Err(Code::INVALID_HANDLE) };
         tasks.clone().into_iter().try_for_each(|task| self.submit(stream, task))
     }

@@ -13,6 +13,8 @@ pub enum Class {
     Copy,
     /// Waits for a stream, an event or the context.
     Sync,
+    /// What begins, ends, makes and runs a graph.
+    Graph,
 }
 
 /// Call number `at` (from 1) of `class` answers `code`.
@@ -27,14 +29,14 @@ struct Planned {
 #[derive(Debug, Default)]
 pub struct Failures {
     planned: Vec<Planned>,
-    calls: [u64; 4],
+    calls: [u64; 5],
 }
 
 impl Failures {
     /// From `class:n` or `class:n:code`, several separated by commas.
     pub fn parse(text: &str) -> Result<Self, String> {
         let planned = text.split(',').filter(|part| !part.is_empty()).map(plan).collect::<Result<_, _>>()?;
-        Ok(Self { planned, calls: [0; 4] })
+        Ok(Self { planned, calls: [0; 5] })
     }
 
     /// Counts a call; the code it must answer.
@@ -47,13 +49,14 @@ impl Failures {
 }
 
 fn plan(text: &str) -> Result<Planned, String> {
-    let wrong = || format!("FAKECUDA_FAIL: \"{text}\" is not alloc, launch, copy or sync, a number and perhaps a code");
+    let wrong = || format!("FAKECUDA_FAIL: \"{text}\" is not alloc, launch, copy, sync or graph, a number and perhaps a code");
     let mut parts = text.split(':');
     let (class, code) = match parts.next() {
         Some("alloc") => (Class::Alloc, Code::OUT_OF_MEMORY),
         Some("launch") => (Class::Launch, Code::LAUNCH_FAILED),
         Some("copy") => (Class::Copy, Code::ILLEGAL_ADDRESS),
         Some("sync") => (Class::Sync, Code::LAUNCH_FAILED),
+        Some("graph") => (Class::Graph, Code::INVALID_VALUE),
         _ => return Err(wrong()),
     };
     let at = parts.next().and_then(|at| at.parse().ok()).ok_or_else(wrong)?;
