@@ -4,6 +4,10 @@
 //! (in one piece, turn by turn, after a rollback, rebuilt), what is asked of it has the same answer. It knows tokens
 //! only; text, turns and labels are the business of the layers above.
 
+mod streamed;
+
+pub use streamed::Streamed;
+
 use crate::model::engine::{Cache, Cancel, Engine, Pass, Target};
 use crate::model::{Adapter, Builder, Forest, Model};
 use crate::{Code, Error, Result};

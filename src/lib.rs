@@ -9,8 +9,11 @@
 //! - `conversation`: one token timeline, kept in the KV cache
 //! - `train`: token sequences to an adapter
 //! - `emotion`: dialogues to probabilities over labels
+//! - `capi`: the same, for C
 #![deny(unsafe_code)]
 
+#[cfg(feature = "capi")]
+pub mod capi;
 pub mod conversation;
 pub mod device;
 pub mod emotion;

@@ -493,6 +493,123 @@ fn every_failure_of_the_driver_is_a_status() {
     }
 }
 
+/// A small model's opening and its first pass, and the same pass again.
+struct Small {
+    _folder: tempfile::TempDir,
+    config: Config,
+    tensors: Arc<Tensors>,
+    adapter: Adapter,
+}
+
+impl Small {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let shape = Shape { heads: 2, kv_heads: 1, head_dim: 16, layers: 1, tied: true, bias: false };
+        let (_, config, adapter) = random::model(folder.path(), shape, "q_proj v_proj down_proj");
+        let tensors = Arc::new(Tensors::open(folder.path(), Access::Mapped).unwrap());
+        Self { _folder: folder, config, tensors, adapter }
+    }
+
+    fn open(&self) -> Result<Llama<Gpu>, String> {
+        Llama::open(Gpu::open()?, self.config.clone(), &self.tensors).map_err(|error| error.to_string())
+    }
+
+    /// A forest's gradient and a question to a cache.
+    fn pass(&self, gpu: &Llama<Gpu>) -> Result<u64, String> {
+        let learning = Learning { noise: None, activation_bytes: usize::MAX };
+        let answer = answer(gpu, &[vec![3, 1, 4, 1], vec![3, 1, 5, 9, 2]], &self.adapter, &learning);
+        let (mut cache, cancel) = (gpu.cache(), Cancel::default());
+        let kept = Forest::chain(&[2, 7, 1], 0);
+        let pass = |forest| Pass { forest, adapter: Some(&self.adapter), cancel: &cancel };
+        let text = |error: dialoguellm::Error| error.to_string();
+        let sum = checksum(&answer.map_err(text)?);
+        gpu.extend(&pass(&kept), &mut cache, &[]).map_err(text)?;
+        let asked = gpu.logits(&pass(&Forest::chain(&[8, 2], 3)), Some(&cache), &[1]).map_err(text)?;
+        Ok(asked.iter().fold(sum, |sum, x| sum.rotate_left(7) ^ u64::from(x.to_bits())))
+    }
+}
+
+/// The fake driver's function of that name.
+fn fail(class: &str, at: u64, code: u32) -> u64 {
+    let class = std::ffi::CString::new(class).unwrap();
+    // SAFETY: the library is open in this process, has the function, and stays open; the name ends in a zero.
+    unsafe {
+        let library = libc::dlopen(c"libcuda.so.1".as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD);
+        assert!(!library.is_null(), "the fake driver is not open");
+        let function = libc::dlsym(library, c"fakecuda_fail".as_ptr());
+        assert!(!function.is_null(), "the driver is not the fake one");
+        let function: unsafe extern "C" fn(*const std::ffi::c_char, u64, u32) -> u64 = std::mem::transmute(function);
+        function(class.as_ptr(), at, code)
+    }
+}
+
+/// Lets each call of `class` fail that `run` makes; how many failures made it answer an error, of how many. `fine` is asked
+/// what it answers without a failure, after each.
+fn each_call<S>(
+    class: &str,
+    code: u32,
+    start: impl Fn() -> S,
+    run: impl Fn(&mut S) -> Result<u64, String>,
+    fine: impl Fn(&mut S) -> Result<u64, String>,
+) -> (u64, u64) {
+    let mut state = start();
+    fail(class, 0, 0);
+    let want = run(&mut state).unwrap();
+    let calls = fail(class, 0, 0);
+    let mut told = 0;
+    for at in 1..=calls {
+        let mut state = start();
+        fail(class, at, code);
+        let got = run(&mut state);
+        assert!(fail(class, 0, 0) >= at, "{class} {at} of {calls} was not reached");
+        match got {
+            Ok(got) => assert_eq!(got, want, "{class} {at} of {calls}"),
+            Err(error) => {
+                told += 1;
+                assert!(error.contains("CUDA: ") && error.contains(&format!("({code})")), "{class} {at}: {error}");
+            }
+        }
+        assert_eq!(fine(&mut state), Ok(want), "after {class} {at} of {calls}");
+    }
+    println!("{class}: {told} of {calls} calls");
+    (told, calls)
+}
+
+#[test]
+fn a_failure_of_each_call_is_a_status_and_leaves_the_library_usable() {
+    const NAME: &str = "a_failure_of_each_call_is_a_status_and_leaves_the_library_usable";
+    if std::env::var_os(CHILD).is_none() {
+        match driver() {
+            _ if only_the_fake_driver(NAME) => {}
+            Some(folder) => print!("{}", again(NAME, folder, &[])),
+            None => skipped(),
+        }
+        return;
+    }
+    let small = Small::new();
+    drop(small.open().unwrap()); // so that the driver is there
+    // opening and the first pass, whose work is asked for piece by piece
+    for (class, code) in [("alloc", 2), ("launch", 1), ("copy", 1)] {
+        let opened = |gpu: &mut Option<Llama<Gpu>>| {
+            let opened = gpu.take().map_or_else(|| small.open(), Ok)?;
+            small.pass(gpu.insert(opened))
+        };
+        let (told, calls) = each_call(class, code, || None, opened, opened);
+        assert!(calls > 10 && (told == calls || class == "alloc" && told > calls / 2), "{class}: {told} of {calls}");
+    }
+    // a pass that is replayed
+    let replayed = || {
+        let gpu = small.open().unwrap();
+        (0..3).for_each(|_| assert!(small.pass(&gpu).is_ok()));
+        gpu
+    };
+    for class in ["graph", "launch"] {
+        let pass = |gpu: &mut Llama<Gpu>| small.pass(gpu);
+        let (told, calls) = each_call(class, 1, replayed, pass, pass);
+        assert!(calls > 0 && told == calls, "{class}: {told} of {calls}");
+    }
+}
+
 /// One process's passes over one model, of a seed, a length and an adapter: the same again and again, then others between.
 fn passes() {
     let (model, one, mut other) = (open(Place::Cuda), adapter(), adapter());

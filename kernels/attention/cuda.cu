@@ -383,7 +383,8 @@ DEV void backward_kv(
         if (!(entry & WHOLE)) {
             note(queries, tile, shape.rows, shape.queries, clean<D>(q_tile) | clean<D>(d_o_tile));
         }
-#pragma unroll
+// unrolled, D = 96 does not fit in the registers of sm_120
+#pragma unroll(D == 96 ? 1 : 2)
         for (u32 from = 0; from < TILE; from += HALF) {
             u32 mask = FULL;
             if (!(entry & WHOLE)) {

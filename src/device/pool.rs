@@ -6,6 +6,7 @@
 //! A pass is thousands of jobs of some 100 microseconds, so whoever waits looks again and again for a moment (`SPINS`)
 //! before it sleeps: waking a thread costs more than many of the jobs. The mutex decides; the atomics only say when to look.
 
+use crate::{Code, Error, Result};
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -80,6 +81,12 @@ impl Pool {
         Ok(pool)
     }
 
+    /// As [`Pool::new`], to be shared. Errors: IO where the system gives no threads.
+    pub fn shared(threads: usize) -> Result<Arc<Pool>> {
+        let refused = |error| Error::new(Code::Io, format!("cannot start {threads} threads: {error}"));
+        Pool::new(threads).map(Arc::new).map_err(refused)
+    }
+
     /// Threads that work on a job, the caller included.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
@@ -102,6 +109,12 @@ impl Pool {
         if let Err(panic) = mine.and(theirs.map_or(Ok(()), Err)) {
             resume_unwind(panic);
         }
+    }
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pool of {}", self.threads())
     }
 }
 

@@ -5,7 +5,7 @@
 
 use super::labels::Labels;
 use super::template::Template;
-use crate::files::{SETTINGS_LIMIT, read_bounded};
+use crate::files::{Access, SETTINGS_LIMIT, Tensors, fingerprint, read_bounded};
 use crate::{Code, Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -87,6 +87,31 @@ impl Card {
         }
         Err(Error::new(Code::BadFile, format!("temperature is {}, must be a number above 0", self.temperature)))
     }
+}
+
+/// The card of an adapter, if it has one, which must be of the base model at `base`.
+///
+/// # Errors
+/// As [`Card::read`] and [`Card::check_base`].
+pub fn of_adapter(adapter: &Path, base: &Path) -> Result<Option<Card>> {
+    let card = match Card::read(adapter) {
+        Ok(card) => card,
+        Err(error) if error.code() == Code::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let print = fingerprint(base, &Tensors::open(base, Access::Mapped)?)?;
+    card.check_base(&print).map_err(|error| error.at(adapter.display()))?;
+    Ok(Some(card))
+}
+
+/// Writes into a merged model's folder the card of the adapter that is in it: the same, with the new weights as the base.
+///
+/// # Errors
+/// IO.
+pub fn write_merged(card: Option<Card>, dir: &Path) -> Result<()> {
+    let Some(mut card) = card else { return Ok(()) };
+    card.base = fingerprint(dir, &Tensors::open(dir, Access::Mapped)?)?;
+    card.write(dir)
 }
 
 fn check_format(path: &Path, format: Option<&Value>) -> Result<()> {

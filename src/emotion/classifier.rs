@@ -11,6 +11,7 @@ use super::metrics::softmax;
 use super::prompts::{Prompter, Question};
 use super::spread::spread;
 use super::template::Template;
+use crate::files::adapter;
 use crate::files::dialogues::Dialogue;
 use crate::model::engine::{Cancel, Pass, Target};
 use crate::model::{Adapter, Builder, Model};
@@ -76,14 +77,16 @@ impl Classifier {
         Self::with_card(model, adapter, card)
     }
 
-    /// The classifier that an adapter folder describes.
+    /// The classifier that a folder describes: an adapter's, or that of a model with the adapter merged into it.
     ///
     /// # Errors
     /// As [`Card::read`], [`Adapter::read`] and [`Prompter::new`]; BAD_FILE for an adapter of another base model.
     pub fn open(model: Arc<Model>, dir: &Path) -> Result<Self> {
         let card = Card::read(dir)?;
-        let adapter = Adapter::read(dir, model.config())?;
-        Self::with_card(model, Some(Arc::new(adapter)), card).map_err(|error| error.at(dir.display()))
+        card.check_base(model.fingerprint()).map_err(|error| error.at(dir.display()))?;
+        let is_merged = !dir.join(adapter::CONFIG_FILE).exists();
+        let adapter = if is_merged { None } else { Some(Arc::new(Adapter::read(dir, model.config())?)) };
+        Self::with_card(model, adapter, card).map_err(|error| error.at(dir.display()))
     }
 
     /// A classifier of parts. Errors: as [`Prompter::new`]; BAD_FILE for a card of another base model.
@@ -157,7 +160,7 @@ impl Classifier {
         };
         for (first, some) in (0..).step_by(AT_ONCE).zip(dialogues.chunks(AT_ONCE)) {
             bulk.cancel.check()?;
-            let questions = spread(bulk.threads, some, |dialogue| self.questions(dialogue))?;
+            let questions = spread(bulk.threads, some, |dialogue| self.questions(dialogue, &bulk.cancel))?;
             for (d, questions) in (first..).zip(questions) {
                 for (t, question) in questions.into_iter().enumerate() {
                     scored.linear_tokens += question.longest();
@@ -176,9 +179,10 @@ impl Classifier {
     }
 
     /// The question about every turn of a dialogue.
-    fn questions(&self, dialogue: &Dialogue) -> Result<Vec<Question>> {
+    fn questions(&self, dialogue: &Dialogue, cancel: &Cancel) -> Result<Vec<Question>> {
         let script = self.prompter.script(&dialogue.turns);
         let question = |target| {
+            cancel.check()?;
             let question = self.prompter.question(self.model.tokenizer(), &script, target);
             question.map_err(|error| error.at(format!("dialogue {}, turn {}", dialogue.id, target + 1)))
         };

@@ -73,6 +73,9 @@ pub struct Taught {
     pub lost: usize,
 }
 
+/// Previous turns that are looked at first where a window shows more.
+const FIRST_LOOK: usize = 64;
+
 impl Prompter {
     /// Makes ready, and decides whether answers need a terminator, unless `labels` already say: they do where the ids of
     /// one begin those of another. It is the end token where the model has one, else a line end.
@@ -142,15 +145,28 @@ impl Prompter {
             let parts = self.renderer.prompt(&script.0, target, skip)?;
             self.candidates(tokenizer, &parts, skip)?.ok_or_else(ambiguous)
         };
-        let question = ask(0)?;
-        if question.longest() <= longest {
-            return Ok(question);
-        }
-        // `fits` fits and `beyond` does not: halve what lies between
-        let (mut beyond, mut fits) = (0, ask(self.renderer.history(target))?);
+        // a long history is mostly left out: twice as much of it is shown each time, so that what is far is not looked at
+        let history = self.renderer.history(target);
+        let (mut shown, mut fits) = (history.min(FIRST_LOOK), None);
+        let mut beyond = loop {
+            let question = ask(history - shown)?;
+            if question.longest() > longest {
+                break question.skipped;
+            }
+            if shown == history {
+                return Ok(question);
+            }
+            fits = Some(question);
+            shown = history.min(2 * shown);
+        };
+        let mut fits = match fits {
+            Some(fits) => fits,
+            None => ask(history)?,
+        };
         if fits.longest() > longest {
             return Err(self.framer.too_long(fits.longest(), longest));
         }
+        // `fits` fits and `beyond` does not: halve what lies between
         while fits.skipped > beyond + 1 {
             let middle = ask((beyond + fits.skipped) / 2)?;
             if middle.longest() <= longest {

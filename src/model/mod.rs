@@ -18,7 +18,7 @@ pub use forest::{Builder, Forest, Span};
 pub use llama::Llama;
 pub use lora::Adapter;
 
-use crate::device::Cpu;
+use crate::device::{Cpu, Pool};
 use crate::files::{Access, Config, Tensors, Tokenizer, fingerprint};
 use crate::{Error, Result};
 use dialoguellm_kernels::{Isa, bf16};
@@ -59,11 +59,23 @@ pub struct OpenOptions {
     pub isa: Option<Isa>,
     /// Map the weights, or read them into memory (immune to a file that shrinks while it is open).
     pub access: Access,
+    /// Threads that several models share; `threads` is not read then.
+    pub pool: Option<Arc<Pool>>,
+    /// Stops opening, between its parts.
+    pub cancel: Cancel,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { device: Place::Auto, precision: Precision::Bf16, threads: 0, isa: None, access: Access::Mapped }
+        Self {
+            device: Place::Auto,
+            precision: Precision::Bf16,
+            threads: 0,
+            isa: None,
+            access: Access::Mapped,
+            pool: None,
+            cancel: Cancel::default(),
+        }
     }
 }
 
@@ -77,13 +89,16 @@ pub struct Model {
 
 impl Model {
     /// Opens a Hugging Face folder. Errors: NOT_FOUND, IO, BAD_FILE, UNSUPPORTED, each naming the file and the values;
-    /// UNSUPPORTED with the reason where a GPU is asked for and cannot be had; OUT_OF_MEMORY where it is too small.
+    /// UNSUPPORTED with the reason where a GPU is asked for and cannot be had; OUT_OF_MEMORY where it is too small; CANCELLED.
     pub fn open(dir: &Path, options: &OpenOptions) -> Result<Self> {
         let config = Config::read(dir)?;
         let tokenizer = Tokenizer::open(dir)?;
         tokenizer.check(&config)?;
+        options.cancel.check()?;
         let tensors = Arc::new(Tensors::open(dir, options.access)?);
+        options.cancel.check()?;
         let fingerprint = fingerprint::fingerprint(dir, &tensors)?;
+        options.cancel.check()?;
         let (engine, device) = engine(options, config, &tensors)?;
         Ok(Self { tokenizer, engine, device, fingerprint })
     }
@@ -135,9 +150,13 @@ fn engine(options: &OpenOptions, config: Config, tensors: &Arc<Tensors>) -> Resu
         Some(isa) => Some(isa),
         None => isa_of_environment()?,
     };
+    let pool = match &options.pool {
+        Some(pool) => pool.clone(),
+        None => Pool::shared(options.threads)?,
+    };
     let engine: Box<dyn Engine> = match options.precision {
-        Precision::F32 => Box::new(Llama::open(Cpu::<f32>::new(options.threads, isa)?, config, tensors)?),
-        Precision::Bf16 => Box::new(Llama::open(Cpu::<bf16>::new(options.threads, isa)?, config, tensors)?),
+        Precision::F32 => Box::new(Llama::open(Cpu::<f32>::on(pool, isa), config, tensors)?),
+        Precision::Bf16 => Box::new(Llama::open(Cpu::<bf16>::on(pool, isa), config, tensors)?),
     };
     Ok((engine, format!("cpu{no_gpu}")))
 }

@@ -75,7 +75,7 @@ impl ModelArgs {
             DeviceName::Cpu => Place::Cpu,
             DeviceName::Cuda => Place::Cuda,
         };
-        OpenOptions { device, precision, threads: self.threads, isa: None, access: self.access() }
+        OpenOptions { device, precision, threads: self.threads, access: self.access(), ..OpenOptions::default() }
     }
 
     pub fn access(&self) -> Access {

@@ -3,9 +3,8 @@
 use crate::args::{ModelArgs, Style};
 use crate::out;
 use clap::Args;
-use dialoguellm::conversation::{Conversation, Options, Sampling, Stop};
+use dialoguellm::conversation::{Conversation, Options, Sampling, Stop, Streamed};
 use dialoguellm::emotion::framing::{Ends, Framer, Framing};
-use dialoguellm::files::Tokenizer;
 use dialoguellm::model::{Adapter, Model};
 use dialoguellm::{Error, Result};
 use serde_json::json;
@@ -56,9 +55,6 @@ pub struct Generate {
 
 impl Generate {
     pub fn run(&self, style: Style) -> Result<()> {
-        if self.stop.iter().any(String::is_empty) {
-            return Err(Error::invalid("--stop is empty, must be one character or more"));
-        }
         let model = self.model.open()?;
         let adapter = self.adapter.as_ref().map(|dir| Adapter::read(dir, model.config())).transpose()?;
         let prompt = self.ids(&model)?;
@@ -67,9 +63,14 @@ impl Generate {
         let mut conversation = Conversation::new(model.clone(), adapter.map(Arc::new), Options::default());
         conversation.append(&prompt)?;
         let started = Instant::now();
-        let mut text = Streamed::new(model.tokenizer(), &prompt, &self.stop, !style.json)?;
-        let generated = conversation.generate(&sampling, &mut |token| text.push(token))?;
-        let (text, at_stop) = text.end()?;
+        let mut text = Given {
+            streamed: Streamed::new(model.tokenizer(), &prompt, &self.stop)?,
+            text: String::new(),
+            failed: None,
+        };
+        let show = |piece: &str| if style.json { Ok(()) } else { out::text(piece) };
+        let generated = conversation.generate(&sampling, &mut |token| text.push(token, show))?;
+        let (text, at_stop) = text.end(show)?;
         if !style.json {
             return out::text("\n");
         }
@@ -134,134 +135,31 @@ fn read_stdin() -> Result<String> {
     Ok(text)
 }
 
-/// Tokens to text as they come, up to a stop string.
-struct Streamed<'t> {
-    decoder: dialoguellm::files::Decoder<'t>,
-    stopper: Stopper<'t>,
-    shown: bool,
+/// What was given out so far.
+struct Given<'t> {
+    streamed: Streamed<'t>,
     text: String,
     failed: Option<Error>,
 }
 
-impl<'t> Streamed<'t> {
-    /// `prompt` is context for the first token: some tokenizers drop a text's first space.
-    fn new(tokenizer: &'t Tokenizer, prompt: &[u32], stops: &'t [String], shown: bool) -> Result<Self> {
-        let mut decoder = tokenizer.decoder(true);
-        for &id in &prompt[prompt.len().saturating_sub(4)..] {
-            decoder.push(id)?;
-        }
-        let stopper = Stopper { stops, held: String::new(), done: false };
-        Ok(Self { decoder, stopper, shown, text: String::new(), failed: None })
-    }
-
+impl Given<'_> {
     /// Whether to go on.
-    fn push(&mut self, token: u32) -> bool {
-        let piece = self.decoder.push(token).map(|piece| self.stopper.push(&piece));
-        if let Err(error) = piece.and_then(|piece| self.give(&piece)) {
-            self.failed = Some(error);
-        }
-        self.failed.is_none() && !self.stopper.done
-    }
-
-    fn give(&mut self, piece: &str) -> Result<()> {
-        self.text += piece;
-        if self.shown { out::text(piece) } else { Ok(()) }
+    fn push(&mut self, token: u32, show: impl Fn(&str) -> Result<()>) -> bool {
+        let shown = self.streamed.push(token).and_then(|piece| {
+            self.text += &piece;
+            show(&piece)
+        });
+        self.failed = shown.err();
+        self.failed.is_none() && !self.streamed.is_stopped()
     }
 
     /// All of the text, and whether a stop string ended it.
-    fn end(self) -> Result<(String, bool)> {
-        let Self { decoder, mut stopper, shown, mut text, failed } = self;
-        if let Some(error) = failed {
+    fn end(self, show: impl Fn(&str) -> Result<()>) -> Result<(String, bool)> {
+        if let Some(error) = self.failed {
             return Err(error);
         }
-        if !stopper.done {
-            let last = stopper.push(&decoder.finish()?) + &stopper.rest();
-            text += &last;
-            if shown {
-                out::text(&last)?;
-            }
-        }
-        Ok((text, stopper.done))
-    }
-}
-
-/// Holds back what may be the beginning of a stop string.
-struct Stopper<'t> {
-    stops: &'t [String],
-    held: String,
-    done: bool,
-}
-
-impl Stopper<'_> {
-    /// The text that may be given out after `piece`.
-    fn push(&mut self, piece: &str) -> String {
-        self.held += piece;
-        let first = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
-        let cut = match first {
-            Some(at) => {
-                self.done = true;
-                at
-            }
-            None => self.held.len() - self.stops.iter().map(|stop| begun(&self.held, stop)).max().unwrap_or(0),
-        };
-        let rest = self.held.split_off(cut);
-        std::mem::replace(&mut self.held, rest)
-    }
-
-    /// What was held back for nothing.
-    fn rest(&mut self) -> String {
-        if self.done { String::new() } else { std::mem::take(&mut self.held) }
-    }
-}
-
-/// Bytes at the end of `text` that `stop` begins with.
-fn begun(text: &str, stop: &str) -> usize {
-    let longest = stop.len().saturating_sub(1).min(text.len());
-    let fits = |n: &usize| {
-        text.is_char_boundary(text.len() - n) && stop.as_bytes().starts_with(&text.as_bytes()[text.len() - n..])
-    };
-    (1..=longest).rev().find(fits).unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn streamed(stops: &[&str], pieces: &[&str]) -> (Vec<String>, bool) {
-        let stops: Vec<String> = stops.iter().map(|&stop| stop.into()).collect();
-        let mut stopper = Stopper { stops: &stops, held: String::new(), done: false };
-        let mut given: Vec<String> = Vec::new();
-        for piece in pieces {
-            given.push(stopper.push(piece));
-            if stopper.done {
-                break;
-            }
-        }
-        given.push(stopper.rest());
-        (given, stopper.done)
-    }
-
-    #[test]
-    fn a_stop_string_over_several_pieces_is_not_given_out() {
-        assert_eq!(
-            streamed(&["END"], &["a E", "N", "D b"]),
-            (vec!["a ".into(), "".into(), "".into(), "".into()], true)
-        );
-    }
-
-    #[test]
-    fn what_only_begins_like_a_stop_string_is_given_out_later() {
-        assert_eq!(streamed(&["END"], &["a EN", "x"]), (vec!["a ".into(), "ENx".into(), "".into()], false));
-        assert_eq!(streamed(&["END"], &["a EN"]), (vec!["a ".into(), "EN".into()], false));
-    }
-
-    #[test]
-    fn of_several_stop_strings_the_first_in_the_text_counts() {
-        assert_eq!(streamed(&["two", "one"], &["zero one two"]), (vec!["zero ".into(), "".into()], true));
-    }
-
-    #[test]
-    fn characters_of_several_bytes_are_not_cut() {
-        assert_eq!(streamed(&["\u{e9}x"], &["a\u{e9}", "y"]), (vec!["a".into(), "\u{e9}y".into(), "".into()], false));
+        let (last, at_stop) = self.streamed.finish()?;
+        show(&last)?;
+        Ok((self.text + &last, at_stop))
     }
 }

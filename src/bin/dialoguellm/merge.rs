@@ -4,12 +4,12 @@ use crate::args::{Style, cancelled_by_ctrl_c};
 use crate::out::{self, bytes};
 use crate::progress::Progress;
 use clap::Args;
-use dialoguellm::emotion::Card;
-use dialoguellm::files::{Access, Tensors, fingerprint, hub};
+use dialoguellm::Result;
+use dialoguellm::emotion::card;
+use dialoguellm::files::hub;
 use dialoguellm::model::merge::{Merged, merge};
-use dialoguellm::{Code, Error, Result};
 use serde_json::json;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Merge an adapter into its base model, tensor by tensor; types are kept.
 ///
@@ -31,14 +31,14 @@ pub struct Merge {
 impl Merge {
     pub fn run(&self, style: Style) -> Result<()> {
         let base = hub::resolve(&self.model)?;
-        let card = self.card(&base)?;
+        let card = card::of_adapter(&self.adapter, &base)?;
         let cancel = cancelled_by_ctrl_c()?;
         let mut progress: Option<Progress> = None;
         let mut show = |done: usize, all: usize| {
             progress.get_or_insert_with(|| Progress::new(style, "tensors", 0, all as u64)).at(done as u64, "");
             !cancel.is_set()
         };
-        let merged = merge(&base, &self.adapter, &self.out, |dir| write_card(card, dir), &mut show);
+        let merged = merge(&base, &self.adapter, &self.out, |dir| card::write_merged(card, dir), &mut show);
         progress.iter().for_each(Progress::end);
         let Merged { tensors, changed, bytes: size } = merged?;
         if style.json {
@@ -50,23 +50,4 @@ impl Merge {
             self.out.display()
         ))
     }
-
-    /// The adapter's card, which must be of this base.
-    fn card(&self, base: &Path) -> Result<Option<Card>> {
-        let card = match Card::read(&self.adapter) {
-            Ok(card) => card,
-            Err(error) if error.code() == Code::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let print = fingerprint(base, &Tensors::open(base, Access::Mapped)?)?;
-        card.check_base(&print).map_err(|error: Error| error.at(self.adapter.display()))?;
-        Ok(Some(card))
-    }
-}
-
-/// The card of the merged model: the same, with its own weights as the base.
-fn write_card(card: Option<Card>, dir: &Path) -> Result<()> {
-    let Some(mut card) = card else { return Ok(()) };
-    card.base = fingerprint(dir, &Tensors::open(dir, Access::Mapped)?)?;
-    card.write(dir)
 }

@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// A CPU that multiplies in `E`: `f32`, `bf16`, or `f64` for the reference.
 pub struct Cpu<E: Elem> {
-    pool: Pool,
+    pool: Arc<Pool>,
     kernels: &'static Kernels<E>,
     arena: Arc<Arena>,
     /// Attention's scratch between uses.
@@ -65,9 +65,12 @@ pub struct RopeTable<R> {
 impl<E: Elem> Cpu<E> {
     /// A CPU with `threads` threads (0: one per core, 1: the caller's only) and instructions up to `limit`.
     pub fn new(threads: usize, limit: Option<Isa>) -> Result<Self> {
-        let pool = Pool::new(threads)
-            .map_err(|e| crate::Error::new(crate::Code::Io, format!("cannot start {threads} threads: {e}")))?;
-        Ok(Self { pool, kernels: E::kernels(Isa::best(limit)), arena: Arc::default(), scratch: Mutex::default() })
+        Ok(Self::on(Pool::shared(threads)?, limit))
+    }
+
+    /// A CPU with threads that it shares and instructions up to `limit`.
+    pub fn on(pool: Arc<Pool>, limit: Option<Isa>) -> Self {
+        Self { pool, kernels: E::kernels(Isa::best(limit)), arena: Arc::default(), scratch: Mutex::default() }
     }
 
     fn with_scratch(&self, f: impl FnOnce(&mut Vec<E::Real>)) {

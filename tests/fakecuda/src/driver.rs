@@ -146,6 +146,11 @@ impl Driver {
         self.lost.map_or(Ok(()), Err)
     }
 
+    /// Other failures of a class from now on: [`Failures::instead`].
+    pub fn fail(&mut self, class: Class, at: u64, code: Code) -> u64 {
+        self.failures.instead(class, at, code)
+    }
+
     /// The device is lost after an error of a kernel or of an address, as on a real one.
     fn remember(&mut self, answer: Answer) -> Answer {
         if let Err(code @ (Code::LAUNCH_FAILED | Code::ILLEGAL_ADDRESS)) = answer {

@@ -2,6 +2,7 @@
 
 use crate::codes::{Answer, Code};
 use crate::driver::{Driver, SHARED_MAX, Task};
+use crate::failures::Class;
 use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -85,6 +86,19 @@ macro_rules! export {
             $enter(|$driver| unsafe { $body })
         }
     )*};
+}
+
+/// Of no real driver: counts the calls of a class anew, lets the `at`-th from now answer `code`, none for 0, and returns
+/// how many were counted, so that a process can let each of its calls fail. `u64::MAX`: no such class, or before `cuInit`.
+///
+/// # Safety
+/// `class` is a C string: one of the names in `FAKECUDA_FAIL`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fakecuda_fail(class: *const c_char, at: u64, code: c_uint) -> u64 {
+    // SAFETY: the caller's promise.
+    let class = unsafe { CStr::from_ptr(class) }.to_str().ok().and_then(Class::named);
+    let counted = class.and_then(|class| lock().as_mut().map(|driver| driver.fail(class, at, Code(code))));
+    counted.unwrap_or(u64::MAX)
 }
 
 /// As in `cuda.h`.

@@ -17,6 +17,20 @@ pub enum Class {
     Graph,
 }
 
+impl Class {
+    /// By its name in `FAKECUDA_FAIL`.
+    pub fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "alloc" => Self::Alloc,
+            "launch" => Self::Launch,
+            "copy" => Self::Copy,
+            "sync" => Self::Sync,
+            "graph" => Self::Graph,
+            _ => return None,
+        })
+    }
+}
+
 /// Call number `at` (from 1) of `class` answers `code`.
 #[derive(Debug)]
 struct Planned {
@@ -39,6 +53,14 @@ impl Failures {
         Ok(Self { planned, calls: [0; 5] })
     }
 
+    /// Counts the calls of `class` anew: the `at`-th from now answers `code`, and no other but those of other classes. How
+    /// many calls were counted.
+    pub fn instead(&mut self, class: Class, at: u64, code: Code) -> u64 {
+        self.planned.retain(|planned| planned.class != class);
+        self.planned.push(Planned { class, at, code });
+        std::mem::take(&mut self.calls[class as usize])
+    }
+
     /// Counts a call; the code it must answer.
     pub fn next(&mut self, class: Class) -> Option<Code> {
         let call = &mut self.calls[class as usize];
@@ -49,15 +71,15 @@ impl Failures {
 }
 
 fn plan(text: &str) -> Result<Planned, String> {
-    let wrong = || format!("FAKECUDA_FAIL: \"{text}\" is not alloc, launch, copy, sync or graph, a number and perhaps a code");
+    let wrong =
+        || format!("FAKECUDA_FAIL: \"{text}\" is not alloc, launch, copy, sync or graph, a number and perhaps a code");
     let mut parts = text.split(':');
-    let (class, code) = match parts.next() {
-        Some("alloc") => (Class::Alloc, Code::OUT_OF_MEMORY),
-        Some("launch") => (Class::Launch, Code::LAUNCH_FAILED),
-        Some("copy") => (Class::Copy, Code::ILLEGAL_ADDRESS),
-        Some("sync") => (Class::Sync, Code::LAUNCH_FAILED),
-        Some("graph") => (Class::Graph, Code::INVALID_VALUE),
-        _ => return Err(wrong()),
+    let class = parts.next().and_then(Class::named).ok_or_else(wrong)?;
+    let code = match class {
+        Class::Alloc => Code::OUT_OF_MEMORY,
+        Class::Launch | Class::Sync => Code::LAUNCH_FAILED,
+        Class::Copy => Code::ILLEGAL_ADDRESS,
+        Class::Graph => Code::INVALID_VALUE,
     };
     let at = parts.next().and_then(|at| at.parse().ok()).ok_or_else(wrong)?;
     let code = match parts.next() {
@@ -81,6 +103,8 @@ mod tests {
         let answers = [(); 3].map(|()| failures.next(Class::Alloc));
         assert_eq!(answers, [None, Some(Code::OUT_OF_MEMORY), None]);
         assert_eq!(failures.next(Class::Copy), None);
+        assert_eq!(failures.instead(Class::Alloc, 1, Code::INVALID_VALUE), 3);
+        assert_eq!([(); 2].map(|()| failures.next(Class::Alloc)), [Some(Code::INVALID_VALUE), None]);
         assert!(Failures::parse("read:1").is_err() && Failures::parse("copy").is_err());
     }
 }

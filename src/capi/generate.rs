@@ -1,0 +1,156 @@
+//! Text continued token by token.
+
+use super::adapter::dllm_adapter;
+use super::boundary::{guard, one_of, out, text};
+use super::cancel::{cancel_of, dllm_cancel};
+use super::classifier::names;
+use super::error::{dllm_error, dllm_status, dllm_string};
+use super::handle::share;
+use super::model::{adapter_of, dllm_model, dllm_str};
+use super::options::{described, read};
+use crate::conversation::{Conversation, Options, Sampling, Streamed};
+use crate::emotion::framing::{Ends, Framer, Framing};
+use crate::model::Model;
+use crate::{Code, Error, Result};
+use std::ffi::{c_char, c_void};
+
+/// How a text is continued; zero is every field's default.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct dllm_generate_options {
+    /// sizeof(dllm_generate_options).
+    pub struct_size: u32,
+    /// Tokens at most; 0 for 256.
+    pub max_tokens: u32,
+    /// Divides the logits; 0 takes the likeliest token every time.
+    pub temperature: f32,
+    /// Draw from the likeliest tokens that together reach this probability; 0 for all.
+    pub top_p: f32,
+    /// Draw from this many of the likeliest tokens; 0 for all.
+    pub top_k: u32,
+    /// Above 1, tokens that were there before become less likely; 0 for 1.
+    pub repetition_penalty: f32,
+    /// The same seed draws the same text.
+    pub seed: u64,
+    /// End before the first of these texts.
+    pub stops: *const dllm_str,
+    /// How many.
+    pub n_stops: u64,
+    /// 1 writes the prompt as a message in the model's own chat format, and lets it answer.
+    pub chat: u32,
+    /// 0.
+    pub reserved: u32,
+}
+described!(growing dllm_generate_options {
+    max_tokens, temperature, top_p, top_k, repetition_penalty, seed, stops, n_stops, chat, reserved
+});
+
+/// Hears text as it comes, whole code points, `len` bytes, valid during the call; anything but 0 ends the text there.
+pub type dllm_text_fn = Option<unsafe extern "C" fn(user: *mut c_void, text: *const c_char, len: usize) -> i32>;
+
+/// ---- Generate: text continued ----
+///
+/// Continues a prompt. `on_text` hears the text piece by piece, on this thread, and ends it by anything but 0; it may be
+/// NULL. `generated` is the whole text, and may be NULL where `on_text` is not. `adapter`, `options` and `cancel` may be
+/// NULL.
+///
+/// Ownership: `generated` is the caller's; free it with dllm_string_free().
+/// Errors:    INVALID_ARGUMENT for options out of their range; CONTEXT_FULL; CANCELLED; NUMERIC.
+/// Since:     0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dllm_model_generate(
+    model: *const dllm_model,
+    adapter: *const dllm_adapter,
+    prompt: *const c_char,
+    prompt_len: usize,
+    options: *const dllm_generate_options,
+    cancel: *const dllm_cancel,
+    on_text: dllm_text_fn,
+    user: *mut c_void,
+    generated: *mut *mut dllm_string,
+    err: *mut *mut dllm_error,
+) -> dllm_status {
+    guard(err, || {
+        // SAFETY: as the header says.
+        let (opened, adapter, prompt, options, cancel) = unsafe {
+            if !generated.is_null() || on_text.is_none() {
+                out(generated, "generated")?;
+            }
+            (
+                share(model)?,
+                adapter_of(adapter)?,
+                text(prompt, prompt_len, "prompt")?,
+                read(options)?,
+                cancel_of(cancel)?,
+            )
+        };
+        let model = &opened.model;
+        // SAFETY: as the header says.
+        let stops = unsafe { names(options.stops, options.n_stops as usize, "stops") }?;
+        let ids = prompt_ids(model, prompt, one_of(options.chat, &[false, true], "dllm_generate_options.chat")?)?;
+        let sampling = sampling(model, &options);
+        sampling.check()?;
+        let mut streamed = Streamed::new(model.tokenizer(), &ids, &stops)?;
+        let mut conversation = Conversation::new(model.clone(), adapter, Options { context: 0, cancel });
+        conversation.append(&ids)?;
+        let (mut whole, mut failed, mut ended) = (String::new(), None, false);
+        let mut hear = |piece: &str| {
+            whole += piece;
+            // SAFETY: the caller's function, on the caller's thread, with the caller's pointer.
+            on_text
+                .is_none_or(|hear| piece.is_empty() || unsafe { hear(user, piece.as_ptr().cast(), piece.len()) } == 0)
+        };
+        conversation.generate(&sampling, &mut |token| match streamed.push(token) {
+            Ok(piece) => {
+                ended = !hear(&piece);
+                !ended && !streamed.is_stopped()
+            }
+            Err(error) => {
+                failed = Some(error);
+                false
+            }
+        })?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        if !ended {
+            hear(&streamed.finish()?.0);
+        }
+        if !generated.is_null() {
+            // SAFETY: the caller's room, as `out` found it.
+            unsafe { generated.write(dllm_string::boxed(whole)) };
+        }
+        Ok(())
+    })
+}
+
+fn prompt_ids(model: &Model, prompt: &str, chat: bool) -> Result<Vec<u32>> {
+    let tokenizer = model.tokenizer();
+    let ids = match chat {
+        // the template writes the first token itself
+        true => tokenizer.encode(&tokenizer.chat(&[("user", prompt)], true)?, false)?,
+        false => {
+            Framer::new(Framing::default(), tokenizer, Ends::of(tokenizer, model.config()))?.ids(tokenizer, prompt)?
+        }
+    };
+    if ids.is_empty() {
+        let text = "the prompt has no token, and nothing predicts the first one; give a longer prompt";
+        return Err(Error::new(Code::InvalidArgument, text));
+    }
+    Ok(ids)
+}
+
+fn sampling(model: &Model, options: &dllm_generate_options) -> Sampling {
+    let mut eos = model.config().eos.clone();
+    eos.extend(model.tokenizer().eos().filter(|id| !eos.contains(id)));
+    let or = |value: f32, default: f32| if value == 0.0 { default } else { value };
+    Sampling {
+        temperature: options.temperature,
+        top_k: options.top_k as usize,
+        top_p: or(options.top_p, 1.0),
+        repetition_penalty: or(options.repetition_penalty, 1.0),
+        seed: options.seed,
+        max_tokens: if options.max_tokens == 0 { 256 } else { options.max_tokens as usize },
+        eos,
+    }
+}

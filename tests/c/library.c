@@ -1,0 +1,614 @@
+/* One fact about the library a function, named as a sentence. Usage: library MODEL WORK [flat]; `flat` adds the facts about
+ * memory, which a sanitizer would spoil. Compiled as C11 and as C++17. */
+#include "check.h"
+#include <pthread.h>
+#include <stdint.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { LABELS = 7 };
+
+static double now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+static const char DIALOGUES[] =
+    "{\"turns\":[{\"speaker\":\"Ann\",\"text\":\"We won!\",\"emotion\":\"joy\"},"
+    "{\"speaker\":\"Bo\",\"text\":\"Leave me alone.\",\"emotion\":\"anger\"}]}\n"
+    "{\"turns\":[{\"speaker\":\"Cy\",\"text\":\"Oh! What was that?\",\"emotion\":\"surprise\"},"
+    "{\"speaker\":\"Di\",\"text\":\"Only the wind.\",\"emotion\":\"neutral\"}]}\n"
+    "{\"turns\":[{\"speaker\":\"Ed\",\"text\":\"She is gone.\",\"emotion\":\"sadness\"}]}\n"
+    "{\"turns\":[{\"speaker\":\"Flo\",\"text\":\"I hear steps.\",\"emotion\":\"fear\"},"
+    "{\"speaker\":\"Gus\",\"text\":\"Yuck, mould.\",\"emotion\":\"disgust\"}]}\n";
+
+static const char RECIPE[] =
+    "[lora]\nrank = 4\nalpha = 8\n[train]\nepochs = 2\nbatch = 1\nlearning_rate = 1e-3\n"
+    "[emotion]\nlabels = [\"neutral\", \"joy\", \"surprise\", \"anger\", \"sadness\", \"disgust\", \"fear\"]\n";
+
+static dllm_dataset *dataset(void) {
+    dllm_dataset *data = NULL;
+    OK(dllm_dataset_parse(DIALOGUES, DLLM_NTS, NULL, 0, &data, &err));
+    return data;
+}
+
+static dllm_trainer *trainer_with(const dllm_model *model, const char *recipe, const dllm_trainer_options *options) {
+    dllm_dataset *data = dataset();
+    dllm_trainer *trainer = NULL;
+    OK(dllm_trainer_new(model, data, data, recipe, DLLM_NTS, options, &trainer, &err));
+    dllm_dataset_free(data); /* the trainer keeps what it needs of it */
+    return trainer;
+}
+
+static void the_version_of_header_and_library_is_one(void) {
+    CHECK(dllm_version_number() == DLLM_VERSION_NUMBER && dllm_abi_version() == DLLM_ABI_VERSION);
+    char text[32];
+    snprintf(text, sizeof text, "%d.%d.%d", DLLM_VERSION_MAJOR, DLLM_VERSION_MINOR, DLLM_VERSION_PATCH);
+    CHECK(strcmp(text, dllm_version()) == 0);
+    CHECK(strcmp(dllm_status_name(DLLM_STATUS_BUSY), "BUSY") == 0 && strcmp(dllm_status_name(99), "UNKNOWN") == 0);
+}
+
+static void a_turns_probabilities_are_the_same_alone_and_in_a_conversation(void) {
+    dllm_model *model = open_model();
+    dllm_classifier *classifier = classifier_of(model);
+    dllm_conversation *talk = talk_of(classifier);
+    dllm_turn turns[2] = { turn_of("Ann", "We won!"), turn_of("Bo", "Leave me alone.") };
+    float all[2 * LABELS], live[LABELS], sum = 0;
+    CHECK(dllm_classifier_n_labels(classifier) == LABELS);
+    CHECK(strcmp(dllm_classifier_label(classifier, 0), "neutral") == 0 && dllm_classifier_label(classifier, 7) == NULL);
+    OK(dllm_classifier_predict(classifier, turns, 2, NULL, all, 2 * LABELS, &err));
+    for (int turn = 0; turn < 2; turn++) {
+        dllm_turn_report report;
+        report.struct_size = sizeof report;
+        OK(dllm_conversation_add_turn(talk, &turns[turn], &report, &err));
+        CHECK(report.computed > 0 && report.dropped == 0);
+        OK(dllm_conversation_ask(talk, live, LABELS, &err));
+        CHECK(memcmp(live, all + LABELS * turn, sizeof live) == 0);
+    }
+    for (int label = 0; label < LABELS; label++) sum += live[label];
+    CHECK(sum > 0.9999f && sum < 1.0001f);
+    CHECK(dllm_conversation_n_turns(talk) == 2 && dllm_conversation_n_tokens(talk) > 0);
+    OK(dllm_conversation_rollback(talk, 1, &err));
+    OK(dllm_conversation_ask(talk, live, LABELS, &err));
+    CHECK(memcmp(live, all, sizeof live) == 0);
+    dllm_string *saved = NULL;
+    OK(dllm_conversation_save(talk, &saved, &err));
+    dllm_conversation *again = NULL;
+    OK(dllm_conversation_restore(classifier, NULL, dllm_string_data(saved), dllm_string_len(saved), &again, NULL, &err));
+    OK(dllm_conversation_ask(again, live, LABELS, &err));
+    CHECK(memcmp(live, all, sizeof live) == 0);
+    dllm_string_free(saved);
+    dllm_conversation_free(again);
+    dllm_conversation_free(talk);
+    dllm_classifier_free(classifier);
+    dllm_model_free(model);
+}
+
+static void handles_may_be_freed_in_any_order(void) {
+    for (int order = 0; order < 6; order++) {
+        dllm_model *model = open_model();
+        dllm_classifier *classifier = classifier_of(model);
+        dllm_conversation *talk = talk_of(classifier);
+        dllm_turn turn = turn_of("Ann", "Hello.");
+        for (int step = 0; step < 3; step++) {
+            static const int ORDERS[6][3] = { { 0, 1, 2 }, { 0, 2, 1 }, { 1, 0, 2 }, { 1, 2, 0 }, { 2, 0, 1 }, { 2, 1, 0 } };
+            switch (ORDERS[order][step]) {
+            case 0: dllm_model_free(model); break;
+            case 1: dllm_classifier_free(classifier); break;
+            default: dllm_conversation_free(talk); talk = NULL;
+            }
+            if (talk) OK(dllm_conversation_add_turn(talk, &turn, NULL, &err));
+        }
+    }
+    dllm_model_free(NULL);
+    dllm_runtime_free(NULL);
+    dllm_adapter_free(NULL);
+    dllm_classifier_free(NULL);
+    dllm_conversation_free(NULL);
+    dllm_dataset_free(NULL);
+    dllm_trainer_free(NULL);
+    dllm_cancel_free(NULL);
+    dllm_error_free(NULL);
+    dllm_string_free(NULL);
+}
+
+static void tokens_are_texts_and_back(void) {
+    dllm_model *model = open_model();
+    uint32_t ids[32];
+    size_t n = 0, all = 0;
+    OK(dllm_model_tokenize(model, "We won!", 7, 0, NULL, 0, &n, &err));
+    CHECK(n > 0 && n <= 32);
+    OK(dllm_model_tokenize(model, "We won!", DLLM_NTS, 0, ids, 32, &all, &err));
+    CHECK(all == n);
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "room for 1", dllm_model_tokenize(model, "We won!", 7, 0, ids, 1, &all, &err));
+    CHECK(all == n);
+    OK(dllm_model_tokenize(model, "We won!", DLLM_NTS, 0, ids, 32, &all, &err));
+    dllm_string *text = NULL;
+    OK(dllm_model_detokenize(model, ids, n, 1, &text, &err));
+    CHECK(strcmp(dllm_string_data(text), "We won!") == 0 && dllm_string_len(text) == 7);
+    dllm_string_free(text);
+    size_t vocabulary = dllm_model_vocab_size(model);
+    float *logits = (float *)malloc(vocabulary * sizeof *logits);
+    OK(dllm_model_logits(model, NULL, ids, n, NULL, logits, vocabulary, &err));
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "are needed", dllm_model_logits(model, NULL, ids, n, NULL, logits, 3, &err));
+    ids[0] = 1u << 30;
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "vocabulary",
+          dllm_model_logits(model, NULL, ids, n, NULL, logits, vocabulary, &err));
+    free(logits);
+    dllm_str continuations[2] = { DLLM_STR(" yes"), DLLM_STR(" no") };
+    double scores[2] = { 1, 1 };
+    OK(dllm_model_score(model, NULL, "Is it?", DLLM_NTS, continuations, 2, NULL, scores, &err));
+    CHECK(scores[0] < 0 && scores[1] < 0 && scores[0] != scores[1]);
+    dllm_string *info = NULL;
+    OK(dllm_model_info(model, &info, &err));
+    CHECK(strstr(dllm_string_data(info), "\"fingerprint\"") != NULL);
+    dllm_string_free(info);
+    dllm_memory_report report;
+    report.struct_size = sizeof report;
+    OK(dllm_model_estimate(model_dir, NULL, &report, &err));
+    CHECK(report.weights > 100000 && report.context == 512 && report.cache_per_token == 2 * 4 * 2 * 32 * 2);
+    dllm_model_free(model);
+}
+
+struct heard {
+    char text[512];
+    size_t len;
+    int pieces, most;
+};
+
+static int32_t hear(void *user, const char *text, size_t len) {
+    struct heard *heard = (struct heard *)user;
+    CHECK(heard->len + len < sizeof heard->text);
+    memcpy(heard->text + heard->len, text, len);
+    heard->len += len;
+    return ++heard->pieces == heard->most;
+}
+
+static void generated_text_is_streamed_and_ends_where_it_is_told(void) {
+    dllm_model *model = open_model();
+    dllm_generate_options options;
+    memset(&options, 0, sizeof options);
+    options.struct_size = sizeof options;
+    options.max_tokens = 12;
+    options.temperature = 0.8f;
+    options.seed = 5;
+    struct heard heard;
+    memset(&heard, 0, sizeof heard);
+    dllm_string *text = NULL, *again = NULL;
+    OK(dllm_model_generate(model, NULL, "Ann: We", DLLM_NTS, &options, NULL, hear, &heard, &text, &err));
+    CHECK(dllm_string_len(text) == heard.len && memcmp(dllm_string_data(text), heard.text, heard.len) == 0);
+    OK(dllm_model_generate(model, NULL, "Ann: We", DLLM_NTS, &options, NULL, NULL, NULL, &again, &err));
+    CHECK(strcmp(dllm_string_data(text), dllm_string_data(again)) == 0 && heard.len > 2);
+    char stop[3] = { heard.text[1], heard.text[2], 0 };
+    dllm_str stops[1] = { DLLM_STR(stop) };
+    options.stops = stops;
+    options.n_stops = 1;
+    dllm_string_free(again);
+    OK(dllm_model_generate(model, NULL, "Ann: We", DLLM_NTS, &options, NULL, NULL, NULL, &again, &err));
+    CHECK(dllm_string_len(again) <= 1);
+    options.n_stops = 0;
+    memset(&heard, 0, sizeof heard);
+    heard.most = 2;
+    OK(dllm_model_generate(model, NULL, "Ann: We", DLLM_NTS, &options, NULL, hear, &heard, NULL, &err));
+    CHECK(heard.pieces == 2);
+    options.top_p = 3;
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "top_p is 3",
+          dllm_model_generate(model, NULL, "Ann: We", DLLM_NTS, &options, NULL, hear, &heard, NULL, &err));
+    dllm_string_free(text);
+    dllm_string_free(again);
+    dllm_model_free(model);
+}
+
+struct events {
+    int steps, devs, most;
+    dllm_trainer *trainer;
+    dllm_status inside;
+};
+
+static int32_t on_event(void *user, const dllm_train_report *report) {
+    struct events *events = (struct events *)user;
+    if (report->kind == DLLM_TRAIN_STEP) events->steps++;
+    if (report->kind == DLLM_TRAIN_DEV) events->devs++;
+    if (events->trainer) events->inside = dllm_trainer_step(events->trainer, NULL, NULL);
+    return events->steps == events->most;
+}
+
+static void training_by_steps_is_the_whole_run_and_resumes_to_the_same_bits(void) {
+    dllm_model *model = open_model();
+    struct events events;
+    memset(&events, 0, sizeof events);
+    dllm_trainer *whole = trainer_with(model, RECIPE, NULL);
+    events.trainer = whole;
+    OK(dllm_trainer_run(whole, NULL, on_event, &events, &err));
+    CHECK(events.steps == 8 && events.devs == 2 && events.inside == DLLM_STATUS_BUSY);
+    dllm_string *summary = NULL;
+    OK(dllm_trainer_finish(whole, in_work("whole"), &summary, &err));
+    CHECK(strstr(dllm_string_data(summary), "\"steps\":8") != NULL);
+    dllm_string_free(summary);
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "finished", dllm_trainer_step(whole, NULL, &err));
+
+    dllm_trainer *first = trainer_with(model, RECIPE, NULL);
+    dllm_train_report report;
+    report.struct_size = sizeof report;
+    for (int step = 0; step < 3; step++) OK(dllm_trainer_step(first, &report, &err));
+    CHECK(report.step == 3 && report.steps == 8 && report.loss > 0 && report.done == 0 && report.tokens > 0);
+    dllm_adapter *adapter = NULL;
+    OK(dllm_trainer_adapter(first, &adapter, &err));
+    CHECK(dllm_adapter_n_parameters(adapter) > 1000);
+    OK(dllm_adapter_save(adapter, in_work("snapshot"), &err));
+    dllm_adapter_free(adapter);
+    OK(dllm_trainer_save(first, in_work("stopped"), &err));
+    dllm_trainer_free(first);
+    dllm_trainer_options options;
+    memset(&options, 0, sizeof options);
+    options.struct_size = sizeof options;
+    options.resume = in_work("stopped");
+    options.metrics = in_work("metrics.jsonl");
+    dllm_trainer *second = trainer_with(model, RECIPE, &options);
+    do OK(dllm_trainer_step(second, &report, &err));
+    while (!report.done);
+    OK(dllm_trainer_finish(second, in_work("resumed"), NULL, &err));
+
+    dllm_classifier *classifiers[2] = { NULL, NULL };
+    OK(dllm_classifier_open(model, in_work("whole"), &classifiers[0], &err));
+    OK(dllm_classifier_open(model, in_work("resumed"), &classifiers[1], &err));
+    dllm_turn turn = turn_of("Ann", "We won!");
+    float p[2][LABELS];
+    for (int i = 0; i < 2; i++) OK(dllm_classifier_predict(classifiers[i], &turn, 1, NULL, p[i], LABELS, &err));
+    CHECK(memcmp(p[0], p[1], sizeof p[0]) == 0);
+    for (int i = 0; i < 2; i++) dllm_classifier_free(classifiers[i]);
+    dllm_trainer_free(whole);
+    dllm_trainer_free(second);
+    dllm_model_free(model);
+}
+
+static void a_callback_stops_a_run_which_is_saved_and_goes_on(void) {
+    dllm_model *model = open_model();
+    dllm_trainer *trainer = trainer_with(model, RECIPE, NULL);
+    struct events events;
+    memset(&events, 0, sizeof events);
+    events.most = 2;
+    FAILS(DLLM_STATUS_CANCELLED, "callback", dllm_trainer_run(trainer, in_work("halted"), on_event, &events, &err));
+    events.most = -1;
+    OK(dllm_trainer_run(trainer, in_work("halted"), on_event, &events, &err));
+    CHECK(events.steps == 8);
+    dllm_trainer_free(trainer);
+    dllm_model_free(model);
+}
+
+/* Needs `whole` of the fact about training. */
+static void a_trained_folder_is_judged_calibrated_saved_and_merged(void) {
+    dllm_model *model = open_model();
+    dllm_classifier *trained = NULL, *calibrated = NULL, *saved = NULL, *merged = NULL;
+    dllm_dataset *data = dataset();
+    CHECK(dllm_dataset_n_dialogues(data) == 4 && dllm_dataset_n_turns(data, DLLM_ALL) == 7);
+    CHECK(dllm_dataset_n_turns(data, 2) == 1 && dllm_dataset_n_turns(data, 4) == 0);
+    OK(dllm_classifier_open(model, in_work("whole"), &trained, &err));
+    dllm_string *report = NULL;
+    OK(dllm_classifier_evaluate(trained, data, NULL, &report, &err));
+    CHECK(strstr(dllm_string_data(report), "\"weighted_f1\"") != NULL);
+    dllm_string_free(report);
+    OK(dllm_classifier_calibrate(trained, data, NULL, &calibrated, &err));
+    CHECK(dllm_classifier_temperature(calibrated) > 0);
+    OK(dllm_classifier_save(calibrated, in_work("calibrated"), &err));
+    OK(dllm_classifier_open(model, in_work("calibrated"), &saved, &err));
+    CHECK(dllm_classifier_temperature(saved) == dllm_classifier_temperature(calibrated));
+    float all[7 * LABELS], again[7 * LABELS];
+    OK(dllm_classifier_predict_all(calibrated, data, NULL, all, 7 * LABELS, &err));
+    OK(dllm_classifier_predict_all(saved, data, NULL, again, 7 * LABELS, &err));
+    CHECK(memcmp(all, again, sizeof all) == 0);
+    OK(dllm_merge(model_dir, in_work("calibrated"), in_work("merged"), NULL, NULL, NULL, &err));
+    dllm_model *whole = NULL;
+    OK(dllm_model_open(NULL, in_work("merged"), NULL, NULL, &whole, &err));
+    OK(dllm_classifier_open(whole, in_work("merged"), &merged, &err));
+    OK(dllm_classifier_predict_all(merged, data, NULL, again, 7 * LABELS, &err));
+    for (int i = 0; i < 7 * LABELS; i++) CHECK(all[i] - again[i] < 0.02f && again[i] - all[i] < 0.02f);
+    dllm_adapter *adapter = NULL;
+    OK(dllm_adapter_open(model, in_work("snapshot"), &adapter, &err));
+    dllm_classifier *own = NULL;
+    dllm_str labels[2] = { DLLM_STR("good"), DLLM_STR("bad") };
+    dllm_classifier_options options;
+    memset(&options, 0, sizeof options);
+    options.struct_size = sizeof options;
+    options.labels = labels;
+    options.n_labels = 2;
+    options.window = 1;
+    OK(dllm_classifier_new(model, adapter, &options, &own, &err));
+    CHECK(dllm_classifier_n_labels(own) == 2 && strcmp(dllm_classifier_label(own, 1), "bad") == 0);
+    options.template_text = "no-such-template";
+    dllm_classifier *none = own;
+    FAILS(DLLM_STATUS_NOT_FOUND, "no-such-template", dllm_classifier_new(model, adapter, &options, &none, &err));
+    CHECK(none == NULL);
+    dllm_adapter_free(adapter);
+    dllm_classifier_free(own);
+    dllm_classifier_free(merged);
+    dllm_model_free(whole);
+    dllm_classifier_free(saved);
+    dllm_classifier_free(calibrated);
+    dllm_classifier_free(trained);
+    dllm_dataset_free(data);
+    dllm_model_free(model);
+}
+
+static void what_cannot_be_is_a_sentence(void) {
+    dllm_model *model = open_model(), *none = model;
+    FAILS(DLLM_STATUS_NOT_FOUND, "no/such/folder", dllm_model_open(NULL, "no/such/folder", NULL, NULL, &none, &err));
+    CHECK(none == NULL);
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "dir is NULL", dllm_model_open(NULL, NULL, NULL, NULL, &none, &err));
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "model is NULL", dllm_model_open(NULL, model_dir, NULL, NULL, NULL, &err));
+    CHECK(dllm_model_open(NULL, NULL, NULL, NULL, &none, NULL) == DLLM_STATUS_INVALID_ARGUMENT);
+    dllm_classifier *no_classifier = NULL;
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "handle is NULL", dllm_classifier_new(NULL, NULL, NULL, &no_classifier, &err));
+    dllm_classifier *classifier = classifier_of(model), *nothing = classifier;
+    FAILS(DLLM_STATUS_NOT_FOUND, "dialoguellm.json", dllm_classifier_open(model, model_dir, &nothing, &err));
+    dllm_conversation *talk = talk_of(classifier);
+    float p[LABELS];
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "nothing was said", dllm_conversation_ask(talk, p, LABELS, &err));
+    dllm_turn wrong = turn_of("Ann", "\xff\xfe");
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "not UTF-8", dllm_conversation_add_turn(talk, &wrong, NULL, &err));
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "turn is NULL", dllm_conversation_add_turn(talk, NULL, NULL, &err));
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "cannot be taken back", dllm_conversation_rollback(talk, 1, &err));
+    dllm_turn turn = turn_of("Ann", "Hello.");
+    OK(dllm_conversation_add_turn(talk, &turn, NULL, &err));
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "are needed", dllm_conversation_ask(talk, p, 2, &err));
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "probabilities is NULL", dllm_conversation_ask(talk, NULL, LABELS, &err));
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "more than memory", dllm_conversation_ask(talk, p, SIZE_MAX / 2, &err));
+    dllm_dataset *data = NULL;
+    FAILS(DLLM_STATUS_BAD_FILE, "line 1", dllm_dataset_parse("{\"turns\":1}", DLLM_NTS, NULL, 0, &data, &err));
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "meld:DIR", dllm_dataset_open("what", "train", NULL, 0, &data, &err));
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "train, dev or test", dllm_dataset_open("jsonl:x", "tset", NULL, 0, &data, &err));
+    FAILS(DLLM_STATUS_NOT_FOUND, "x.jsonl", dllm_dataset_open("jsonl:x.jsonl", "train", NULL, 0, &data, &err));
+    FAILS(DLLM_STATUS_BAD_FILE, "not a plain file", dllm_import_gguf(work_dir, in_work("imported"), 0, NULL, NULL, NULL, &err));
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "dtype is 9", dllm_import_gguf("a", "b", 9, NULL, NULL, NULL, &err));
+    data = dataset();
+    dllm_trainer *trainer = NULL;
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "[lora]",
+          dllm_trainer_new(model, data, NULL, "[lora]\nrank = 0", DLLM_NTS, NULL, &trainer, &err));
+    dllm_runtime_options options;
+    memset(&options, 0, sizeof options);
+    options.struct_size = sizeof options;
+    options.device = 7;
+    dllm_runtime *runtime = NULL;
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "device is 7", dllm_runtime_new(&options, &runtime, &err));
+    dllm_dataset_free(data);
+    dllm_conversation_free(talk);
+    dllm_classifier_free(classifier);
+    dllm_model_free(model);
+}
+
+static void options_of_older_and_newer_headers_are_understood(void) {
+    struct {
+        uint32_t struct_size, threads;
+    } older = { 8, 1 };
+    struct {
+        dllm_runtime_options known;
+        uint64_t tail;
+    } newer;
+    memset(&newer, 0, sizeof newer);
+    newer.known.struct_size = sizeof newer;
+    dllm_runtime *runtime = NULL;
+    OK(dllm_runtime_new((const dllm_runtime_options *)(const void *)&older, &runtime, &err));
+    dllm_runtime_free(runtime);
+    OK(dllm_runtime_new(&newer.known, &runtime, &err));
+    dllm_runtime_free(runtime);
+    newer.tail = 1;
+    FAILS(DLLM_STATUS_UNSUPPORTED, "older than your header", dllm_runtime_new(&newer.known, &runtime, &err));
+    newer.known.struct_size = 2;
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "sizeof(dllm_runtime_options)", dllm_runtime_new(&newer.known, &runtime, &err));
+}
+
+static void log_line(void *user, const char *line) { snprintf((char *)user, 256, "%s", line); }
+
+static void the_log_hears_where_a_model_computes(void) {
+    char line[256] = "";
+    dllm_runtime_options options;
+    memset(&options, 0, sizeof options);
+    options.struct_size = sizeof options;
+    options.device = DLLM_DEVICE_CPU;
+    options.log = log_line;
+    options.log_user = line;
+    dllm_runtime *runtime = NULL;
+    OK(dllm_runtime_new(&options, &runtime, &err));
+    dllm_model *model = open_on(runtime);
+    CHECK(strstr(line, "cpu") != NULL);
+    dllm_model_free(model);
+    dllm_runtime_free(runtime);
+}
+
+static double set_at;
+
+static void *set_soon(void *cancel) {
+    struct timespec wait = { 0, 20000000 };
+    nanosleep(&wait, NULL);
+    set_at = now();
+    dllm_cancel_set((const dllm_cancel *)cancel);
+    return NULL;
+}
+
+static void a_cancel_stops_training_and_labelling_soon(void) {
+    dllm_cancel *cancel = NULL;
+    OK(dllm_cancel_new(&cancel, &err));
+    dllm_model *model = open_model();
+    dllm_trainer_options options;
+    memset(&options, 0, sizeof options);
+    options.struct_size = sizeof options;
+    options.cancel = cancel;
+    dllm_trainer *trainer = trainer_with(model, "[train]\nepochs = 100000\n[eval]\ncheckpoint_steps = 0\n", &options);
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, set_soon, cancel) == 0);
+    FAILS(DLLM_STATUS_CANCELLED, "stopped", dllm_trainer_run(trainer, NULL, NULL, NULL, &err));
+    double training = now() - set_at;
+    pthread_join(thread, NULL);
+    CHECK(dllm_cancel_is_set(cancel) == 1);
+    FAILS(DLLM_STATUS_CANCELLED, "stopped", dllm_trainer_step(trainer, NULL, &err));
+    dllm_cancel_clear(cancel);
+    OK(dllm_trainer_step(trainer, NULL, &err));
+    dllm_classifier *classifier = classifier_of(model);
+    enum { TURNS = 1000 };
+    static dllm_turn turns[TURNS];
+    static float p[TURNS * LABELS];
+    for (int i = 0; i < TURNS; i++) turns[i] = turn_of("Ann", "We won, and then we won again, and nobody knew why.");
+    CHECK(pthread_create(&thread, NULL, set_soon, cancel) == 0);
+    FAILS(DLLM_STATUS_CANCELLED, "stopped",
+          dllm_classifier_predict(classifier, turns, TURNS, cancel, p, TURNS * LABELS, &err));
+    double labelling = now() - set_at;
+    pthread_join(thread, NULL);
+    printf("cancelled after %.1f ms in training, %.1f ms in labelling\n", 1e3 * training, 1e3 * labelling);
+    CHECK(training < 0.1 && labelling < 0.1);
+    dllm_cancel_free(cancel); /* the trainer still has it */
+    dllm_trainer_free(trainer);
+    dllm_classifier_free(classifier);
+    dllm_model_free(model);
+}
+
+struct speaker {
+    const dllm_classifier *classifier;
+    int number;
+    float p[3][LABELS];
+};
+
+static void *speak(void *user) {
+    struct speaker *speaker = (struct speaker *)user;
+    dllm_conversation *talk = NULL;
+    if (dllm_conversation_new(speaker->classifier, NULL, &talk, NULL)) return NULL;
+    for (int i = 0; i < 3; i++) {
+        char text[64];
+        snprintf(text, sizeof text, "This is what %d says, time %d.", speaker->number, i);
+        dllm_turn turn = turn_of("Ann", text);
+        if (dllm_conversation_add_turn(talk, &turn, NULL, NULL)) return NULL;
+        if (dllm_conversation_ask(talk, speaker->p[i], LABELS, NULL)) return NULL;
+    }
+    dllm_conversation_free(talk);
+    return speaker;
+}
+
+static void eight_threads_label_as_one_does(void) {
+    dllm_model *model = open_model();
+    dllm_classifier *classifier = classifier_of(model);
+    static struct speaker alone[8], together[8];
+    pthread_t threads[8];
+    for (int i = 0; i < 8; i++) {
+        alone[i].classifier = together[i].classifier = classifier;
+        alone[i].number = together[i].number = i;
+        CHECK(speak(&alone[i]) != NULL);
+    }
+    for (int i = 0; i < 8; i++) CHECK(pthread_create(&threads[i], NULL, speak, &together[i]) == 0);
+    for (int i = 0; i < 8; i++) {
+        void *result = NULL;
+        pthread_join(threads[i], &result);
+        CHECK(result != NULL && memcmp(alone[i].p, together[i].p, sizeof alone[i].p) == 0);
+    }
+    dllm_classifier_free(classifier);
+    dllm_model_free(model);
+}
+
+struct second {
+    dllm_trainer *trainer;
+    dllm_status status;
+};
+
+static void *call_as_second(void *user) {
+    struct second *second = (struct second *)user;
+    second->status = dllm_trainer_step(second->trainer, NULL, NULL);
+    return NULL;
+}
+
+static int32_t call_from_another_thread(void *user, const dllm_train_report *report) {
+    pthread_t thread;
+    (void)report;
+    CHECK(pthread_create(&thread, NULL, call_as_second, user) == 0);
+    pthread_join(thread, NULL);
+    return 1;
+}
+
+static void a_second_thread_on_a_busy_handle_is_told_so(void) {
+    dllm_model *model = open_model();
+    struct second second;
+    second.trainer = trainer_with(model, RECIPE, NULL);
+    second.status = DLLM_STATUS_OK;
+    FAILS(DLLM_STATUS_CANCELLED, "callback", dllm_trainer_run(second.trainer, NULL, call_from_another_thread, &second, &err));
+    CHECK(second.status == DLLM_STATUS_BUSY);
+    dllm_trainer_free(second.trainer);
+    dllm_model_free(model);
+}
+
+static int32_t free_the_trainer(void *user, const dllm_train_report *report) {
+    (void)report;
+    dllm_trainer_free((dllm_trainer *)user);
+    return 1;
+}
+
+static void a_handle_may_be_freed_by_its_own_callback(void) {
+    dllm_model *model = open_model();
+    dllm_trainer *trainer = trainer_with(model, RECIPE, NULL);
+    FAILS(DLLM_STATUS_CANCELLED, "callback", dllm_trainer_run(trainer, NULL, free_the_trainer, trainer, &err));
+    dllm_model_free(model);
+}
+
+static void a_forked_child_is_told_and_may_begin_anew(void) {
+    dllm_model *model = open_model();
+    dllm_classifier *classifier = classifier_of(model);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        dllm_classifier *none = NULL;
+        FAILS(DLLM_STATUS_INVALID_ARGUMENT, "before a fork", dllm_classifier_new(model, NULL, NULL, &none, &err));
+        dllm_classifier_free(classifier);
+        dllm_model_free(model);
+        dllm_model *own = open_model();
+        dllm_classifier *mine = classifier_of(own);
+        float p[LABELS];
+        dllm_turn turn = turn_of("Ann", "We won!");
+        OK(dllm_classifier_predict(mine, &turn, 1, NULL, p, LABELS, &err));
+        _exit(0);
+    }
+    int status = 1;
+    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    dllm_classifier_free(classifier);
+    dllm_model_free(model);
+}
+
+static long resident(void) {
+    long pages = 0, resident = 0;
+    FILE *file = fopen("/proc/self/statm", "r");
+    CHECK(file != NULL && fscanf(file, "%ld %ld", &pages, &resident) == 2);
+    fclose(file);
+    return resident;
+}
+
+static void opening_a_thousand_times_leaves_memory_flat(void) {
+    long before = 0;
+    for (int i = 0; i < 1000; i++) {
+        dllm_model_free(open_model());
+        if (i == 100) before = resident();
+    }
+    long after = resident();
+    printf("%ld pages after 100, %ld after 1000\n", before, after);
+    CHECK(after <= before + before / 100);
+}
+
+int main(int argc, char **argv) {
+    if (argc < 3) return 2;
+    model_dir = argv[1];
+    work_dir = argv[2];
+    RUN(the_version_of_header_and_library_is_one);
+    RUN(a_turns_probabilities_are_the_same_alone_and_in_a_conversation);
+    RUN(handles_may_be_freed_in_any_order);
+    RUN(tokens_are_texts_and_back);
+    RUN(generated_text_is_streamed_and_ends_where_it_is_told);
+    RUN(training_by_steps_is_the_whole_run_and_resumes_to_the_same_bits);
+    RUN(a_callback_stops_a_run_which_is_saved_and_goes_on);
+    RUN(a_trained_folder_is_judged_calibrated_saved_and_merged);
+    RUN(what_cannot_be_is_a_sentence);
+    RUN(options_of_older_and_newer_headers_are_understood);
+    RUN(the_log_hears_where_a_model_computes);
+    RUN(a_cancel_stops_training_and_labelling_soon);
+    RUN(eight_threads_label_as_one_does);
+    RUN(a_second_thread_on_a_busy_handle_is_told_so);
+    RUN(a_handle_may_be_freed_by_its_own_callback);
+    RUN(a_forked_child_is_told_and_may_begin_anew);
+    if (argc > 3) RUN(opening_a_thousand_times_leaves_memory_flat);
+    return 0;
+}
