@@ -12,7 +12,7 @@
 //   d            16        32        48        64        80        96        128
 //   forward    96, 103  128, 118  141, 141  149, 157  157, 160  176, 177  181, 181
 //   dq         66, 69    85, 96   127, 127  128, 128  161, 166  168, 176  174, 168
-//   dk, dv     96, 96   125, 128  140, 137  161, 162  196, 215  222, 238  241, 249
+//   dk, dv     96, 96   125, 128  140, 137  161, 162  196, 215  217, 224  241, 249
 #include "../cuda/dev.cuh"
 
 // Backward takes the passing tile in halves: P and dS of a whole one would not fit in the registers.
@@ -356,6 +356,7 @@ DEV void backward_kv(
     const float* delta, const Shape& shape
 ) {
     constexpr u32 SIZE = TILE * D / 8;
+    constexpr u32 STRETCH = D == 96 ? HALF / 2 : HALF; // with a whole half, sm_120 spills
     extern __shared__ uint4 tiles[];
     __shared__ Passing queries[TILE];
     __shared__ float2 stats[2][TILE];
@@ -383,22 +384,21 @@ DEV void backward_kv(
         if (!(entry & WHOLE)) {
             note(queries, tile, shape.rows, shape.queries, clean<D>(q_tile) | clean<D>(d_o_tile));
         }
-// unrolled, D = 96 does not fit in the registers of sm_120
-#pragma unroll(D == 96 ? 1 : 2)
-        for (u32 from = 0; from < TILE; from += HALF) {
+#pragma unroll
+        for (u32 from = 0; from < TILE; from += STRETCH) {
             u32 mask = FULL;
             if (!(entry & WHOLE)) {
-                mask = visible<HALF>(queries, from, poison, [&](u32 half, u32 at, u32 row) {
+                mask = visible<STRETCH>(queries, from, poison, [&](u32 half, u32 at, u32 row) {
                     return key.at[half] <= row && first_query + at < key.bound[half];
                 });
             }
-            float p[HALF / 8][4], ds[HALF / 8][4];
-            dot_rows<D, HALF>(p, tiles, warp_row, q_tile, from);
-            dot_rows<D, HALF>(ds, tiles + SIZE, warp_row, d_o_tile, from);
+            float p[STRETCH / 8][4], ds[STRETCH / 8][4];
+            dot_rows<D, STRETCH>(p, tiles, warp_row, q_tile, from);
+            dot_rows<D, STRETCH>(ds, tiles + SIZE, warp_row, d_o_tile, from);
             const float2* of = stats[step % 2] + from;
-            differentiate<HALF>(p, ds, mask, shape.scale * LOG2_E, [&](u32, u32 at) { return of[at]; });
-            weigh_rows<D, HALF>(dv_sums, p, d_o_tile, from);
-            weigh_rows<D, HALF>(dk_sums, ds, q_tile, from);
+            differentiate<STRETCH>(p, ds, mask, shape.scale * LOG2_E, [&](u32, u32 at) { return of[at]; });
+            weigh_rows<D, STRETCH>(dv_sums, p, d_o_tile, from);
+            weigh_rows<D, STRETCH>(dk_sums, ds, q_tile, from);
         }
     }
 #pragma unroll

@@ -26,12 +26,6 @@ const FORBIDDEN: [&str; 2] = ["LDL", "STL"];
 /// Kernels of those sources that are no products of tiles in shared memory.
 const NO_PRODUCTS: [&str; 2] = ["linear_gradient_sum", "attention_delta"];
 
-/// What is known to be wrong. A sentence that no longer holds fails as a new one does.
-const KNOWN: [&str; 2] = [
-    "attention_backward_kv_96 on sm_120: 56 bytes of spills",
-    "attention_backward_kv_96 on sm_120: a stack frame of 32 bytes",
-];
-
 /// What ptxas tells of a kernel.
 #[derive(Debug, Default)]
 struct Kernel {
@@ -191,7 +185,7 @@ fn no_kernel_has_local_memory_and_products_have_their_instructions() {
     let found = found.into_inner().unwrap();
     let mut wrong: Vec<&String> = found.iter().flat_map(|(wrong, _)| wrong).collect();
     wrong.sort();
-    assert_eq!(wrong, KNOWN);
+    assert!(wrong.is_empty(), "{wrong:#?}");
     let kernels: usize = found.iter().map(|(_, kernels)| kernels).sum();
     println!("{kernels} compiled kernels");
     assert!(kernels >= 6 * 2 * SOURCES.len(), "only {kernels} kernels were looked at");

@@ -86,7 +86,7 @@ fn labels_of_one_token_cost_no_row() {
     let (classifier, dials) = classifier(4000, template("answer = \"{{ label }}\""), &["x", "y"]);
     let turn = Turn { speaker: "A".into(), text: "b".into(), ..Turn::default() };
     let dialogue = Dialogue { id: "d".into(), turns: vec![turn] };
-    let question = classifier.questions(&dialogue).unwrap().remove(0);
+    let question = classifier.questions(&dialogue, &Cancel::default()).unwrap().remove(0);
     scores(&classifier, &[dialogue], 1);
     assert_eq!(dials.computed.load(Ordering::Relaxed), question.prompt.len());
 }
