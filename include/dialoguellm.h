@@ -405,6 +405,15 @@ uint32_t dllm_version_number(void);
 uint32_t dllm_abi_version(void);
 
 /*
+ Where the fields of every struct lie, as include/dialoguellm.layout says it: a line "struct size", then a line
+ "struct.field offset size" for each. A binding compares it with its own structs when it is loaded.
+
+ Ownership: the library's; valid for the life of the process.
+ Since:     0.1
+ */
+const char *dllm_layout(void);
+
+/*
  ---- Statuses, errors, strings ----
 
  The name of a status, such as "BUSY"; "UNKNOWN" for a number this version does not have.

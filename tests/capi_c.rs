@@ -5,43 +5,12 @@
 
 mod common;
 
+#[path = "common/native.rs"]
+mod native;
+
+use native::{built, compile, has, library, root, text};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// A folder with the library under the names that a linker and a loader look for.
-fn library() -> PathBuf {
-    let beside = std::env::current_exe().unwrap().with_file_name("libdialoguellm.so");
-    assert!(beside.exists(), "{} was not built", beside.display());
-    let folder = beside.with_file_name("capi_library");
-    std::fs::create_dir_all(&folder).unwrap();
-    for name in ["libdialoguellm.so", "libdialoguellm.so.0.1"] {
-        let _ = std::os::unix::fs::symlink(&beside, folder.join(name)); // there from an earlier run
-    }
-    folder
-}
-
-/// Compiles C sources into a program; `None`, and a line that says so, where there is no compiler.
-fn compiled(test: &str, compiler: &str, flags: &[&str], source: &Path, program: &Path) -> Option<()> {
-    if Command::new(compiler).arg("--version").output().is_err() {
-        common::skipped(&format!("{test}: no {compiler}"));
-        return None;
-    }
-    let strict = ["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-g", "-D_GNU_SOURCE"];
-    let mut command = Command::new(compiler);
-    command.args(strict).args(flags).arg("-I").arg(root().join("include")).arg("-I").arg(root().join("tests/c"));
-    command.arg(source).args(["-x", "none", "-o"]).arg(program).arg("-L").arg(library());
-    let ran = command.args(["-ldialoguellm", "-lpthread", "-ldl"]).output().unwrap();
-    assert!(ran.status.success(), "{command:?}: {}", String::from_utf8_lossy(&ran.stderr));
-    Some(())
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
 
 /// Runs a program of the tests' with a folder to write in; it must end well and say nothing beside its facts.
 fn ran(program: &Path, more: &[&str], wrapper: &[&str]) -> Output {
@@ -49,88 +18,175 @@ fn ran(program: &Path, more: &[&str], wrapper: &[&str]) -> Output {
     let mut words = wrapper.iter().map(AsRef::as_ref).chain([program.as_os_str()]);
     let mut command = Command::new(words.next().unwrap());
     command.args(words).arg(root().join("examples/tiny/model")).arg(work.path()).args(more);
-    command.env("LD_LIBRARY_PATH", library()).current_dir(work.path());
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}{}", text(&output.stdout), text(&output.stderr));
-    assert!(output.stderr.is_empty(), "{command:?} wrote on standard error: {}", text(&output.stderr));
-    output
+    native::run(command.current_dir(work.path()))
 }
 
 fn program(name: &str) -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
 }
 
+fn source(name: &str) -> PathBuf {
+    root().join("tests/c").join(name)
+}
+
 #[test]
 fn every_fact_holds_in_c_and_memory_stays_flat() {
-    let (test, at) = ("every_fact_holds_in_c_and_memory_stays_flat", program("library_c11"));
-    if compiled(test, "cc", &["-std=c11"], &root().join("tests/c/library.c"), &at).is_some() {
+    if has("every_fact_holds_in_c_and_memory_stays_flat", "cc") {
+        let at = program("library_c11");
+        compile("cc", &["-std=c11"], &source("library.c"), &at);
         print!("{}", text(&ran(&at, &["flat"], &[]).stdout));
     }
 }
 
+const SANITIZED: [&str; 2] = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
+
 #[test]
 fn every_fact_holds_in_cpp_under_the_sanitizers() {
-    let (test, at) = ("every_fact_holds_in_cpp_under_the_sanitizers", program("library_cpp17"));
-    let flags = ["-std=c++17", "-x", "c++", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
-    if compiled(test, "c++", &flags, &root().join("tests/c/library.c"), &at).is_some() {
+    if has("every_fact_holds_in_cpp_under_the_sanitizers", "c++") {
+        let at = program("library_cpp17");
+        compile("c++", &["-std=c++17", "-x", "c++", SANITIZED[0], SANITIZED[1]], &source("library.c"), &at);
         ran(&at, &[], &[]);
     }
 }
 
 #[test]
+fn every_fact_of_the_cpp_header_holds_under_the_sanitizers() {
+    for compiler in ["g++", "clang++"] {
+        if has("every_fact_of_the_cpp_header_holds_under_the_sanitizers", compiler) {
+            let at = program(&format!("wrapper_{compiler}"));
+            compile(compiler, &["-std=c++17", SANITIZED[0], SANITIZED[1]], &source("wrapper.cpp"), &at);
+            ran(&at, &[], &[]);
+        }
+    }
+}
+
+#[test]
 fn two_copies_in_one_process_know_nothing_of_each_other() {
-    let (test, at) = ("two_copies_in_one_process_know_nothing_of_each_other", program("two_copies"));
-    if compiled(test, "cc", &["-std=c11"], &root().join("tests/c/two_copies.c"), &at).is_none() {
+    if !has("two_copies_in_one_process_know_nothing_of_each_other", "cc") {
         return;
     }
-    let copy = program("libdialoguellm_copy.so");
-    std::fs::copy(library().join("libdialoguellm.so"), &copy).unwrap();
+    let (at, copy) = (program("two_copies"), program("libdialoguellm_copy.so"));
+    compile("cc", &["-std=c11"], &source("two_copies.c"), &at);
+    std::fs::copy(built(), &copy).unwrap();
     ran(&at, &[copy.to_str().unwrap()], &[]);
+}
+
+#[test]
+fn calls_at_random_with_arguments_at_random_never_crash() {
+    if has("calls_at_random_with_arguments_at_random_never_crash", "cc") {
+        let at = program("random_calls");
+        compile("cc", &["-std=c11", SANITIZED[0], SANITIZED[1]], &source("random_calls.c"), &at);
+        print!("{}", text(&ran(&at, &["20"], &[]).stdout));
+    }
 }
 
 /// The lines of a program in the header's first comment.
 fn first_program() -> String {
     let header = std::fs::read_to_string(root().join("include/dialoguellm.h")).unwrap();
-    let lines = header
-        .lines()
-        .skip_while(|line| !line.starts_with(" *     "))
-        .take_while(|line| !line.trim_end().ends_with(" *"));
+    let lines = header.lines().skip_while(|line| !line.starts_with(" *     ")).take_while(|line| *line != " *");
     lines.map(|line| line.trim_start_matches(" *").to_owned() + "\n").collect()
 }
 
 #[test]
 fn the_headers_first_program_compiles_and_names_seven_emotions() {
-    let test = "the_headers_first_program_compiles_and_names_seven_emotions";
+    if !has("the_headers_first_program_compiles_and_names_seven_emotions", "cc") {
+        return;
+    }
     let work = tempfile::tempdir().unwrap();
-    let source = work.path().join("first.c");
-    let text_of = first_program();
-    assert!((8..=14).contains(&text_of.lines().count()), "{text_of}");
-    std::fs::write(
-        &source,
-        format!("#include <dialoguellm.h>\n#include <stdio.h>\nint main(void) {{\n{text_of}return 0;\n}}\n"),
-    )
-    .unwrap();
-    let at = program("first_program");
-    if compiled(test, "cc", &["-std=c11"], &source, &at).is_none() {
-        return;
-    }
-    // a model folder with a card of its own is a classifier, as a merged one is
-    let made = program("library_for_first");
-    if compiled(test, "cc", &["-std=c11"], &root().join("tests/c/library.c"), &made).is_none() {
-        return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let run = |program: &Path, arguments: &[&Path]| {
-        let mut command = Command::new(program);
-        command.args(arguments).env("LD_LIBRARY_PATH", library()).current_dir(folder.path()).output().unwrap()
-    };
-    let made = run(&made, &[&root().join("examples/tiny/model"), folder.path()]);
+    let (first, trainer) = (work.path().join("first.c"), root().join("examples/c/03_train.c"));
+    let lines = first_program();
+    assert!((8..=14).contains(&lines.lines().count()), "{lines}");
+    let whole = format!("#include <dialoguellm.h>\n#include <stdio.h>\nint main(void) {{\n{lines}return 0;\n}}\n");
+    std::fs::write(&first, whole).unwrap();
+    let [at, train] = ["first_program", "first_program_train"].map(program);
+    compile("cc", &["-std=c11"], &first, &at);
+    compile("cc", &["-std=c11"], &trainer, &train);
+    // the folders that the program names
+    std::os::unix::fs::symlink(root().join("examples/tiny/model"), work.path().join("model")).unwrap();
+    let data = root().join("examples/quickstart/train.jsonl");
+    native::run(Command::new(train).current_dir(work.path()).arg("model").arg(data).arg("adapter"));
+    let said = text(&native::run(Command::new(at).current_dir(work.path())).stdout);
+    let mut names: Vec<&str> = said.lines().filter_map(|line| line.split(' ').next()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise"]);
+}
+
+/// An installed copy, in a folder that is then moved.
+fn installed(work: &Path) -> PathBuf {
+    let (stage, moved) = (work.join("stage"), work.join("moved to"));
+    let mut make = Command::new("make");
+    make.current_dir(root()).args(["install", "PREFIX=/opt/dllm"]).arg(format!("DESTDIR={}", stage.display()));
+    make.arg(format!("LIBRARY={}", built().display())).arg(format!("COMMAND={}", env!("CARGO_BIN_EXE_dialoguellm")));
+    let made = make.output().unwrap();
     assert!(made.status.success(), "{}", text(&made.stderr));
-    std::os::unix::fs::symlink(root().join("examples/tiny/model"), folder.path().join("model")).unwrap();
-    std::fs::rename(folder.path().join("whole"), folder.path().join("adapter")).unwrap();
-    let ran = run(&at, &[]);
-    assert!(ran.status.success() && ran.stderr.is_empty(), "{}", text(&ran.stderr));
-    let said = text(&ran.stdout);
-    let names: Vec<&str> = said.lines().filter_map(|line| line.split(' ').next()).collect();
-    assert_eq!(names, ["neutral", "joy", "surprise", "anger", "sadness", "disgust", "fear"]);
+    std::fs::rename(stage.join("opt/dllm"), &moved).unwrap();
+    moved
+}
+
+#[test]
+fn an_installed_copy_is_found_by_pkg_config_and_cmake_wherever_it_is_moved() {
+    const NAME: &str = "an_installed_copy_is_found_by_pkg_config_and_cmake_wherever_it_is_moved";
+    if !["make", "cc", "c++", "pkg-config", "cmake"].iter().all(|tool| has(NAME, tool)) {
+        return;
+    }
+    let work = tempfile::tempdir().unwrap();
+    let prefix = installed(work.path());
+    let model = root().join("examples/tiny/model");
+    let says = |program: &Path| {
+        let mut command = Command::new(program);
+        command.arg(&model).env("LD_LIBRARY_PATH", prefix.join("lib"));
+        let ran = command.output().unwrap();
+        assert!(ran.status.success() && ran.stderr.is_empty(), "{}", text(&ran.stderr));
+        text(&ran.stdout)
+    };
+    let mut script = Command::new("sh");
+    let compile = "cc -std=c11 \"$1\" -o by_pkg_config $(pkg-config --cflags --libs 'dialoguellm >= 0.1')";
+    script.args(["-c", compile, "sh"]).arg(root().join("examples/c/01_label.c")).current_dir(work.path());
+    // the place has a blank in it, which no shell would take apart rightly
+    let link = work.path().join("prefix");
+    std::os::unix::fs::symlink(&prefix, &link).unwrap();
+    let ran = script.env("PKG_CONFIG_PATH", link.join("lib/pkgconfig")).output().unwrap();
+    assert!(ran.status.success(), "{}", text(&ran.stderr));
+
+    let project = work.path().join("project");
+    std::fs::create_dir(&project).unwrap();
+    std::fs::copy(root().join("examples/cpp/01_label.cpp"), project.join("main.cpp")).unwrap();
+    let lists = "cmake_minimum_required(VERSION 3.16)\nproject(user CXX)\nset(CMAKE_CXX_STANDARD 17)\n\
+        find_package(dialoguellm 0.1 REQUIRED)\nadd_executable(by_cmake main.cpp)\n\
+        target_link_libraries(by_cmake dialoguellm::dialoguellm)\n";
+    std::fs::write(project.join("CMakeLists.txt"), lists).unwrap();
+    for arguments in [vec!["-B", "build", "-S", "."], vec!["--build", "build"]] {
+        let mut cmake = Command::new("cmake");
+        let ran = cmake.args(arguments).current_dir(&project).env("CMAKE_PREFIX_PATH", &prefix).output().unwrap();
+        assert!(ran.status.success(), "{}{}", text(&ran.stdout), text(&ran.stderr));
+    }
+    let by_pkg_config = says(&work.path().join("by_pkg_config"));
+    assert!(by_pkg_config.starts_with("Ann: ") && by_pkg_config == says(&project.join("build/by_cmake")));
+    let wrong = std::fs::write(project.join("CMakeLists.txt"), lists.replace("dialoguellm 0.1", "dialoguellm 0.2"));
+    let mut cmake = Command::new("cmake");
+    wrong.unwrap();
+    cmake.args(["-B", "other", "-S", "."]).current_dir(&project).env("CMAKE_PREFIX_PATH", &prefix);
+    assert!(!cmake.output().unwrap().status.success(), "a package of version 0.1 was taken for 0.2");
+}
+
+#[test]
+fn what_is_uninstalled_is_gone() {
+    if !has("what_is_uninstalled_is_gone", "make") {
+        return;
+    }
+    let work = tempfile::tempdir().unwrap();
+    let prefix = installed(work.path());
+    // a place with a blank in it is none for make, a link to it is
+    let link = work.path().join("prefix");
+    std::os::unix::fs::symlink(&prefix, &link).unwrap();
+    let made =
+        Command::new("make").current_dir(root()).args(["uninstall", &format!("PREFIX={}", link.display())]).output();
+    assert!(made.unwrap().status.success());
+    let mut left = vec![prefix];
+    while let Some(folder) = left.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()) {
+            assert!(entry.is_dir(), "{} is still there", entry.display());
+            left.push(entry);
+        }
+    }
 }

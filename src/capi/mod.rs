@@ -31,7 +31,6 @@ pub use dataset::*;
 pub use error::*;
 pub use generate::*;
 pub use model::*;
-pub use options::{Layout, layout};
 pub use runtime::*;
 pub use tools::*;
 pub use trainer::*;

@@ -11,6 +11,8 @@ pub(super) unsafe trait Growing: Copy {
     /// What it is called in errors.
     const NAME: &'static str;
     fn set_size(&mut self, bytes: u32);
+    /// Where its fields begin.
+    fn starts() -> &'static [usize];
 }
 
 /// More is no size but what happened to be in memory.
@@ -29,8 +31,9 @@ pub(super) fn zeroed<T: Growing>() -> T {
 unsafe fn size<T: Growing>(at: *const T) -> Result<usize> {
     // SAFETY: the size is first in every version.
     let size = unsafe { at.cast::<u32>().read_unaligned() } as usize;
-    if !(4..=LARGEST).contains(&size) {
-        let name = T::NAME;
+    let (known, name) = (size_of::<T>(), T::NAME);
+    // half a field is of no version
+    if !(4..=LARGEST).contains(&size) || (size < known && !T::starts().contains(&size)) {
         return Err(Error::invalid(format!("{name}.struct_size is {size}; set it to sizeof({name})")));
     }
     Ok(size)
@@ -79,10 +82,10 @@ pub(super) unsafe fn write<T: Growing>(at: *mut T, mut value: T) -> Result<()> {
 }
 
 /// A struct's name and size, and its fields' names, offsets and sizes.
-pub type Layout = (&'static str, usize, Vec<(&'static str, usize, usize)>);
+pub(super) type Layout = (&'static str, usize, Vec<(&'static str, usize, usize)>);
 
-/// Every struct that C sees: what `include/dialoguellm.layout` says.
-pub fn layout() -> Vec<Layout> {
+/// Every struct that C sees.
+fn layout() -> Vec<Layout> {
     vec![
         super::dllm_str::layout(),
         super::dllm_turn::layout(),
@@ -98,11 +101,21 @@ pub fn layout() -> Vec<Layout> {
     ]
 }
 
+/// [`layout`] as text.
+pub(super) fn layout_text() -> String {
+    let field = |name: &str, (field, offset, bytes): (&str, usize, usize)| format!("{name}.{field} {offset} {bytes}\n");
+    let all = layout().into_iter().map(|(name, size, fields)| {
+        let fields: String = fields.into_iter().map(|at| field(name, at)).collect();
+        format!("{name} {size}\n{fields}")
+    });
+    all.collect()
+}
+
 /// Says where the fields of structs lie, and for growing ones that they are as [`Growing`] wants them.
 macro_rules! described {
     ($type:ident { $($field:ident),* }) => {
         impl $type {
-            pub(super) fn layout() -> $crate::capi::Layout {
+            pub(super) fn layout() -> $crate::capi::options::Layout {
                 let zero = std::mem::MaybeUninit::<Self>::zeroed();
                 // SAFETY: zero is a value of every field: numbers, addresses, optional functions.
                 let zero = unsafe { zero.assume_init() };
@@ -118,6 +131,9 @@ macro_rules! described {
             const NAME: &'static str = stringify!($type);
             fn set_size(&mut self, bytes: u32) {
                 self.struct_size = bytes;
+            }
+            fn starts() -> &'static [usize] {
+                &[$(std::mem::offset_of!($type, $field)),*]
             }
         }
     };
@@ -166,7 +182,10 @@ mod tests {
             let tail = [longer[0], two { struct_size: 0, first: 3, second: 0 }];
             let error = read(&tail[0]).unwrap_err();
             assert!(error.code() == crate::Code::Unsupported && error.text().contains("byte 20"), "{error}");
-            assert!(read(&two { struct_size: 2, first: 0, second: 0 }).unwrap_err().text().contains("sizeof(two)"));
+            for size in [0, 2, 6, 12, 5000] {
+                let error = read(&two { struct_size: size, first: 0, second: 0 }).unwrap_err();
+                assert!(error.text().contains("sizeof(two)"), "{size}: {error}");
+            }
         }
     }
 

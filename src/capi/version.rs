@@ -1,7 +1,9 @@
 //! Which library this is.
 
 use super::boundary::quietly;
-use std::ffi::c_char;
+use super::options::layout_text;
+use std::ffi::{CString, c_char};
+use std::sync::OnceLock;
 
 /// The version of the binary interface: structs, functions and numbers of one version go together.
 pub const DLLM_ABI_VERSION: u32 = 1;
@@ -34,4 +36,15 @@ pub extern "C" fn dllm_version_number() -> u32 {
 #[unsafe(no_mangle)]
 pub extern "C" fn dllm_abi_version() -> u32 {
     DLLM_ABI_VERSION
+}
+
+/// Where the fields of every struct lie, as include/dialoguellm.layout says it: a line "struct size", then a line
+/// "struct.field offset size" for each. A binding compares it with its own structs when it is loaded.
+///
+/// Ownership: the library's; valid for the life of the process.
+/// Since:     0.1
+#[unsafe(no_mangle)]
+pub extern "C" fn dllm_layout() -> *const c_char {
+    static TEXT: OnceLock<CString> = OnceLock::new();
+    quietly(c"".as_ptr(), || TEXT.get_or_init(|| CString::new(layout_text()).unwrap_or_default()).as_ptr())
 }

@@ -1,0 +1,101 @@
+// The C++ header's facts, one a function. Usage: wrapper MODEL WORK. The header is included twice, and alone first.
+#include <dialoguellm.hpp>
+#include <dialoguellm.hpp>
+
+#include <iostream>
+#include <type_traits>
+
+static std::string model_dir, work_dir;
+
+#define CHECK(condition)                                                                                               \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            std::cerr << __FILE__ << ':' << __LINE__ << ": " #condition "\n";                                          \
+            std::exit(1);                                                                                              \
+        }                                                                                                              \
+    } while (0)
+
+static_assert(!std::is_copy_constructible_v<dllm::Model> && std::is_nothrow_move_constructible_v<dllm::Model>);
+static_assert(!std::is_copy_constructible_v<dllm::Conversation> && std::is_move_constructible_v<dllm::Conversation>);
+
+static const char DATA[] = "{\"turns\":[{\"speaker\":\"Ann\",\"text\":\"We won!\",\"emotion\":\"joy\"},"
+                           "{\"speaker\":\"Bo\",\"text\":\"Leave me alone.\",\"emotion\":\"anger\"}]}\n";
+
+static void a_failure_is_thrown_with_status_and_sentence() {
+    try {
+        dllm::Model("no/such/folder");
+        CHECK(false);
+    } catch (const dllm::Error &error) {
+        CHECK(error.status() == DLLM_STATUS_NOT_FOUND && std::string(error.what()).find("no/such/folder") != std::string::npos);
+    }
+}
+
+static void emotions_are_iterated_with_their_labels() {
+    dllm::Model model(model_dir);
+    dllm::Classifier classifier(model);
+    dllm::Conversation talk(classifier);
+    float sum = 0;
+    size_t n = 0;
+    for (auto [label, p] : talk.say("Ann", "We won!")) sum += p, n += !label.empty();
+    CHECK(n == 7 && sum > 0.999f && sum < 1.001f);
+    auto alone = classifier.predict({{"Ann", "We won!"}});
+    CHECK(alone[0].best() == talk.ask().best());
+    auto saved = talk.save();
+    talk.rollback();
+    CHECK(talk.n_turns() == 0);
+    auto again = dllm::Conversation::restore(classifier, saved);
+    dllm::Conversation moved = std::move(again);
+    CHECK(moved.n_turns() == 1 && moved.ask().best() == alone[0].best());
+}
+
+static void what_a_callback_throws_goes_through() {
+    dllm::Model model(model_dir);
+    std::string heard;
+    auto text = model.generate("Ann: We", nullptr, [&](std::string_view piece) { return heard += piece, heard.size() < 8; });
+    CHECK(heard == text && !text.empty());
+    try {
+        model.generate("Ann: We", nullptr, [](std::string_view) -> bool { throw std::string("mine"); });
+        CHECK(false);
+    } catch (const std::string &mine) {
+        CHECK(mine == "mine");
+    }
+    CHECK(model.detokenize(model.tokenize("We won!")) == "We won!");
+    CHECK(model.logits(model.tokenize("We won!")).size() == model.vocab_size());
+    CHECK(model.score("Is it?", {" yes", " no"}).size() == 2);
+}
+
+static void training_is_a_loop_over_events() {
+    dllm::Model model(model_dir);
+    auto data = dllm::Dataset::parse(DATA);
+    dllm::Trainer trainer(model, data, &data, "[lora]\nrank = 2\n[train]\nepochs = 3\n");
+    int steps = 0, devs = 0;
+    for (const auto &event : trainer) event.kind == DLLM_TRAIN_STEP ? steps++ : devs++;
+    CHECK(steps == 3 && devs == 3);
+    CHECK(trainer.adapter().n_parameters() > 0);
+    CHECK(trainer.finish(work_dir + "/cpp").find("\"steps\":3") != std::string::npos);
+    auto trained = dllm::Classifier::open(model, work_dir + "/cpp");
+    CHECK(trained.labels().size() == 2 && trained.predict_all(data).size() == 2);
+    CHECK(trained.evaluate(data).find("accuracy") != std::string::npos);
+    dllm::Cancel cancel;
+    cancel.set();
+    try {
+        trained.predict_all(data, &cancel);
+        CHECK(false);
+    } catch (const dllm::Error &error) {
+        CHECK(error.status() == DLLM_STATUS_CANCELLED);
+    }
+#ifdef __cpp_lib_expected
+    CHECK(dllm::attempt([] { return dllm::Model("nowhere"); }).error().status() == DLLM_STATUS_NOT_FOUND);
+#endif
+}
+
+int main(int argc, char **argv) {
+    if (argc < 3) return 2;
+    model_dir = argv[1];
+    work_dir = argv[2];
+    a_failure_is_thrown_with_status_and_sentence();
+    emotions_are_iterated_with_their_labels();
+    what_a_callback_throws_goes_through();
+    training_is_a_loop_over_events();
+    return 0;
+}

@@ -1,0 +1,60 @@
+//! Programs of other languages against the library that cargo built for the tests.
+
+#![allow(dead_code, unreachable_pub)] // each test binary uses its own part
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The shared library of this build.
+pub fn built() -> PathBuf {
+    let beside = std::env::current_exe().unwrap().with_file_name("libdialoguellm.so");
+    assert!(beside.exists(), "{} was not built", beside.display());
+    beside
+}
+
+/// A folder with the library under the names that a linker and a loader look for.
+pub fn library() -> PathBuf {
+    let folder = built().with_file_name("capi_library");
+    std::fs::create_dir_all(&folder).unwrap();
+    for name in ["libdialoguellm.so", "libdialoguellm.so.0.1"] {
+        let _ = std::os::unix::fs::symlink(built(), folder.join(name)); // there from an earlier run
+    }
+    folder
+}
+
+/// Whether a program is on this machine; says so where it is not.
+pub fn has(test: &str, program: &str) -> bool {
+    let there = Command::new(program).arg("--version").output().is_ok();
+    if !there {
+        crate::common::skipped(&format!("{test}: no {program}"));
+    }
+    there
+}
+
+/// Compiles a source with every warning an error.
+pub fn compile(compiler: &str, flags: &[&str], source: &Path, program: &Path) {
+    let mut command = Command::new(compiler);
+    command.args(["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-g", "-D_GNU_SOURCE"]).args(flags);
+    for folder in ["include", "tests/c", "examples/c"] {
+        command.arg("-I").arg(root().join(folder));
+    }
+    command.arg(source).args(["-x", "none", "-o"]).arg(program).arg("-L").arg(library());
+    let ran = command.args(["-ldialoguellm", "-lpthread", "-ldl"]).output().unwrap();
+    assert!(ran.status.success(), "{command:?}: {}", text(&ran.stderr));
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Runs a program that must end well and say nothing on standard error.
+pub fn run(command: &mut Command) -> Output {
+    let output = command.env("LD_LIBRARY_PATH", library()).output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}{}", text(&output.stdout), text(&output.stderr));
+    assert!(output.stderr.is_empty(), "{command:?} wrote on standard error: {}", text(&output.stderr));
+    output
+}

@@ -1,0 +1,112 @@
+//! The same five programs in every language say the same: `examples/transcript.txt`, with the same digits.
+//!
+//! They run with `DLLM_ISA=portable`, so that the digits are those of every machine. `DLLM_BLESS=1` writes the transcript
+//! from what the Rust programs say.
+
+#![cfg(feature = "capi")]
+
+mod common;
+#[path = "common/native.rs"]
+mod native;
+
+use native::{compile, has, root, run, text};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+const PROGRAMS: [&str; 5] = ["01_label", "02_live", "03_train", "04_batch", "05_adapters"];
+const CHAT: &str = "Ann: We won! What a lovely day!\nno turn\nBo: You won? I had no idea.\nAnn: You forgot. Again.\n";
+
+/// What all five programs say, one after the other; `command` gives the command that begins each.
+fn said(command: impl Fn(&str) -> Command) -> String {
+    let work = tempfile::tempdir().unwrap();
+    let (model, out) = (root().join("examples/tiny/model"), work.path().join("adapter"));
+    let quickstart = root().join("examples/quickstart");
+    let mut all = String::new();
+    for name in PROGRAMS {
+        let more: Vec<PathBuf> = match name {
+            "03_train" => vec![quickstart.join("train.jsonl"), out.clone()],
+            "04_batch" => vec![out.clone(), quickstart.join("heldout.jsonl")],
+            "05_adapters" => vec![out.clone(), out.clone()],
+            _ => Vec::new(),
+        };
+        let chat = work.path().join("chat.txt");
+        std::fs::File::create(&chat).unwrap().write_all(CHAT.as_bytes()).unwrap();
+        let mut command = command(name);
+        command.arg(&model).args(more).env("DLLM_ISA", "portable");
+        let ran = run(command.stdin(Stdio::from(std::fs::File::open(&chat).unwrap())));
+        all += &format!("== {name}\n{}", text(&ran.stdout));
+    }
+    all
+}
+
+fn transcript() -> PathBuf {
+    root().join("examples/transcript.txt")
+}
+
+fn is_the_transcript(language: &str, said: &str) {
+    let want = std::fs::read_to_string(transcript()).unwrap_or_default();
+    assert!(said == want, "{language} says\n{said}\nand the transcript\n{want}");
+}
+
+#[test]
+fn rust_says_what_the_transcript_says() {
+    let beside = std::env::current_exe().unwrap();
+    let examples = beside.parent().unwrap().parent().unwrap().join("examples");
+    let said = said(|name| Command::new(examples.join(name)));
+    if std::env::var_os("DLLM_BLESS").is_some() {
+        std::fs::write(transcript(), &said).unwrap();
+    }
+    is_the_transcript("Rust", &said);
+}
+
+/// Compiles every program of a folder and runs it.
+fn compiled(test: &str, compiler: &str, flags: &[&str], extension: &str) {
+    if !has(test, compiler) {
+        return;
+    }
+    let folder = if extension == "c" { "examples/c" } else { "examples/cpp" };
+    let program = |name: &str| Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("example_{extension}_{name}"));
+    for name in PROGRAMS {
+        compile(compiler, flags, &root().join(folder).join(format!("{name}.{extension}")), &program(name));
+    }
+    is_the_transcript(extension, &said(|name| Command::new(program(name))));
+}
+
+#[test]
+fn c_says_what_the_transcript_says() {
+    compiled("c_says_what_the_transcript_says", "cc", &["-std=c11"], "c");
+}
+
+#[test]
+fn cpp_says_what_the_transcript_says() {
+    compiled("cpp_says_what_the_transcript_says", "c++", &["-std=c++17"], "cpp");
+}
+
+/// Python with the package and the library of this tree.
+fn python(arguments: &[&str]) -> Command {
+    let mut command = Command::new("python3");
+    command.args(arguments).env("DLLM_LIBRARY", native::built()).env("PYTHONDONTWRITEBYTECODE", "1");
+    command.env("PYTHONPATH", root().join("bindings/python")).env("DLLM_TINY", root().join("examples/tiny/model"));
+    command
+}
+
+#[test]
+fn python_says_what_the_transcript_says() {
+    if !has("python_says_what_the_transcript_says", "python3") {
+        return;
+    }
+    let file = |name: &str| root().join(format!("examples/python/{name}.py"));
+    is_the_transcript("Python", &said(|name| python(&[file(name).to_str().unwrap()])));
+}
+
+#[test]
+fn every_fact_of_the_python_package_holds() {
+    if !has("every_fact_of_the_python_package_holds", "python3") {
+        return;
+    }
+    let tests = root().join("bindings/python/tests");
+    let ran = python(&["-W", "error", "-m", "unittest", "discover", "-s"]).arg(&tests).output().unwrap();
+    assert!(ran.status.success(), "{}", text(&ran.stderr));
+    assert!(text(&ran.stderr).contains("OK") && !text(&ran.stderr).contains("Ran 0"), "{}", text(&ran.stderr));
+}
