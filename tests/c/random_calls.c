@@ -24,7 +24,7 @@ static dllm_cancel *cancels[KEPT];
 #define ANY(handles) (below(8) == 0 ? NULL : handles[below(KEPT)])
 
 static const char *any_text(void) {
-    static const char *const TEXTS[] = { "", "We won!", "Ann", "\xff\xfe", "{\"turns\":[{\"text\":\"Hi\",\"emotion\":\"joy\"}]}",
+    static const char *const TEXTS[] = { "", "We won!", "Ann", "\xff\xfe", "{\"turns\":[{\"text\":\"Hi\",\"emotion\":\"joy\"},{\"text\":\"No\",\"emotion\":\"fear\"}]}",
                                          "{\"turns\":1}", "[train]\nepochs = 1\nbatch = 1\n", "[lora]\nrank = 0", "dialogue", "train",
                                          "jsonl:/nowhere", "meld:.", "\xc3\xa9\xe4\xbd\xa0\xf0\x9f\x98\x80", "{{ nonsense", "x = [" };
     return below(12) == 0 ? NULL : TEXTS[below(sizeof TEXTS / sizeof *TEXTS)];
@@ -43,11 +43,12 @@ static dllm_str any_str(void) {
 }
 
 static const char *any_path(void) {
-    switch (below(5)) {
+    switch (below(6)) {
     case 0: return NULL;
     case 1: return "/nowhere/at/all";
     case 2: return model_dir;
     case 3: return in_work("a");
+    case 4: return in_work("c");
     default: return in_work("b");
     }
 }
@@ -58,13 +59,17 @@ static const char *any_path(void) {
     memset(&name, 0, sizeof name);                                                                                     \
     name.struct_size = below(8) ? sizeof name : below(3) ? below(sizeof name) : 0
 
-/* Takes what a call gave in place of an older handle. */
+/* Takes what a call gave in place of an older handle, which seldom goes for nothing. */
 #define KEEP(handles, free_it, given)                                                                                  \
     do {                                                                                                               \
         uint32_t at = below(KEPT);                                                                                     \
+        if (!given && below(8)) break;                                                                                 \
         free_it(handles[at]);                                                                                          \
         handles[at] = given;                                                                                           \
     } while (0)
+
+static const char GOOD_DATA[] = "{\"turns\":[{\"text\":\"Hi\",\"emotion\":\"joy\"},{\"text\":\"No\",\"emotion\":\"fear\"}]}";
+static const char GOOD_RECIPE[] = "[train]\nepochs = 3\nbatch = 1\n";
 
 static uint64_t calls[32], fine[32];
 
@@ -177,12 +182,14 @@ static void call(uint32_t which) {
     }
     case 23: {
         dllm_dataset *made = NULL;
+        if (below(2)) a = GOOD_DATA;
         status = below(2) ? dllm_dataset_parse(a, len_of(a), NULL, 0, &made, error) : dllm_dataset_open(a, b, NULL, 0, &made, error);
         KEEP(sets, dllm_dataset_free, made);
         break;
     }
     case 24: {
         ANY_OPTIONS(dllm_trainer_options, options);
+        if (below(2)) a = GOOD_RECIPE;
         options.resume = below(3) ? NULL : any_path(), options.init_adapter = below(3) ? NULL : any_path(), options.cancel = ANY(cancels);
         dllm_trainer *made = NULL;
         status = dllm_trainer_new(ANY(models), ANY(sets), below(2) ? NULL : ANY(sets), a, len_of(a), below(3) ? &options : NULL, &made, error);
@@ -194,7 +201,7 @@ static void call(uint32_t which) {
         status = dllm_trainer_step(ANY(trainers), below(3) ? &report : NULL, error);
         break;
     }
-    case 26: status = dllm_trainer_save(ANY(trainers), in_work("a"), error); break;
+    case 26: status = dllm_trainer_save(ANY(trainers), in_work("c"), error); break;
     case 27: status = dllm_trainer_finish(ANY(trainers), in_work("b"), below(3) ? &text : NULL, error); break;
     case 28: {
         dllm_adapter *made = NULL;
@@ -223,11 +230,27 @@ static void call(uint32_t which) {
     err = NULL;
 }
 
+/* Folders that calls may find. */
+static void make_folders(void) {
+    dllm_model *model = open_model();
+    dllm_dataset *data = NULL;
+    dllm_trainer *trainer = NULL;
+    OK(dllm_dataset_parse(GOOD_DATA, DLLM_NTS, NULL, 0, &data, &err));
+    OK(dllm_trainer_new(model, data, data, GOOD_RECIPE, DLLM_NTS, NULL, &trainer, &err));
+    OK(dllm_trainer_run(trainer, NULL, NULL, NULL, &err));
+    OK(dllm_trainer_save(trainer, in_work("c"), &err));
+    OK(dllm_trainer_finish(trainer, in_work("b"), NULL, &err));
+    dllm_trainer_free(trainer);
+    dllm_dataset_free(data);
+    dllm_model_free(model);
+}
+
 int main(int argc, char **argv) {
     if (argc < 4) return 2;
     model_dir = argv[1];
     work_dir = argv[2];
     state = argc > 4 ? strtoull(argv[4], NULL, 10) : 1;
+    make_folders();
     time_t end = time(NULL) + atoi(argv[3]);
     uint64_t all = 0;
     while (time(NULL) < end)
