@@ -8,7 +8,7 @@ mod common;
 #[path = "common/native.rs"]
 mod native;
 
-use native::{built, compile, has, library, root, text};
+use native::{built, compile, has, root, text};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -31,7 +31,7 @@ fn source(name: &str) -> PathBuf {
 
 #[test]
 fn every_fact_holds_in_c_and_memory_stays_flat() {
-    if has("every_fact_holds_in_c_and_memory_stays_flat", "cc") {
+    if has("cc") {
         let at = program("library_c11");
         compile("cc", &["-std=c11"], &source("library.c"), &at);
         print!("{}", text(&ran(&at, &["flat"], &[]).stdout));
@@ -42,7 +42,7 @@ const SANITIZED: [&str; 2] = ["-fsanitize=address,undefined", "-fno-sanitize-rec
 
 #[test]
 fn every_fact_holds_in_cpp_under_the_sanitizers() {
-    if has("every_fact_holds_in_cpp_under_the_sanitizers", "c++") {
+    if has("c++") {
         let at = program("library_cpp17");
         compile("c++", &["-std=c++17", "-x", "c++", SANITIZED[0], SANITIZED[1]], &source("library.c"), &at);
         ran(&at, &[], &[]);
@@ -52,7 +52,7 @@ fn every_fact_holds_in_cpp_under_the_sanitizers() {
 #[test]
 fn every_fact_of_the_cpp_header_holds_under_the_sanitizers() {
     for compiler in ["g++", "clang++"] {
-        if has("every_fact_of_the_cpp_header_holds_under_the_sanitizers", compiler) {
+        if has(compiler) {
             let at = program(&format!("wrapper_{compiler}"));
             compile(compiler, &["-std=c++17", SANITIZED[0], SANITIZED[1]], &source("wrapper.cpp"), &at);
             ran(&at, &[], &[]);
@@ -62,7 +62,7 @@ fn every_fact_of_the_cpp_header_holds_under_the_sanitizers() {
 
 #[test]
 fn two_copies_in_one_process_know_nothing_of_each_other() {
-    if !has("two_copies_in_one_process_know_nothing_of_each_other", "cc") {
+    if !has("cc") {
         return;
     }
     let (at, copy) = (program("two_copies"), program("libdialoguellm_copy.so"));
@@ -73,7 +73,7 @@ fn two_copies_in_one_process_know_nothing_of_each_other() {
 
 #[test]
 fn calls_at_random_with_arguments_at_random_never_crash() {
-    if has("calls_at_random_with_arguments_at_random_never_crash", "cc") {
+    if has("cc") {
         let at = program("random_calls");
         compile("cc", &["-std=c11", SANITIZED[0], SANITIZED[1]], &source("random_calls.c"), &at);
         let seconds = if cfg!(debug_assertions) { "15" } else { "60" };
@@ -90,7 +90,7 @@ fn first_program() -> String {
 
 #[test]
 fn the_headers_first_program_compiles_and_names_seven_emotions() {
-    if !has("the_headers_first_program_compiles_and_names_seven_emotions", "cc") {
+    if !has("cc") {
         return;
     }
     let work = tempfile::tempdir().unwrap();
@@ -112,26 +112,13 @@ fn the_headers_first_program_compiles_and_names_seven_emotions() {
     assert_eq!(names, ["anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise"]);
 }
 
-/// An installed copy, in a folder that is then moved.
-fn installed(work: &Path) -> PathBuf {
-    let (stage, moved) = (work.join("stage"), work.join("moved to"));
-    let mut make = Command::new("make");
-    make.current_dir(root()).args(["install", "PREFIX=/opt/dllm"]).arg(format!("DESTDIR={}", stage.display()));
-    make.arg(format!("LIBRARY={}", built().display())).arg(format!("COMMAND={}", env!("CARGO_BIN_EXE_dialoguellm")));
-    let made = make.output().unwrap();
-    assert!(made.status.success(), "{}", text(&made.stderr));
-    std::fs::rename(stage.join("opt/dllm"), &moved).unwrap();
-    moved
-}
-
 #[test]
 fn an_installed_copy_is_found_by_pkg_config_and_cmake_wherever_it_is_moved() {
-    const NAME: &str = "an_installed_copy_is_found_by_pkg_config_and_cmake_wherever_it_is_moved";
-    if !["make", "cc", "c++", "pkg-config", "cmake"].iter().all(|tool| has(NAME, tool)) {
+    if !["make", "cc", "c++", "pkg-config", "cmake"].iter().all(|tool| has(tool)) {
         return;
     }
     let work = tempfile::tempdir().unwrap();
-    let prefix = installed(work.path());
+    let prefix = native::installed(work.path(), env!("CARGO_BIN_EXE_dialoguellm"));
     let model = root().join("examples/tiny/model");
     let says = |program: &Path| {
         let mut command = Command::new(program);
@@ -143,10 +130,7 @@ fn an_installed_copy_is_found_by_pkg_config_and_cmake_wherever_it_is_moved() {
     let mut script = Command::new("sh");
     let compile = "cc -std=c11 \"$1\" -o by_pkg_config $(pkg-config --cflags --libs 'dialoguellm >= 0.1')";
     script.args(["-c", compile, "sh"]).arg(root().join("examples/c/01_label.c")).current_dir(work.path());
-    // the place has a blank in it, which no shell would take apart rightly
-    let link = work.path().join("prefix");
-    std::os::unix::fs::symlink(&prefix, &link).unwrap();
-    let ran = script.env("PKG_CONFIG_PATH", link.join("lib/pkgconfig")).output().unwrap();
+    let ran = script.env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig")).output().unwrap();
     assert!(ran.status.success(), "{}", text(&ran.stderr));
 
     let project = work.path().join("project");
@@ -172,17 +156,13 @@ fn an_installed_copy_is_found_by_pkg_config_and_cmake_wherever_it_is_moved() {
 
 #[test]
 fn what_is_uninstalled_is_gone() {
-    if !has("what_is_uninstalled_is_gone", "make") {
+    if !has("make") {
         return;
     }
     let work = tempfile::tempdir().unwrap();
-    let prefix = installed(work.path());
-    // a place with a blank in it is none for make, a link to it is
-    let link = work.path().join("prefix");
-    std::os::unix::fs::symlink(&prefix, &link).unwrap();
-    let made =
-        Command::new("make").current_dir(root()).args(["uninstall", &format!("PREFIX={}", link.display())]).output();
-    assert!(made.unwrap().status.success());
+    let prefix = native::installed(work.path(), env!("CARGO_BIN_EXE_dialoguellm"));
+    let mut make = Command::new("make");
+    native::succeeds(make.current_dir(root()).arg("uninstall").arg(format!("PREFIX={}", prefix.display())));
     let mut left = vec![prefix];
     while let Some(folder) = left.pop() {
         for entry in std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()) {

@@ -61,8 +61,8 @@ fn rust_says_what_the_transcript_says() {
 }
 
 /// Compiles every program of a folder and runs it.
-fn compiled(test: &str, compiler: &str, flags: &[&str], extension: &str) {
-    if !has(test, compiler) {
+fn compiled(compiler: &str, flags: &[&str], extension: &str) {
+    if !has(compiler) {
         return;
     }
     let folder = if extension == "c" { "examples/c" } else { "examples/cpp" };
@@ -75,12 +75,12 @@ fn compiled(test: &str, compiler: &str, flags: &[&str], extension: &str) {
 
 #[test]
 fn c_says_what_the_transcript_says() {
-    compiled("c_says_what_the_transcript_says", "cc", &["-std=c11"], "c");
+    compiled("cc", &["-std=c11"], "c");
 }
 
 #[test]
 fn cpp_says_what_the_transcript_says() {
-    compiled("cpp_says_what_the_transcript_says", "c++", &["-std=c++17"], "cpp");
+    compiled("c++", &["-std=c++17"], "cpp");
 }
 
 /// Python with the package and the library of this tree.
@@ -93,7 +93,7 @@ fn python(arguments: &[&str]) -> Command {
 
 #[test]
 fn python_says_what_the_transcript_says() {
-    if !has("python_says_what_the_transcript_says", "python3") {
+    if !has("python3") {
         return;
     }
     let file = |name: &str| root().join(format!("examples/python/{name}.py"));
@@ -102,11 +102,54 @@ fn python_says_what_the_transcript_says() {
 
 #[test]
 fn every_fact_of_the_python_package_holds() {
-    if !has("every_fact_of_the_python_package_holds", "python3") {
+    if !has("python3") {
         return;
     }
     let tests = root().join("bindings/python/tests");
     let ran = python(&["-W", "error", "-m", "unittest", "discover", "-s"]).arg(&tests).output().unwrap();
     assert!(ran.status.success(), "{}", text(&ran.stderr));
     assert!(text(&ran.stderr).contains("OK") && !text(&ran.stderr).contains("Ran 0"), "{}", text(&ran.stderr));
+}
+
+/// The Go toolchain that `bindings/go/toolchain` installed, or the machine's own.
+fn go(work: &Path) -> Option<Command> {
+    let ours = root().join("target/go/go/bin/go");
+    let go = if ours.exists() { ours } else { "go".into() };
+    if Command::new(&go).arg("version").output().is_err() {
+        common::skipped("no Go");
+        return None;
+    }
+    let prefix = native::installed(work, env!("CARGO_BIN_EXE_dialoguellm"));
+    let mut command = Command::new(go);
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("go");
+    command.env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig")).env("LD_LIBRARY_PATH", prefix.join("lib"));
+    command.envs([
+        ("GOTOOLCHAIN", "local"),
+        ("GOPROXY", "off"),
+        ("GOFLAGS", "-mod=mod -buildvcs=false"),
+        ("CGO_ENABLED", "1"),
+    ]);
+    command.env("GOCACHE", kept.join("cache")).env("GOPATH", kept.join("path"));
+    command.env("DLLM_TINY", root().join("examples/tiny/model"));
+    Some(command)
+}
+
+#[test]
+fn go_says_what_the_transcript_says() {
+    let work = tempfile::tempdir().unwrap();
+    let Some(mut build) = go(work.path()) else { return };
+    let programs = work.path().join("programs");
+    build.current_dir(root().join("examples/go")).arg("build").arg("-o").arg(&programs).arg("./...");
+    std::fs::create_dir(&programs).unwrap();
+    native::succeeds(&mut build);
+    is_the_transcript("Go", &said(|name| Command::new(programs.join(name))));
+}
+
+#[test]
+fn every_fact_of_the_go_package_holds_under_the_race_detector() {
+    for arguments in [&["vet", "./..."][..], &["test", "-race", "-count=1", "./..."]] {
+        let work = tempfile::tempdir().unwrap();
+        let Some(mut go) = go(work.path()) else { return };
+        native::succeeds(go.current_dir(root().join("bindings/go")).args(arguments));
+    }
 }

@@ -27,10 +27,10 @@ pub fn library() -> PathBuf {
 }
 
 /// Whether a program is on this machine; says so where it is not.
-pub fn has(test: &str, program: &str) -> bool {
+pub fn has(program: &str) -> bool {
     let there = Command::new(program).arg("--version").output().is_ok();
     if !there {
-        crate::common::skipped(&format!("{test}: no {program}"));
+        crate::common::skipped(&format!("no {program}"));
     }
     there
 }
@@ -57,4 +57,24 @@ pub fn run(command: &mut Command) -> Output {
     assert!(output.status.success(), "{command:?}: {}{}", text(&output.stdout), text(&output.stderr));
     assert!(output.stderr.is_empty(), "{command:?} wrote on standard error: {}", text(&output.stderr));
     output
+}
+
+/// Runs a tool that must end well.
+pub fn succeeds(command: &mut Command) {
+    let ran = command.output().unwrap();
+    assert!(ran.status.success(), "{command:?}: {}{}", text(&ran.stdout), text(&ran.stderr));
+}
+
+/// An installed copy in `work`, which was moved after it was installed.
+pub fn installed(work: &Path, command: &str) -> PathBuf {
+    let (stage, moved) = (work.join("stage"), work.join("moved to"));
+    let mut make = Command::new("make");
+    make.current_dir(root()).args(["install", "PREFIX=/opt/dllm"]).arg(format!("DESTDIR={}", stage.display()));
+    make.arg(format!("LIBRARY={}", built().display())).arg(format!("COMMAND={command}"));
+    succeeds(&mut make);
+    std::fs::rename(stage.join("opt/dllm"), &moved).unwrap();
+    // a place with a blank in it is none for make and for pkg-config's readers, a link to it is
+    let link = work.join("prefix");
+    std::os::unix::fs::symlink(&moved, &link).unwrap();
+    link
 }

@@ -1,0 +1,493 @@
+// Package dialoguellm names the emotion of every turn of a conversation, with a LLaMA that fits in the process, and
+// fine-tunes it with LoRA. What the functions do is said in the C header, dialoguellm.h; a method is the function of its name.
+//
+// Handles are freed by Close, or with the value. Every failure is an *Error, for errors.Is with ErrNotFound and the like; a
+// call whose context ends returns the context's error, within one layer of the model.
+package dialoguellm
+
+/*
+#cgo pkg-config: dialoguellm
+#include <dialoguellm.h>
+#include <stdlib.h>
+*/
+import "C"
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"unsafe"
+)
+
+// Error is a failure of the library: its status and its sentence.
+type Error struct {
+	Status   int
+	Sentence string
+}
+
+// What errors.Is looks for.
+var (
+	ErrInvalidArgument = &Error{Status: C.DLLM_STATUS_INVALID_ARGUMENT}
+	ErrNotFound        = &Error{Status: C.DLLM_STATUS_NOT_FOUND}
+	ErrIO              = &Error{Status: C.DLLM_STATUS_IO}
+	ErrBadFile         = &Error{Status: C.DLLM_STATUS_BAD_FILE}
+	ErrUnsupported     = &Error{Status: C.DLLM_STATUS_UNSUPPORTED}
+	ErrOutOfMemory     = &Error{Status: C.DLLM_STATUS_OUT_OF_MEMORY}
+	ErrContextFull     = &Error{Status: C.DLLM_STATUS_CONTEXT_FULL}
+	ErrBusy            = &Error{Status: C.DLLM_STATUS_BUSY}
+	ErrCancelled       = &Error{Status: C.DLLM_STATUS_CANCELLED}
+	ErrDeviceLost      = &Error{Status: C.DLLM_STATUS_DEVICE_LOST}
+	ErrNumeric         = &Error{Status: C.DLLM_STATUS_NUMERIC}
+)
+
+func (e *Error) Error() string {
+	if e.Sentence == "" {
+		return C.GoString(C.dllm_status_name(C.dllm_status(e.Status)))
+	}
+	return e.Sentence
+}
+
+// Is says whether two errors are of one status.
+func (e *Error) Is(target error) bool {
+	var other *Error
+	return errors.As(target, &other) && other.Status == e.Status
+}
+
+// errorOf is the failure of a call; err is freed.
+func errorOf(status C.dllm_status, err *C.dllm_error) error {
+	if status == C.DLLM_STATUS_OK {
+		return nil
+	}
+	defer C.dllm_error_free(err)
+	return &Error{int(status), C.GoString(C.dllm_error_message(err))}
+}
+
+// taken is the text of a string that the library handed out.
+func taken(text *C.dllm_string) string {
+	defer C.dllm_string_free(text)
+	return C.GoStringN(C.dllm_string_data(text), C.int(C.dllm_string_len(text)))
+}
+
+// Version is the library's version.
+func Version() string { return C.GoString(C.dllm_version()) }
+
+func init() {
+	if has := C.dllm_abi_version(); has != C.DLLM_ABI_VERSION {
+		panic(fmt.Sprintf("libdialoguellm has ABI %d, this package is built for %d", has, C.DLLM_ABI_VERSION))
+	}
+}
+
+// owned is a C text that lives until freed.
+func owned(text string) (*C.char, func()) {
+	c := C.CString(text)
+	return c, func() { C.free(unsafe.Pointer(c)) }
+}
+
+// view is a text of Go's that stays where it is while the pinner holds it.
+func view(text string, pinner *runtime.Pinner) C.dllm_str {
+	if text == "" {
+		return C.dllm_str{}
+	}
+	data := unsafe.StringData(text)
+	pinner.Pin(data)
+	return C.dllm_str{data: (*C.char)(unsafe.Pointer(data)), len: C.uint64_t(len(text))}
+}
+
+// bytesOf is a text for a call that takes its address and length.
+func bytesOf(text string) (*C.char, C.size_t) {
+	return (*C.char)(unsafe.Pointer(unsafe.StringData(text))), C.size_t(len(text))
+}
+
+// stopper sets a cancel handle when a context ends.
+type stopper struct{ handle *C.dllm_cancel }
+
+func newStopper() (stopper, error) {
+	var made *C.dllm_cancel
+	var err *C.dllm_error
+	status := C.dllm_cancel_new(&made, &err)
+	return stopper{made}, errorOf(status, err)
+}
+
+func (s stopper) free() { C.dllm_cancel_free(s.handle) }
+
+// during runs a call that the context may end.
+func (s stopper) during(ctx context.Context, call func() error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	stopped := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() { C.dllm_cancel_set(s.handle); close(stopped) })
+	err := call()
+	if !stop() {
+		<-stopped
+		C.dllm_cancel_clear(s.handle)
+	}
+	if errors.Is(err, ErrCancelled) && ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
+}
+
+// once is during with a cancel handle of its own.
+func once(ctx context.Context, call func(cancel *C.dllm_cancel) error) error {
+	s, err := newStopper()
+	if err != nil {
+		return err
+	}
+	defer s.free()
+	return s.during(ctx, func() error { return call(s.handle) })
+}
+
+// Device says where to compute.
+type Device uint32
+
+// Where to compute.
+const (
+	Auto Device = C.DLLM_DEVICE_AUTO
+	CPU  Device = C.DLLM_DEVICE_CPU
+	CUDA Device = C.DLLM_DEVICE_CUDA
+)
+
+// Runtime has the threads and the device that models share.
+type Runtime struct {
+	p       *C.dllm_runtime
+	cleanup runtime.Cleanup
+}
+
+// NewRuntime makes a runtime; threads 0 is one a core.
+func NewRuntime(threads int, device Device) (*Runtime, error) {
+	options := C.dllm_runtime_options{struct_size: C.sizeof_dllm_runtime_options, threads: C.uint32_t(threads), device: C.uint32_t(device)}
+	var made *C.dllm_runtime
+	var err *C.dllm_error
+	if err := errorOf(C.dllm_runtime_new(&options, &made, &err), err); err != nil {
+		return nil, err
+	}
+	r := &Runtime{p: made}
+	r.cleanup = runtime.AddCleanup(r, func(p *C.dllm_runtime) { C.dllm_runtime_free(p) }, made)
+	return r, nil
+}
+
+// Close frees the runtime; models keep what they need of it.
+func (r *Runtime) Close() {
+	if r.p != nil {
+		r.cleanup.Stop()
+		C.dllm_runtime_free(r.p)
+		r.p = nil
+	}
+}
+
+// Model has weights and tokenizer; it never changes, and any number of goroutines may use it at once.
+type Model struct {
+	p       *C.dllm_model
+	cleanup runtime.Cleanup
+}
+
+// Open opens a model folder; r may be nil.
+func Open(ctx context.Context, r *Runtime, dir string) (*Model, error) {
+	path, free := owned(dir)
+	defer free()
+	var made *C.dllm_model
+	var on *C.dllm_runtime
+	if r != nil {
+		on = r.p
+	}
+	err := once(ctx, func(cancel *C.dllm_cancel) error {
+		var err *C.dllm_error
+		status := C.dllm_model_open(on, path, nil, cancel, &made, &err)
+		return errorOf(status, err)
+	})
+	runtime.KeepAlive(r)
+	if err != nil {
+		return nil, err
+	}
+	m := &Model{p: made}
+	m.cleanup = runtime.AddCleanup(m, func(p *C.dllm_model) { C.dllm_model_free(p) }, made)
+	return m, nil
+}
+
+// Close frees the model; what was made from it keeps its own hold.
+func (m *Model) Close() {
+	if m.p != nil {
+		m.cleanup.Stop()
+		C.dllm_model_free(m.p)
+		m.p = nil
+	}
+}
+
+// Info is what the model is, as JSON.
+func (m *Model) Info() (string, error) {
+	var text *C.dllm_string
+	var err *C.dllm_error
+	status := C.dllm_model_info(m.p, &text, &err)
+	runtime.KeepAlive(m)
+	if err := errorOf(status, err); err != nil {
+		return "", err
+	}
+	return taken(text), nil
+}
+
+// Turn is a turn of a dialogue; Visual and Emotion may be empty.
+type Turn struct{ Speaker, Text, Visual, Emotion string }
+
+func (t Turn) c(pinner *runtime.Pinner) C.dllm_turn {
+	return C.dllm_turn{speaker: view(t.Speaker, pinner), text: view(t.Text, pinner), visual: view(t.Visual, pinner), emotion: view(t.Emotion, pinner)}
+}
+
+// Emotions are probabilities by label, in the classifier's order.
+type Emotions struct {
+	Labels        []string
+	Probabilities []float32
+}
+
+// Best is the likeliest label and its probability; the first of equals.
+func (e Emotions) Best() (string, float32) {
+	best := 0
+	for i, p := range e.Probabilities {
+		if p > e.Probabilities[best] {
+			best = i
+		}
+	}
+	return e.Labels[best], e.Probabilities[best]
+}
+
+// Classifier names emotions; it never changes, and any number of goroutines may use it at once.
+type Classifier struct {
+	p       *C.dllm_classifier
+	labels  []string
+	cleanup runtime.Cleanup
+}
+
+func newClassifier(made *C.dllm_classifier) *Classifier {
+	c := &Classifier{p: made}
+	for i := C.size_t(0); i < C.dllm_classifier_n_labels(made); i++ {
+		c.labels = append(c.labels, C.GoString(C.dllm_classifier_label(made, i)))
+	}
+	c.cleanup = runtime.AddCleanup(c, func(p *C.dllm_classifier) { C.dllm_classifier_free(p) }, made)
+	return c
+}
+
+// OpenClassifier opens the classifier that a folder describes.
+func (m *Model) OpenClassifier(dir string) (*Classifier, error) {
+	path, free := owned(dir)
+	defer free()
+	var made *C.dllm_classifier
+	var err *C.dllm_error
+	status := C.dllm_classifier_open(m.p, path, &made, &err)
+	runtime.KeepAlive(m)
+	if err := errorOf(status, err); err != nil {
+		return nil, err
+	}
+	return newClassifier(made), nil
+}
+
+// NewClassifier makes a classifier of labels of one's own (none: MELD's seven) and the dialogue template.
+func (m *Model) NewClassifier(labels ...string) (*Classifier, error) {
+	var pinner runtime.Pinner
+	defer pinner.Unpin()
+	options := C.dllm_classifier_options{struct_size: C.sizeof_dllm_classifier_options, n_labels: C.uint32_t(len(labels))}
+	if len(labels) > 0 {
+		views := make([]C.dllm_str, len(labels))
+		for i, label := range labels {
+			views[i] = view(label, &pinner)
+		}
+		pinner.Pin(&views[0])
+		options.labels = &views[0]
+	}
+	var made *C.dllm_classifier
+	var err *C.dllm_error
+	status := C.dllm_classifier_new(m.p, nil, &options, &made, &err)
+	runtime.KeepAlive(m)
+	if err := errorOf(status, err); err != nil {
+		return nil, err
+	}
+	return newClassifier(made), nil
+}
+
+// Close frees the classifier; conversations keep their own hold.
+func (c *Classifier) Close() {
+	if c.p != nil {
+		c.cleanup.Stop()
+		C.dllm_classifier_free(c.p)
+		c.p = nil
+	}
+}
+
+// Labels are the labels in the order of the probabilities.
+func (c *Classifier) Labels() []string { return c.labels }
+
+func (c *Classifier) rows(n int, call func(p *C.float, capacity C.size_t) error) ([]Emotions, error) {
+	all := make([]float32, n*len(c.labels)+1) // one more, so that there is an address
+	err := call((*C.float)(unsafe.Pointer(&all[0])), C.size_t(n*len(c.labels)))
+	runtime.KeepAlive(c)
+	if err != nil {
+		return nil, err
+	}
+	rows := make([]Emotions, n)
+	for i := range rows {
+		rows[i] = Emotions{c.labels, all[i*len(c.labels) : (i+1)*len(c.labels)]}
+	}
+	return rows, nil
+}
+
+// Predict names the emotion of every turn of one dialogue.
+func (c *Classifier) Predict(ctx context.Context, turns ...Turn) ([]Emotions, error) {
+	var pinner runtime.Pinner
+	defer pinner.Unpin()
+	views := make([]C.dllm_turn, len(turns)+1)
+	for i, turn := range turns {
+		views[i] = turn.c(&pinner)
+	}
+	return c.rows(len(turns), func(p *C.float, capacity C.size_t) error {
+		return once(ctx, func(cancel *C.dllm_cancel) error {
+			var err *C.dllm_error
+			status := C.dllm_classifier_predict(c.p, &views[0], C.size_t(len(turns)), cancel, p, capacity, &err)
+			return errorOf(status, err)
+		})
+	})
+}
+
+// PredictAll names the emotion of every turn of every dialogue.
+func (c *Classifier) PredictAll(ctx context.Context, data *Dataset) ([]Emotions, error) {
+	return c.rows(data.Turns(), func(p *C.float, capacity C.size_t) error {
+		defer runtime.KeepAlive(data)
+		return once(ctx, func(cancel *C.dllm_cancel) error {
+			var err *C.dllm_error
+			status := C.dllm_classifier_predict_all(c.p, data.p, cancel, p, capacity, &err)
+			return errorOf(status, err)
+		})
+	})
+}
+
+// Evaluate gives figures on labelled turns, as JSON.
+func (c *Classifier) Evaluate(ctx context.Context, data *Dataset) (string, error) {
+	var text *C.dllm_string
+	err := once(ctx, func(cancel *C.dllm_cancel) error {
+		var err *C.dllm_error
+		status := C.dllm_classifier_evaluate(c.p, data.p, cancel, &text, &err)
+		return errorOf(status, err)
+	})
+	runtime.KeepAlive(c)
+	runtime.KeepAlive(data)
+	if err != nil {
+		return "", err
+	}
+	return taken(text), nil
+}
+
+// Conversation is one dialogue as it happens. One call at a time; another gets ErrBusy.
+type Conversation struct {
+	p       *C.dllm_conversation
+	stop    stopper
+	labels  []string
+	cleanup runtime.Cleanup
+}
+
+type conversationHandles struct {
+	p    *C.dllm_conversation
+	stop stopper
+}
+
+func (h conversationHandles) free() {
+	C.dllm_conversation_free(h.p)
+	h.stop.free()
+}
+
+// NewConversation begins a conversation.
+func (c *Classifier) NewConversation() (*Conversation, error) { return c.conversation(nil) }
+
+// Restore goes on with a conversation that Save wrote.
+func (c *Classifier) Restore(saved string) (*Conversation, error) { return c.conversation(&saved) }
+
+func (c *Classifier) conversation(saved *string) (*Conversation, error) {
+	stop, fail := newStopper()
+	if fail != nil {
+		return nil, fail
+	}
+	options := C.dllm_conversation_options{struct_size: C.sizeof_dllm_conversation_options, cancel: stop.handle}
+	var made *C.dllm_conversation
+	var err *C.dllm_error
+	var status C.dllm_status
+	if saved == nil {
+		status = C.dllm_conversation_new(c.p, &options, &made, &err)
+	} else {
+		data, size := bytesOf(*saved)
+		status = C.dllm_conversation_restore(c.p, &options, data, size, &made, nil, &err)
+	}
+	runtime.KeepAlive(c)
+	if err := errorOf(status, err); err != nil {
+		stop.free()
+		return nil, err
+	}
+	t := &Conversation{p: made, stop: stop, labels: c.labels}
+	t.cleanup = runtime.AddCleanup(t, conversationHandles.free, conversationHandles{made, stop})
+	return t, nil
+}
+
+// Close frees the conversation.
+func (t *Conversation) Close() {
+	if t.p != nil {
+		t.cleanup.Stop()
+		conversationHandles{t.p, t.stop}.free()
+		t.p = nil
+	}
+}
+
+// Add listens to a turn, which costs its own tokens.
+func (t *Conversation) Add(ctx context.Context, turn Turn) error {
+	var pinner runtime.Pinner
+	defer pinner.Unpin()
+	view := turn.c(&pinner)
+	defer runtime.KeepAlive(t)
+	return t.stop.during(ctx, func() error {
+		var err *C.dllm_error
+		status := C.dllm_conversation_add_turn(t.p, &view, nil, &err)
+		return errorOf(status, err)
+	})
+}
+
+// Ask names the last turn's emotion.
+func (t *Conversation) Ask(ctx context.Context) (Emotions, error) {
+	p := make([]float32, len(t.labels))
+	err := t.stop.during(ctx, func() error {
+		var err *C.dllm_error
+		status := C.dllm_conversation_ask(t.p, (*C.float)(unsafe.Pointer(&p[0])), C.size_t(len(p)), &err)
+		return errorOf(status, err)
+	})
+	runtime.KeepAlive(t)
+	return Emotions{t.labels, p}, err
+}
+
+// Say listens to a turn and names its emotion.
+func (t *Conversation) Say(ctx context.Context, speaker, text string) (Emotions, error) {
+	if err := t.Add(ctx, Turn{Speaker: speaker, Text: text}); err != nil {
+		return Emotions{}, err
+	}
+	return t.Ask(ctx)
+}
+
+// Rollback takes back the last turns.
+func (t *Conversation) Rollback(turns int) error {
+	var err *C.dllm_error
+	status := C.dllm_conversation_rollback(t.p, C.size_t(turns), &err)
+	runtime.KeepAlive(t)
+	return errorOf(status, err)
+}
+
+// Save is the conversation as JSON, for Restore.
+func (t *Conversation) Save() (string, error) {
+	var text *C.dllm_string
+	var err *C.dllm_error
+	status := C.dllm_conversation_save(t.p, &text, &err)
+	runtime.KeepAlive(t)
+	if err := errorOf(status, err); err != nil {
+		return "", err
+	}
+	return taken(text), nil
+}
+
+// Turns are how many turns it holds.
+func (t *Conversation) Turns() int {
+	defer runtime.KeepAlive(t)
+	return int(C.dllm_conversation_n_turns(t.p))
+}

@@ -1,0 +1,174 @@
+package dialoguellm_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"reflect"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	dllm "dialoguellm.org/go"
+)
+
+const data = `{"turns":[{"speaker":"Ann","text":"We won!","emotion":"joy"},{"speaker":"Bo","text":"Leave me alone.","emotion":"anger"}]}
+{"turns":[{"speaker":"Cy","text":"Oh! What was that?","emotion":"surprise"}]}
+`
+const recipe = "[lora]\nrank = 2\n[train]\nepochs = 2\nbatch = 1\n"
+
+var ctx = context.Background()
+
+func must[T any](value T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return value
+}
+
+func tiny() string {
+	if dir := os.Getenv("DLLM_TINY"); dir != "" {
+		return dir
+	}
+	return "../../examples/tiny/model"
+}
+
+func model() *dllm.Model {
+	on := must(dllm.NewRuntime(2, dllm.CPU))
+	defer on.Close() // the model keeps what it needs of it
+	return must(dllm.Open(ctx, on, tiny()))
+}
+
+func TestATurnIsTheSameAloneAndInAConversation(t *testing.T) {
+	m := model()
+	defer m.Close()
+	c := must(m.NewClassifier())
+	defer c.Close()
+	alone := must(c.Predict(ctx, dllm.Turn{Speaker: "Ann", Text: "We won!"}, dllm.Turn{Speaker: "Bo", Text: "Leave me alone."}))
+	talk := must(c.NewConversation())
+	defer talk.Close()
+	for i, turn := range [][2]string{{"Ann", "We won!"}, {"Bo", "Leave me alone."}} {
+		if live := must(talk.Say(ctx, turn[0], turn[1])); !reflect.DeepEqual(live, alone[i]) {
+			t.Errorf("turn %d: %v live, %v alone", i, live, alone[i])
+		}
+	}
+	again := must(c.Restore(must(talk.Save())))
+	if err := talk.Rollback(1); err != nil || talk.Turns() != 1 {
+		t.Error(err, talk.Turns())
+	}
+	if !reflect.DeepEqual(must(talk.Ask(ctx)), alone[0]) || !reflect.DeepEqual(must(again.Ask(ctx)), alone[1]) {
+		t.Error("a conversation that went back or was restored says something else")
+	}
+}
+
+func TestAFailureHasItsStatusAndSentence(t *testing.T) {
+	_, err := dllm.Open(ctx, nil, "no/such/folder")
+	if !errors.Is(err, dllm.ErrNotFound) || errors.Is(err, dllm.ErrBusy) || !strings.Contains(err.Error(), "no/such/folder") {
+		t.Error(err)
+	}
+}
+
+func TestTextIsHeardPieceByPiece(t *testing.T) {
+	m := model()
+	var heard strings.Builder
+	whole := must(m.Generate(ctx, "Ann: We", dllm.GenerateOptions{MaxTokens: 8}, func(piece string) bool {
+		heard.WriteString(piece)
+		return true
+	}))
+	if whole == "" || whole != heard.String() {
+		t.Errorf("%q and %q", whole, heard.String())
+	}
+	first := must(m.Generate(ctx, "Ann: We", dllm.GenerateOptions{}, func(string) bool { return false }))
+	if !strings.HasPrefix(whole, first) || len(first) == len(whole) {
+		t.Errorf("%q is not the beginning of %q", first, whole)
+	}
+}
+
+func TestTrainingIsALoopAndResumes(t *testing.T) {
+	m, work := model(), t.TempDir()
+	set := must(dllm.ParseDataset(data))
+	if set.Dialogues() != 2 || set.Turns() != 3 || set.TurnsOf(0) != 2 {
+		t.Error(set.Dialogues(), set.Turns())
+	}
+	run := func(out string, how dllm.TrainOptions) (steps, devs int) {
+		how.Dev = set
+		trainer := must(m.NewTrainer(set, recipe, how))
+		defer trainer.Close()
+		for event, err := range trainer.Events(ctx) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if event.Dev {
+				devs++
+			} else {
+				steps++
+			}
+		}
+		must(trainer.Finish(out))
+		return
+	}
+	whole, resumed, stopped := filepath.Join(work, "whole"), filepath.Join(work, "resumed"), filepath.Join(work, "stopped")
+	if steps, devs := run(whole, dllm.TrainOptions{}); steps != 4 || devs != 2 {
+		t.Error(steps, devs)
+	}
+	first := must(m.NewTrainer(set, recipe, dllm.TrainOptions{Dev: set}))
+	must(first.Step(ctx))
+	if err := first.Save(stopped); err != nil {
+		t.Fatal(err)
+	}
+	run(resumed, dllm.TrainOptions{Resume: stopped})
+	rows := func(dir string) []dllm.Emotions { return must(must(m.OpenClassifier(dir)).PredictAll(ctx, set)) }
+	if !reflect.DeepEqual(rows(whole), rows(resumed)) {
+		t.Error("a resumed run made another adapter")
+	}
+	if report := must(must(m.OpenClassifier(whole)).Evaluate(ctx, set)); !strings.Contains(report, "weighted_f1") {
+		t.Error(report)
+	}
+}
+
+func TestAContextEndsACall(t *testing.T) {
+	m := model()
+	trainer := must(m.NewTrainer(must(dllm.ParseDataset(data)), "[train]\nepochs = 1000000\n", dllm.TrainOptions{}))
+	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer cancel()
+	var last error
+	for _, err := range trainer.Events(short) {
+		last = err
+	}
+	if !errors.Is(last, context.DeadlineExceeded) {
+		t.Error(last)
+	}
+	if _, err := trainer.Step(ctx); err != nil { // it goes on
+		t.Error(err)
+	}
+}
+
+func TestGoroutinesShareAModel(t *testing.T) {
+	m := model()
+	c := must(m.NewClassifier("good", "bad"))
+	want := must(c.Predict(ctx, dllm.Turn{Speaker: "Ann", Text: "We won!"}))
+	var all sync.WaitGroup
+	for range 8 {
+		all.Add(1)
+		go func() {
+			defer all.Done()
+			if got := must(c.Predict(ctx, dllm.Turn{Speaker: "Ann", Text: "We won!"})); !reflect.DeepEqual(got, want) {
+				t.Errorf("%v and %v", got, want)
+			}
+		}()
+	}
+	all.Wait()
+	runtime.GC() // what nobody holds is freed
+}
+
+func Example() {
+	m := must(dllm.Open(ctx, must(dllm.NewRuntime(1, dllm.CPU)), tiny()))
+	defer m.Close()
+	talk := must(must(m.NewClassifier()).NewConversation())
+	emotions := must(talk.Say(ctx, "Ann", "We won! What a lovely day!"))
+	label, p := emotions.Best()
+	println(label, p)
+}

@@ -1,0 +1,3 @@
+module dialoguellm.org/go
+
+go 1.24

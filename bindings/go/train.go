@@ -1,0 +1,220 @@
+package dialoguellm
+
+/*
+#include <dialoguellm.h>
+*/
+import "C"
+
+import (
+	"context"
+	"iter"
+	"runtime"
+	"time"
+)
+
+// Dataset holds dialogues, or prompts with completions.
+type Dataset struct {
+	p       *C.dllm_dataset
+	cleanup runtime.Cleanup
+}
+
+func newDataset(made *C.dllm_dataset) *Dataset {
+	d := &Dataset{p: made}
+	d.cleanup = runtime.AddCleanup(d, func(p *C.dllm_dataset) { C.dllm_dataset_free(p) }, made)
+	return d
+}
+
+// OpenDataset reads "meld:DIR", "jsonl:FILE", "log:FILE" or "pairs:FILE"; split is "train", "dev" or "test".
+func OpenDataset(spec, split string) (*Dataset, error) {
+	cSpec, freeSpec := owned(spec)
+	defer freeSpec()
+	cSplit, freeSplit := owned(split)
+	defer freeSplit()
+	var made *C.dllm_dataset
+	var err *C.dllm_error
+	if err := errorOf(C.dllm_dataset_open(cSpec, cSplit, nil, 0, &made, &err), err); err != nil {
+		return nil, err
+	}
+	return newDataset(made), nil
+}
+
+// ParseDataset reads dialogues from JSON lines in memory.
+func ParseDataset(jsonLines string) (*Dataset, error) {
+	data, size := bytesOf(jsonLines)
+	var made *C.dllm_dataset
+	var err *C.dllm_error
+	if err := errorOf(C.dllm_dataset_parse(data, size, nil, 0, &made, &err), err); err != nil {
+		return nil, err
+	}
+	return newDataset(made), nil
+}
+
+// Close frees the dataset; trainers keep what they need of it.
+func (d *Dataset) Close() {
+	if d.p != nil {
+		d.cleanup.Stop()
+		C.dllm_dataset_free(d.p)
+		d.p = nil
+	}
+}
+
+// Dialogues are how many dialogues it holds.
+func (d *Dataset) Dialogues() int {
+	defer runtime.KeepAlive(d)
+	return int(C.dllm_dataset_n_dialogues(d.p))
+}
+
+// Turns are how many turns all its dialogues have.
+func (d *Dataset) Turns() int {
+	defer runtime.KeepAlive(d)
+	return int(C.dllm_dataset_n_turns(d.p, ^C.size_t(0)))
+}
+
+// TurnsOf are how many turns one dialogue has.
+func (d *Dataset) TurnsOf(dialogue int) int {
+	defer runtime.KeepAlive(d)
+	return int(C.dllm_dataset_n_turns(d.p, C.size_t(dialogue)))
+}
+
+// TrainOptions say how a run begins; the zero value begins a new one.
+type TrainOptions struct {
+	// Dev chooses the epoch and is what calibration is fitted on.
+	Dev *Dataset
+	// Resume goes on with the run whose checkpoint this folder is.
+	Resume string
+	// InitAdapter begins with this adapter.
+	InitAdapter string
+	// Metrics gets a line of JSON per step and per dev score.
+	Metrics string
+}
+
+// Event is a step of the optimiser, or a dev score.
+type Event struct {
+	// Dev says that it is a dev score.
+	Dev                bool
+	Step, Steps, Epoch int
+	Loss, GradNorm, LR float64
+	Tokens             int
+	Took               time.Duration
+	DevScore           float64
+	Best, Done         bool
+}
+
+// Trainer trains an adapter. One call at a time; another gets ErrBusy.
+type Trainer struct {
+	p       *C.dllm_trainer
+	stop    stopper
+	cleanup runtime.Cleanup
+}
+
+type trainerHandles struct {
+	p    *C.dllm_trainer
+	stop stopper
+}
+
+func (h trainerHandles) free() {
+	C.dllm_trainer_free(h.p)
+	h.stop.free()
+}
+
+// NewTrainer begins a run on data; recipe is TOML text.
+func (m *Model) NewTrainer(data *Dataset, recipe string, how TrainOptions) (*Trainer, error) {
+	stop, fail := newStopper()
+	if fail != nil {
+		return nil, fail
+	}
+	options := C.dllm_trainer_options{struct_size: C.sizeof_dllm_trainer_options, cancel: stop.handle}
+	for _, path := range []struct {
+		to   **C.char
+		text string
+	}{{&options.resume, how.Resume}, {&options.init_adapter, how.InitAdapter}, {&options.metrics, how.Metrics}} {
+		if path.text != "" {
+			text, free := owned(path.text)
+			defer free()
+			*path.to = text
+		}
+	}
+	var dev *C.dllm_dataset
+	if how.Dev != nil {
+		dev = how.Dev.p
+	}
+	text, size := bytesOf(recipe)
+	var made *C.dllm_trainer
+	var err *C.dllm_error
+	status := C.dllm_trainer_new(m.p, data.p, dev, text, size, &options, &made, &err)
+	runtime.KeepAlive(m)
+	runtime.KeepAlive(data)
+	runtime.KeepAlive(how.Dev)
+	if err := errorOf(status, err); err != nil {
+		stop.free()
+		return nil, err
+	}
+	t := &Trainer{p: made, stop: stop}
+	t.cleanup = runtime.AddCleanup(t, trainerHandles.free, trainerHandles{made, stop})
+	return t, nil
+}
+
+// Close frees the trainer; what was not saved is lost.
+func (t *Trainer) Close() {
+	if t.p != nil {
+		t.cleanup.Stop()
+		trainerHandles{t.p, t.stop}.free()
+		t.p = nil
+	}
+}
+
+// Step makes a step of the optimiser, or the dev score that is due.
+func (t *Trainer) Step(ctx context.Context) (Event, error) {
+	report := C.dllm_train_report{struct_size: C.sizeof_dllm_train_report}
+	err := t.stop.during(ctx, func() error {
+		var err *C.dllm_error
+		status := C.dllm_trainer_step(t.p, &report, &err)
+		return errorOf(status, err)
+	})
+	runtime.KeepAlive(t)
+	return Event{
+		Dev:  report.kind == C.DLLM_TRAIN_DEV,
+		Step: int(report.step), Steps: int(report.steps), Epoch: int(report.epoch),
+		Loss: float64(report.loss), GradNorm: float64(report.grad_norm), LR: float64(report.learning_rate),
+		Tokens: int(report.tokens), Took: time.Duration(float64(report.seconds) * float64(time.Second)),
+		DevScore: float64(report.dev_score), Best: report.is_best != 0, Done: report.done != 0,
+	}, err
+}
+
+// Events makes every step and dev score that is left, each when it is asked for; after an error there are no more.
+func (t *Trainer) Events(ctx context.Context) iter.Seq2[Event, error] {
+	return func(yield func(Event, error) bool) {
+		for {
+			event, err := t.Step(ctx)
+			if !yield(event, err) || err != nil || event.Done {
+				return
+			}
+		}
+	}
+}
+
+func (t *Trainer) to(dir string, call func(path *C.char, err **C.dllm_error) C.dllm_status) error {
+	path, free := owned(dir)
+	defer free()
+	defer runtime.KeepAlive(t)
+	var err *C.dllm_error
+	status := call(path, &err)
+	return errorOf(status, err)
+}
+
+// Save writes a checkpoint; a kill leaves the old one or the new one.
+func (t *Trainer) Save(dir string) error {
+	return t.to(dir, func(path *C.char, err **C.dllm_error) C.dllm_status { return C.dllm_trainer_save(t.p, path, err) })
+}
+
+// Finish ends the run; dir becomes the folder for OpenClassifier. What the run did, as JSON.
+func (t *Trainer) Finish(dir string) (string, error) {
+	var summary *C.dllm_string
+	err := t.to(dir, func(path *C.char, err **C.dllm_error) C.dllm_status {
+		return C.dllm_trainer_finish(t.p, path, &summary, err)
+	})
+	if err != nil {
+		return "", err
+	}
+	return taken(summary), nil
+}
