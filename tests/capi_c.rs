@@ -49,6 +49,18 @@ fn every_fact_holds_in_cpp_under_the_sanitizers() {
     }
 }
 
+/// Slow, and the same code: once, in release. What a forked child leaves is no leak of the parent's.
+#[cfg(not(debug_assertions))]
+#[test]
+fn every_fact_holds_under_valgrind() {
+    if has("cc") && has("valgrind") {
+        let at = program("library_valgrind");
+        compile("cc", &["-std=c11"], &source("library.c"), &at);
+        let flags = ["-q", "--leak-check=full", "--show-leak-kinds=definite", "--errors-for-leak-kinds=definite"];
+        ran(&at, &[], &[&["valgrind", "--error-exitcode=9"], &flags[..]].concat());
+    }
+}
+
 #[test]
 fn every_fact_of_the_cpp_header_holds_under_the_sanitizers() {
     for compiler in ["g++", "clang++"] {

@@ -111,6 +111,69 @@ fn every_fact_of_the_python_package_holds() {
     assert!(text(&ran.stderr).contains("OK") && !text(&ran.stderr).contains("Ran 0"), "{}", text(&ran.stderr));
 }
 
+/// The README's block of code in a language.
+fn readmes(language: &str) -> String {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let block = readme.split_once(&format!("```{language}\n")).unwrap().1;
+    block.split_once("\n```").unwrap().0.to_owned() + "\n"
+}
+
+#[test]
+fn the_readmes_programs_run() {
+    if !has("cc") || !has("python3") {
+        return;
+    }
+    // they name what lies under examples/, and write beside it
+    let work = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(root().join("examples"), work.path().join("examples")).unwrap();
+    let (source, program) = (work.path().join("readme.c"), work.path().join("readme"));
+    std::fs::write(&source, readmes("c")).unwrap();
+    compile("cc", &["-std=c11"], &source, &program);
+    let said = text(&run(Command::new(program).current_dir(work.path())).stdout);
+    assert!(said.lines().count() == 7 && said.contains("surprise"), "{said}");
+    let said = text(&run(python(&["-c", &readmes("python")]).current_dir(work.path())).stdout);
+    assert!(said.contains("step 13 of 13") && said.contains("'joy'"), "{said}");
+}
+
+#[test]
+fn a_wheel_carries_the_library_and_needs_nothing_else() {
+    let python = |work: &Path| {
+        let mut command = Command::new("python3");
+        command
+            .current_dir(work)
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .env("DLLM_TINY", root().join("examples/tiny/model"));
+        command
+    };
+    let work = tempfile::tempdir().unwrap();
+    if !has("python3") || !python(work.path()).args(["-m", "pip", "--version"]).output().unwrap().status.success() {
+        return common::skipped("no pip");
+    }
+    // a copy: the build leaves files beside its sources
+    native::succeeds(Command::new("cp").arg("-r").arg(root().join("bindings/python")).arg(work.path().join("sources")));
+    let mut pip = python(work.path());
+    pip.args([
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "-w",
+        "wheels",
+        "./sources",
+    ]);
+    native::succeeds(pip.env("DLLM_LIBRARY", native::built()));
+    let wheel = std::fs::read_dir(work.path().join("wheels")).unwrap().next().unwrap().unwrap().path();
+    assert!(wheel.to_string_lossy().ends_with("-py3-none-manylinux_2_34_x86_64.whl"), "{}", wheel.display());
+    let mut pip = python(work.path());
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target", "installed"]);
+    native::succeeds(pip.arg(&wheel));
+    let mut tests = python(work.path());
+    tests.env("PYTHONPATH", work.path().join("installed")).args(["-m", "unittest", "discover", "-s", "sources/tests"]);
+    native::succeeds(&mut tests);
+}
+
 /// The Go toolchain that `bindings/go/toolchain` installed, or the machine's own.
 fn go(work: &Path) -> Option<Command> {
     let ours = root().join("target/go/go/bin/go");

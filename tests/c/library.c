@@ -562,7 +562,9 @@ static void a_forked_child_is_told_and_may_begin_anew(void) {
         float p[LABELS];
         dllm_turn turn = turn_of("Ann", "We won!");
         OK(dllm_classifier_predict(mine, &turn, 1, NULL, p, LABELS, &err));
-        _exit(0);
+        /* not _exit: a leak checker would count what the parent's threads held */
+        execl("/bin/sh", "sh", "-c", "exit 0", (char *)NULL);
+        _exit(1);
     }
     int status = 1;
     CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
