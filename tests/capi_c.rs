@@ -57,7 +57,7 @@ fn every_fact_holds_under_valgrind() {
         let at = program("library_valgrind");
         compile("cc", &["-std=c11"], &source("library.c"), &at);
         let flags = ["-q", "--leak-check=full", "--show-leak-kinds=definite", "--errors-for-leak-kinds=definite"];
-        ran(&at, &[], &[&["valgrind", "--error-exitcode=9"], &flags[..]].concat());
+        ran(&at, &["slow"], &[&["valgrind", "--error-exitcode=9"], &flags[..]].concat());
     }
 }
 

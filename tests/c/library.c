@@ -1,7 +1,8 @@
-/* One fact about the library a function, named as a sentence. Usage: library MODEL WORK [flat]; `flat` adds the facts about
- * memory, which a sanitizer would spoil. Compiled as C11 and as C++17. */
+/* One fact about the library a function, named as a sentence. Usage: library MODEL WORK [flat|slow]; `flat` adds the facts
+ * about memory, which a sanitizer would spoil, `slow` is for a machine that is emulated. Compiled as C11 and as C++17. */
 #include "check.h"
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -417,7 +418,7 @@ static void the_log_hears_where_a_model_computes(void) {
     dllm_runtime_free(runtime);
 }
 
-static double set_at;
+static double set_at, bound = 0.1; /* seconds, as the header says */
 
 static void *set_soon(void *cancel) {
     struct timespec wait = { 0, 20000000 };
@@ -456,7 +457,7 @@ static void a_cancel_stops_training_and_labelling_soon(void) {
     double labelling = now() - set_at;
     pthread_join(thread, NULL);
     printf("cancelled after %.1f ms in training, %.1f ms in labelling\n", 1e3 * training, 1e3 * labelling);
-    CHECK(training < 0.1 && labelling < 0.1);
+    CHECK(training < bound && labelling < bound);
     dllm_cancel_free(cancel); /* the trainer still has it */
     dllm_trainer_free(trainer);
     dllm_classifier_free(classifier);
@@ -595,6 +596,8 @@ int main(int argc, char **argv) {
     if (argc < 3) return 2;
     model_dir = argv[1];
     work_dir = argv[2];
+    bool flat = argc > 3 && strcmp(argv[3], "flat") == 0;
+    if (argc > 3 && !flat) bound *= 50;
     RUN(the_version_of_header_and_library_is_one);
     RUN(a_turns_probabilities_are_the_same_alone_and_in_a_conversation);
     RUN(handles_may_be_freed_in_any_order);
@@ -611,6 +614,6 @@ int main(int argc, char **argv) {
     RUN(a_second_thread_on_a_busy_handle_is_told_so);
     RUN(a_handle_may_be_freed_by_its_own_callback);
     RUN(a_forked_child_is_told_and_may_begin_anew);
-    if (argc > 3) RUN(opening_a_thousand_times_leaves_memory_flat);
+    if (flat) RUN(opening_a_thousand_times_leaves_memory_flat);
     return 0;
 }
