@@ -154,7 +154,7 @@ fn of_dev(score: &DevScore) -> dllm_train_report {
 /// ---- Trainer: an adapter that is being trained ----
 ///
 /// A run on `train`; `dev`, which may be NULL, chooses the epoch and is what calibration is fitted on. `recipe` is TOML text
-/// with the tables [lora], [train], [emotion] and [eval], each field as the command has it; an empty text is all defaults.
+/// with the tables lora, train, emotion and eval, each field as the command has it; an empty text is all defaults.
 /// `options` may be NULL.
 ///
 /// Ownership: the caller's; it keeps the model alive, and what it needs of the data.
