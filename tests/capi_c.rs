@@ -73,6 +73,31 @@ fn every_fact_of_the_cpp_header_holds_under_the_sanitizers() {
 }
 
 #[test]
+fn c_lays_every_struct_out_as_the_layout_file_says() {
+    if !has("cc") {
+        return;
+    }
+    let layout = std::fs::read_to_string(root().join("include/dialoguellm.layout")).unwrap();
+    let claim = |line: &str| {
+        let words: Vec<&str> = line.split(' ').collect();
+        let is = match (words[0].split_once('.'), &words[1..]) {
+            (None, [size]) => format!("sizeof({}) == {size}", words[0]),
+            (Some((name, field)), [at, size]) => {
+                format!("offsetof({name}, {field}) == {at} && sizeof((({name} *)0)->{field}) == {size}")
+            }
+            _ => panic!("{line}"),
+        };
+        format!("_Static_assert({is}, \"{line}\");\n")
+    };
+    let claims: String = layout.lines().map(claim).collect();
+    assert!(claims.lines().count() > 60);
+    let work = tempfile::tempdir().unwrap();
+    let source = work.path().join("layout.c");
+    std::fs::write(&source, format!("#include <dialoguellm.h>\n{claims}int main(void) {{ return 0; }}\n")).unwrap();
+    compile("cc", &["-std=c11"], &source, &work.path().join("layout"));
+}
+
+#[test]
 fn two_copies_in_one_process_know_nothing_of_each_other() {
     if !has("cc") {
         return;

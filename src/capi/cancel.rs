@@ -40,7 +40,8 @@ pub(super) unsafe fn cancel_of(cancel: *const dllm_cancel) -> Result<Cancel> {
 pub unsafe extern "C" fn dllm_cancel_new(cancel: *mut *mut dllm_cancel, err: *mut *mut dllm_error) -> dllm_status {
     guard(err, || {
         // SAFETY: as the header says.
-        *unsafe { out(cancel, "cancel") }? = give(Cancel::default());
+        let cancel = unsafe { out(cancel, "cancel") }?;
+        *cancel = give(Cancel::default());
         Ok(())
     })
 }

@@ -9,9 +9,8 @@ use super::handle::share;
 use super::model::{adapter_of, dllm_model, dllm_str};
 use super::options::{described, read};
 use crate::conversation::{Conversation, Options, Sampling, Streamed};
-use crate::emotion::framing::{Ends, Framer, Framing};
+use crate::emotion::framing::{chat_ids, prompt_ids};
 use crate::model::Model;
-use crate::{Code, Error, Result};
 use std::ffi::{c_char, c_void};
 
 /// How a text is continued; zero is every field's default.
@@ -87,7 +86,10 @@ pub unsafe extern "C" fn dllm_model_generate(
         let model = &opened.model;
         // SAFETY: as the header says.
         let stops = unsafe { names(options.stops, options.n_stops as usize, "stops") }?;
-        let ids = prompt_ids(model, prompt, one_of(options.chat, &[false, true], "dllm_generate_options.chat")?)?;
+        let ids = match one_of(options.chat, &[false, true], "dllm_generate_options.chat")? {
+            true => chat_ids(model, &[("user", prompt)])?,
+            false => prompt_ids(model, prompt)?,
+        };
         let sampling = sampling(model, &options);
         sampling.check()?;
         let mut streamed = Streamed::new(model.tokenizer(), &ids, &stops)?;
@@ -124,25 +126,7 @@ pub unsafe extern "C" fn dllm_model_generate(
     })
 }
 
-fn prompt_ids(model: &Model, prompt: &str, chat: bool) -> Result<Vec<u32>> {
-    let tokenizer = model.tokenizer();
-    let ids = match chat {
-        // the template writes the first token itself
-        true => tokenizer.encode(&tokenizer.chat(&[("user", prompt)], true)?, false)?,
-        false => {
-            Framer::new(Framing::default(), tokenizer, Ends::of(tokenizer, model.config()))?.ids(tokenizer, prompt)?
-        }
-    };
-    if ids.is_empty() {
-        let text = "the prompt has no token, and nothing predicts the first one; give a longer prompt";
-        return Err(Error::new(Code::InvalidArgument, text));
-    }
-    Ok(ids)
-}
-
 fn sampling(model: &Model, options: &dllm_generate_options) -> Sampling {
-    let mut eos = model.config().eos.clone();
-    eos.extend(model.tokenizer().eos().filter(|id| !eos.contains(id)));
     let or = |value: f32, default: f32| if value == 0.0 { default } else { value };
     Sampling {
         temperature: options.temperature,
@@ -151,6 +135,6 @@ fn sampling(model: &Model, options: &dllm_generate_options) -> Sampling {
         repetition_penalty: or(options.repetition_penalty, 1.0),
         seed: options.seed,
         max_tokens: if options.max_tokens == 0 { 256 } else { options.max_tokens as usize },
-        eos,
+        eos: model.end_tokens(),
     }
 }

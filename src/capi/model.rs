@@ -3,15 +3,16 @@
 use super::adapter::dllm_adapter;
 use super::boundary::{NTS, array, fill, guard, one_of, out, path, quietly, room, text};
 use super::cancel::{cancel_of, dllm_cancel};
+use super::classifier::names;
 use super::error::{dllm_error, dllm_status, dllm_string};
 use super::handle::{Handle, Kind, Shared, free, give, share, share_if};
 use super::options::{described, read, write, zeroed};
 use super::runtime::{Runtime, dllm_runtime};
+use crate::Result;
 use crate::conversation::{Conversation, Leaf, Options};
-use crate::emotion::framing::{Ends, Framer, Framing, shared};
+use crate::emotion::framing;
 use crate::files::{Access, Config, Tensors, hub};
 use crate::model::{Adapter, Model, OpenOptions, Precision};
-use crate::{Error, Result};
 use serde_json::json;
 use std::ffi::c_char;
 use std::sync::Arc;
@@ -322,28 +323,16 @@ pub unsafe extern "C" fn dllm_model_score(
 ) -> dllm_status {
     guard(err, || {
         // SAFETY: as the header says.
-        let (opened, adapter, prompt, texts, cancel, room) = unsafe {
+        let (opened, adapter, prompt, cancel, room) = unsafe {
             let room = room(log_probs, n, 0.0, "log_probs")?;
-            let texts = array(continuations, n, "continuations")?;
             let prompt = text(prompt, prompt_len, "prompt")?;
-            (share(model)?, adapter_of(adapter)?, prompt, texts, cancel_of(cancel)?, room)
+            (share(model)?, adapter_of(adapter)?, prompt, cancel_of(cancel)?, room)
         };
-        let (model, tokenizer) = (&opened.model, opened.model.tokenizer());
-        let framer = Framer::new(Framing::default(), tokenizer, Ends::of(tokenizer, model.config()))?;
-        let before = framer.ids(tokenizer, prompt)?;
-        let whole = |text: &dllm_str| {
-            // SAFETY: as the header says.
-            let text = unsafe { text.get("a continuation") }?.unwrap_or_default();
-            let ids = framer.ids(tokenizer, &format!("{prompt}{text}"))?;
-            let from = shared(&before, &ids);
-            if from == 0 && !ids.is_empty() {
-                return Err(Error::invalid("nothing predicts a text's first token: give a longer prompt"));
-            }
-            Ok((ids, from))
-        };
-        let wholes: Vec<(Vec<u32>, usize)> = texts.iter().map(whole).collect::<Result<_>>()?;
+        // SAFETY: as the header says.
+        let texts = unsafe { names(continuations, n, "continuations") }?;
+        let wholes = framing::continuations(&opened.model, prompt, texts.iter().map(String::as_str))?;
         let leaves: Vec<Leaf> = wholes.iter().map(|(ids, from)| Leaf { ids, from: *from }).collect();
-        let conversation = Conversation::new(model.clone(), adapter, Options { context: 0, cancel });
+        let conversation = Conversation::new(opened.model.clone(), adapter, Options { context: 0, cancel });
         let scores: Vec<f64> = conversation.scores_after(&leaves)?.iter().map(|score| score.total).collect();
         fill(room, &scores, "log_probs")
     })

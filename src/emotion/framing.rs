@@ -5,6 +5,7 @@
 use super::labels::Terminator;
 use super::template::{Bos, Eos, Template, Truncation};
 use crate::files::{Config, Tokenizer};
+use crate::model::Model;
 use crate::{Code, Error, Result};
 use std::ops::Range;
 
@@ -54,6 +55,58 @@ impl Ends {
 /// How many ids two sequences have in common at their beginning.
 pub fn shared(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+/// The ids of a text that is to be continued.
+///
+/// # Errors
+/// INVALID_ARGUMENT for a text without a token; those of the tokenizer.
+pub fn prompt_ids(model: &Model, text: &str) -> Result<Vec<u32>> {
+    let framer = Framer::new(Framing::default(), model.tokenizer(), Ends::of(model.tokenizer(), model.config()))?;
+    some(framer.ids(model.tokenizer(), text)?)
+}
+
+/// As [`prompt_ids`], of messages of a role and a text each, in the model's own chat format.
+///
+/// # Errors
+/// As [`prompt_ids`]; UNSUPPORTED for a model without such a format.
+pub fn chat_ids(model: &Model, messages: &[(&str, &str)]) -> Result<Vec<u32>> {
+    let tokenizer = model.tokenizer();
+    // the template writes the first token itself
+    some(tokenizer.encode(&tokenizer.chat(messages, true)?, false)?)
+}
+
+fn some(ids: Vec<u32>) -> Result<Vec<u32>> {
+    if ids.is_empty() {
+        let text = "the prompt has no token, and nothing predicts the first one; give a longer prompt";
+        return Err(Error::invalid(text));
+    }
+    Ok(ids)
+}
+
+/// The ids of a prompt with each continuation, tokenised as one text, and where those of the continuation begin: after the
+/// longest beginning that is the prompt's own too.
+///
+/// # Errors
+/// INVALID_ARGUMENT where a continuation would begin with the first token of all; those of the tokenizer.
+pub fn continuations<'a>(
+    model: &Model,
+    prompt: &str,
+    texts: impl IntoIterator<Item = &'a str>,
+) -> Result<Vec<(Vec<u32>, usize)>> {
+    let tokenizer = model.tokenizer();
+    let framer = Framer::new(Framing::default(), tokenizer, Ends::of(tokenizer, model.config()))?;
+    let before = framer.ids(tokenizer, prompt)?;
+    let whole = |text| {
+        let ids = framer.ids(tokenizer, &format!("{prompt}{text}"))?;
+        let from = shared(&before, &ids);
+        if from == 0 && !ids.is_empty() {
+            let text = "the first token of a text cannot be scored, and this tokenizer puts none before it";
+            return Err(Error::invalid(format!("{text}: give a longer prompt")));
+        }
+        Ok((ids, from))
+    };
+    texts.into_iter().map(whole).collect()
 }
 
 /// A sequence to learn and the positions of its answer.

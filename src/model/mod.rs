@@ -123,6 +123,12 @@ impl Model {
     pub fn engine(&self) -> &dyn Engine {
         self.engine.as_ref()
     }
+    /// Tokens that end a text: config.json's and the tokenizer's.
+    pub fn end_tokens(&self) -> Vec<u32> {
+        let mut all = self.config().eos.clone();
+        all.extend(self.tokenizer.eos().filter(|id| !all.contains(id)));
+        all
+    }
     /// Tokens it has positions for.
     pub fn context_length(&self) -> usize {
         llama::context_length(self.config())

@@ -43,6 +43,22 @@ static dllm_trainer *trainer_with(const dllm_model *model, const char *recipe, c
     return trainer;
 }
 
+/* Must be the first fact of all. */
+static void a_child_forked_before_the_first_call_is_like_its_parent(void) {
+    pid_t child = fork();
+    CHECK(child >= 0);
+    dllm_model *model = open_model();
+    dllm_classifier *classifier = classifier_of(model);
+    float p[LABELS];
+    dllm_turn turn = turn_of("Ann", "We won!");
+    OK(dllm_classifier_predict(classifier, &turn, 1, NULL, p, LABELS, &err));
+    dllm_classifier_free(classifier);
+    dllm_model_free(model);
+    if (child == 0) _exit(0);
+    int status = 1;
+    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
 static void the_version_of_header_and_library_is_one(void) {
     CHECK(dllm_version_number() == DLLM_VERSION_NUMBER && dllm_abi_version() == DLLM_ABI_VERSION);
     char text[32];
@@ -379,6 +395,123 @@ static void what_cannot_be_is_a_sentence(void) {
     dllm_model_free(model);
 }
 
+static void null_for_every_pointer_that_is_needed_is_an_invalid_argument(void) {
+#define NEEDED(call) FAILS(DLLM_STATUS_INVALID_ARGUMENT, "NULL", call)
+    dllm_model *model = open_model(), *m = NULL;
+    dllm_classifier *classifier = classifier_of(model), *c = NULL;
+    dllm_conversation *talk = talk_of(classifier), *t = NULL;
+    dllm_dataset *data = dataset(), *d = NULL;
+    dllm_trainer *trainer = trainer_with(model, RECIPE, NULL), *r = NULL;
+    dllm_adapter *adapter = NULL, *a = NULL;
+    OK(dllm_trainer_adapter(trainer, &adapter, &err));
+    dllm_string *text = NULL;
+    dllm_turn turn = turn_of("Ann", "Hi.");
+    dllm_str one = DLLM_STR("x");
+    size_t n = 0;
+    double score = 0;
+    float p[7 * LABELS];
+    uint32_t id = 1;
+    const char *dir = in_work("nothing");
+    NEEDED(dllm_cancel_new(NULL, &err));
+    NEEDED(dllm_runtime_new(NULL, NULL, &err));
+    NEEDED(dllm_model_open(NULL, NULL, NULL, NULL, &m, &err));
+    NEEDED(dllm_model_open(NULL, model_dir, NULL, NULL, NULL, &err));
+    NEEDED(dllm_model_info(NULL, &text, &err));
+    NEEDED(dllm_model_info(model, NULL, &err));
+    NEEDED(dllm_model_estimate(NULL, NULL, NULL, &err));
+    NEEDED(dllm_model_tokenize(NULL, "x", 1, 0, &id, 1, &n, &err));
+    NEEDED(dllm_model_tokenize(model, NULL, 1, 0, &id, 1, &n, &err));
+    NEEDED(dllm_model_tokenize(model, NULL, DLLM_NTS, 0, &id, 1, &n, &err));
+    NEEDED(dllm_model_tokenize(model, "x", 1, 0, NULL, 1, &n, &err));
+    NEEDED(dllm_model_tokenize(model, "x", 1, 0, &id, 1, NULL, &err));
+    NEEDED(dllm_model_detokenize(NULL, &id, 1, 0, &text, &err));
+    NEEDED(dllm_model_detokenize(model, NULL, 1, 0, &text, &err));
+    NEEDED(dllm_model_detokenize(model, &id, 1, 0, NULL, &err));
+    NEEDED(dllm_model_logits(NULL, NULL, &id, 1, NULL, p, 1, &err));
+    NEEDED(dllm_model_logits(model, NULL, NULL, 1, NULL, p, 1, &err));
+    NEEDED(dllm_model_logits(model, NULL, &id, 1, NULL, NULL, 1, &err));
+    NEEDED(dllm_model_score(NULL, NULL, "x", 1, &one, 1, NULL, &score, &err));
+    NEEDED(dllm_model_score(model, NULL, NULL, 1, &one, 1, NULL, &score, &err));
+    NEEDED(dllm_model_score(model, NULL, "x", 1, NULL, 1, NULL, &score, &err));
+    NEEDED(dllm_model_score(model, NULL, "x", 1, &one, 1, NULL, NULL, &err));
+    NEEDED(dllm_model_generate(NULL, NULL, "x", 1, NULL, NULL, NULL, NULL, &text, &err));
+    NEEDED(dllm_model_generate(model, NULL, NULL, 1, NULL, NULL, NULL, NULL, &text, &err));
+    NEEDED(dllm_model_generate(model, NULL, "x", 1, NULL, NULL, NULL, NULL, NULL, &err));
+    NEEDED(dllm_adapter_open(NULL, dir, &a, &err));
+    NEEDED(dllm_adapter_open(model, NULL, &a, &err));
+    NEEDED(dllm_adapter_open(model, dir, NULL, &err));
+    NEEDED(dllm_adapter_save(NULL, dir, &err));
+    NEEDED(dllm_adapter_save(adapter, NULL, &err));
+    NEEDED(dllm_classifier_open(NULL, dir, &c, &err));
+    NEEDED(dllm_classifier_open(model, NULL, &c, &err));
+    NEEDED(dllm_classifier_open(model, dir, NULL, &err));
+    NEEDED(dllm_classifier_new(NULL, NULL, NULL, &c, &err));
+    NEEDED(dllm_classifier_new(model, NULL, NULL, NULL, &err));
+    NEEDED(dllm_classifier_predict(NULL, &turn, 1, NULL, p, LABELS, &err));
+    NEEDED(dllm_classifier_predict(classifier, NULL, 1, NULL, p, LABELS, &err));
+    NEEDED(dllm_classifier_predict(classifier, &turn, 1, NULL, NULL, LABELS, &err));
+    NEEDED(dllm_classifier_predict_all(NULL, data, NULL, p, 7 * LABELS, &err));
+    NEEDED(dllm_classifier_predict_all(classifier, NULL, NULL, p, 7 * LABELS, &err));
+    NEEDED(dllm_classifier_predict_all(classifier, data, NULL, NULL, 7 * LABELS, &err));
+    NEEDED(dllm_classifier_evaluate(NULL, data, NULL, &text, &err));
+    NEEDED(dllm_classifier_evaluate(classifier, NULL, NULL, &text, &err));
+    NEEDED(dllm_classifier_evaluate(classifier, data, NULL, NULL, &err));
+    NEEDED(dllm_classifier_calibrate(NULL, data, NULL, &c, &err));
+    NEEDED(dllm_classifier_calibrate(classifier, NULL, NULL, &c, &err));
+    NEEDED(dllm_classifier_calibrate(classifier, data, NULL, NULL, &err));
+    NEEDED(dllm_classifier_save(NULL, dir, &err));
+    NEEDED(dllm_classifier_save(classifier, NULL, &err));
+    NEEDED(dllm_conversation_new(NULL, NULL, &t, &err));
+    NEEDED(dllm_conversation_new(classifier, NULL, NULL, &err));
+    NEEDED(dllm_conversation_restore(NULL, NULL, "{}", 2, &t, NULL, &err));
+    NEEDED(dllm_conversation_restore(classifier, NULL, NULL, 2, &t, NULL, &err));
+    NEEDED(dllm_conversation_restore(classifier, NULL, "{}", 2, NULL, NULL, &err));
+    NEEDED(dllm_conversation_add_turn(NULL, &turn, NULL, &err));
+    NEEDED(dllm_conversation_add_turn(talk, NULL, NULL, &err));
+    NEEDED(dllm_conversation_ask(NULL, p, LABELS, &err));
+    NEEDED(dllm_conversation_ask(talk, NULL, LABELS, &err));
+    NEEDED(dllm_conversation_rollback(NULL, 0, &err));
+    NEEDED(dllm_conversation_save(NULL, &text, &err));
+    NEEDED(dllm_conversation_save(talk, NULL, &err));
+    NEEDED(dllm_dataset_open(NULL, "train", NULL, 0, &d, &err));
+    NEEDED(dllm_dataset_open("jsonl:x", NULL, NULL, 0, &d, &err));
+    NEEDED(dllm_dataset_open("jsonl:x", "train", NULL, 0, NULL, &err));
+    NEEDED(dllm_dataset_parse(NULL, DLLM_NTS, NULL, 0, &d, &err));
+    NEEDED(dllm_dataset_parse(DIALOGUES, DLLM_NTS, NULL, 0, NULL, &err));
+    NEEDED(dllm_trainer_new(NULL, data, NULL, RECIPE, DLLM_NTS, NULL, &r, &err));
+    NEEDED(dllm_trainer_new(model, NULL, NULL, RECIPE, DLLM_NTS, NULL, &r, &err));
+    NEEDED(dllm_trainer_new(model, data, NULL, NULL, DLLM_NTS, NULL, &r, &err));
+    NEEDED(dllm_trainer_new(model, data, NULL, RECIPE, DLLM_NTS, NULL, NULL, &err));
+    NEEDED(dllm_trainer_step(NULL, NULL, &err));
+    NEEDED(dllm_trainer_run(NULL, NULL, NULL, NULL, &err));
+    NEEDED(dllm_trainer_save(NULL, dir, &err));
+    NEEDED(dllm_trainer_save(trainer, NULL, &err));
+    NEEDED(dllm_trainer_adapter(NULL, &a, &err));
+    NEEDED(dllm_trainer_adapter(trainer, NULL, &err));
+    NEEDED(dllm_trainer_finish(NULL, dir, NULL, &err));
+    NEEDED(dllm_trainer_finish(trainer, NULL, NULL, &err));
+    NEEDED(dllm_import_gguf(NULL, dir, 0, NULL, NULL, NULL, &err));
+    NEEDED(dllm_import_gguf("x", NULL, 0, NULL, NULL, NULL, &err));
+    NEEDED(dllm_merge(NULL, dir, dir, NULL, NULL, NULL, &err));
+    NEEDED(dllm_merge(model_dir, NULL, dir, NULL, NULL, NULL, &err));
+    NEEDED(dllm_merge(model_dir, dir, NULL, NULL, NULL, NULL, &err));
+    CHECK(dllm_model_vocab_size(NULL) == 0 && dllm_adapter_n_parameters(NULL) == 0 && dllm_classifier_n_labels(NULL) == 0);
+    CHECK(dllm_classifier_label(NULL, 0) == NULL && dllm_classifier_temperature(NULL) != dllm_classifier_temperature(NULL));
+    CHECK(dllm_conversation_n_turns(NULL) == 0 && dllm_conversation_n_tokens(NULL) == 0);
+    CHECK(dllm_dataset_n_dialogues(NULL) == 0 && dllm_dataset_n_turns(NULL, 0) == 0 && dllm_cancel_is_set(NULL) == 0);
+    dllm_cancel_set(NULL);
+    dllm_cancel_clear(NULL);
+    CHECK(dllm_error_status(NULL) == 0 && dllm_error_message(NULL)[0] == 0);
+    CHECK(dllm_string_len(NULL) == 0 && dllm_string_data(NULL)[0] == 0 && dllm_layout()[0] == 'd');
+    CHECK(!m && !c && !t && !d && !r && !a && !text);
+    dllm_adapter_free(adapter);
+    dllm_trainer_free(trainer);
+    dllm_dataset_free(data);
+    dllm_conversation_free(talk);
+    dllm_classifier_free(classifier);
+    dllm_model_free(model);
+}
+
 static void options_of_older_and_newer_headers_are_understood(void) {
     struct {
         uint32_t struct_size, threads;
@@ -598,6 +731,7 @@ int main(int argc, char **argv) {
     work_dir = argv[2];
     bool flat = argc > 3 && strcmp(argv[3], "flat") == 0;
     if (argc > 3 && !flat) bound *= 50;
+    RUN(a_child_forked_before_the_first_call_is_like_its_parent);
     RUN(the_version_of_header_and_library_is_one);
     RUN(a_turns_probabilities_are_the_same_alone_and_in_a_conversation);
     RUN(handles_may_be_freed_in_any_order);
@@ -607,6 +741,7 @@ int main(int argc, char **argv) {
     RUN(a_callback_stops_a_run_which_is_saved_and_goes_on);
     RUN(a_trained_folder_is_judged_calibrated_saved_and_merged);
     RUN(what_cannot_be_is_a_sentence);
+    RUN(null_for_every_pointer_that_is_needed_is_an_invalid_argument);
     RUN(options_of_older_and_newer_headers_are_understood);
     RUN(the_log_hears_where_a_model_computes);
     RUN(a_cancel_stops_training_and_labelling_soon);

@@ -4,7 +4,7 @@ use crate::args::{ModelArgs, Style};
 use crate::out;
 use clap::Args;
 use dialoguellm::conversation::{Conversation, Options, Sampling, Stop, Streamed};
-use dialoguellm::emotion::framing::{Ends, Framer, Framing};
+use dialoguellm::emotion::framing::{chat_ids, prompt_ids};
 use dialoguellm::model::{Adapter, Model};
 use dialoguellm::{Error, Result};
 use serde_json::json;
@@ -89,30 +89,19 @@ impl Generate {
     }
 
     fn ids(&self, model: &Model) -> Result<Vec<u32>> {
-        let tokenizer = model.tokenizer();
         let prompt = match self.prompt.as_str() {
             "-" => read_stdin()?,
             text => text.to_owned(),
         };
-        let ids = if self.chat {
-            let system = self.system.as_deref().map(|text| ("system", text));
-            let messages: Vec<(&str, &str)> = system.into_iter().chain([("user", prompt.as_str())]).collect();
-            // the template writes the first token itself
-            tokenizer.encode(&tokenizer.chat(&messages, true)?, false)?
-        } else {
-            Framer::new(Framing::default(), tokenizer, Ends::of(tokenizer, model.config()))?.ids(tokenizer, &prompt)?
-        };
-        if ids.is_empty() {
-            return Err(Error::invalid(
-                "the prompt has no token, and nothing predicts the first one; give a longer prompt",
-            ));
+        if !self.chat {
+            return prompt_ids(model, &prompt);
         }
-        Ok(ids)
+        let system = self.system.as_deref().map(|text| ("system", text));
+        let messages: Vec<(&str, &str)> = system.into_iter().chain([("user", prompt.as_str())]).collect();
+        chat_ids(model, &messages)
     }
 
     fn sampling(&self, model: &Model) -> Sampling {
-        let mut eos = model.config().eos.clone();
-        eos.extend(model.tokenizer().eos().filter(|id| !eos.contains(id)));
         Sampling {
             temperature: self.temperature,
             top_k: self.top_k,
@@ -120,7 +109,7 @@ impl Generate {
             repetition_penalty: self.repetition_penalty,
             seed: self.seed,
             max_tokens: self.max_tokens,
-            eos,
+            eos: model.end_tokens(),
         }
     }
 }

@@ -3,10 +3,10 @@
 use crate::args::{ModelArgs, Style};
 use crate::out;
 use clap::Args;
+use dialoguellm::Result;
 use dialoguellm::conversation::{Conversation, Leaf, Options};
-use dialoguellm::emotion::framing::{Ends, Framer, Framing, shared};
-use dialoguellm::model::{Adapter, Model};
-use dialoguellm::{Error, Result};
+use dialoguellm::emotion::framing::continuations;
+use dialoguellm::model::Adapter;
 use serde_json::json;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ impl Score {
     pub fn run(&self, style: Style) -> Result<()> {
         let model = self.model.open()?;
         let adapter = self.adapter.as_ref().map(|dir| Adapter::read(dir, model.config())).transpose()?;
-        let wholes = self.wholes(&model)?;
+        let wholes = continuations(&model, &self.prompt, self.continuations.iter().map(String::as_str))?;
         let leaves: Vec<Leaf> = wholes.iter().map(|(ids, from)| Leaf { ids, from: *from }).collect();
         let conversation = Conversation::new(model, adapter.map(Arc::new), Options::default());
         let scores = conversation.scores_after(&leaves)?;
@@ -50,22 +50,5 @@ impl Score {
             out::line(format_args!("{:10.4}  {:3} tokens  {text:?}", score.total, ids.len() - from))?;
         }
         Ok(())
-    }
-
-    /// Every whole text's ids and where those of its own begin.
-    fn wholes(&self, model: &Model) -> Result<Vec<(Vec<u32>, usize)>> {
-        let tokenizer = model.tokenizer();
-        let framer = Framer::new(Framing::default(), tokenizer, Ends::of(tokenizer, model.config()))?;
-        let prompt = framer.ids(tokenizer, &self.prompt)?;
-        let whole = |text: &String| {
-            let ids = framer.ids(tokenizer, &format!("{}{text}", self.prompt))?;
-            let from = shared(&prompt, &ids);
-            if from == 0 && !ids.is_empty() {
-                let text = "the first token of a text cannot be scored, and this tokenizer puts none before it";
-                return Err(Error::invalid(format!("{text}: give a longer prompt")));
-            }
-            Ok((ids, from))
-        };
-        self.continuations.iter().map(whole).collect()
     }
 }

@@ -1,0 +1,308 @@
+// Emotion in conversation: a LLaMA that fits in the process. What the functions do is said in the C header, dialoguellm.h; a
+// method is the function of its name.
+//
+// Handles are freed with their objects. Every failure is a DialoguellmError; a task that is cancelled ends the call it waits
+// for, within one layer of the model, with a CancellationError.
+
+import CDialoguellm
+
+/// A failure of the library: its status and its sentence.
+public struct DialoguellmError: Error, CustomStringConvertible, Equatable, Sendable {
+    public enum Status: Int32, Sendable {
+        case invalidArgument = 1, notFound, io, badFile, unsupported, outOfMemory, contextFull, busy, cancelled, deviceLost
+        case numeric, poisoned, `internal`
+    }
+    public let status: Status
+    public let description: String
+}
+
+/// Calls a function that answers a status; throws what it left behind.
+func check(_ call: (inout OpaquePointer?) -> dllm_status) throws {
+    var error: OpaquePointer?
+    let status = call(&error)
+    guard status != 0 else { return }
+    defer { dllm_error_free(error) }
+    let sentence = String(cString: dllm_error_message(error))
+    throw DialoguellmError(status: .init(rawValue: status) ?? .internal, description: sentence)
+}
+
+/// The text of a string that the library handed out.
+func taken(_ text: OpaquePointer?) -> String {
+    defer { dllm_string_free(text) }
+    let bytes = UnsafeRawBufferPointer(start: dllm_string_data(text), count: dllm_string_len(text))
+    return String(decoding: bytes, as: UTF8.self)
+}
+
+/// The text that a call hands out.
+func text(_ call: (UnsafeMutablePointer<OpaquePointer?>, inout OpaquePointer?) -> dllm_status) throws -> String {
+    var text: OpaquePointer?
+    try check { call(&text, &$0) }
+    return taken(text)
+}
+
+/// Texts that stay where they are during a call.
+final class Pinned {
+    private var held: [UnsafeMutablePointer<CChar>] = []
+    deinit { held.forEach { $0.deallocate() } }
+
+    func view(_ text: String?) -> dllm_str {
+        guard let text else { return dllm_str(data: nil, len: 0) }
+        let bytes = Array(text.utf8)
+        let copy = UnsafeMutablePointer<CChar>.allocate(capacity: bytes.count + 1)
+        for (i, byte) in bytes.enumerated() { copy[i] = CChar(bitPattern: byte) }
+        copy[bytes.count] = 0
+        held.append(copy)
+        return dllm_str(data: copy, len: UInt64(bytes.count))
+    }
+}
+
+/// One handle, freed with this object. The library allows any thread.
+final class Handle: @unchecked Sendable {
+    let pointer: OpaquePointer
+    private let free: (OpaquePointer?) -> Void
+    init(_ pointer: OpaquePointer?, _ free: @escaping (OpaquePointer?) -> Void) {
+        self.pointer = pointer!
+        self.free = free
+    }
+    deinit { free(pointer) }
+}
+
+/// A request to stop that a task's cancellation makes.
+final class Cancel: Sendable {
+    let handle: Handle
+    init() throws {
+        var made: OpaquePointer?
+        try check { dllm_cancel_new(&made, &$0) }
+        handle = Handle(made, dllm_cancel_free)
+    }
+
+    /// Runs a call that the task's cancellation ends, away from the threads of Swift's own pool.
+    func during<T: Sendable>(_ call: @escaping @Sendable () throws -> T) async throws -> T {
+        try Task.checkCancellation()
+        defer { dllm_cancel_clear(handle.pointer) }
+        do {
+            return try await withTaskCancellationHandler {
+                try await withCheckedThrowingContinuation { continuation in
+                    onAThread { continuation.resume(with: Result(catching: call)) }
+                }
+            } onCancel: {
+                dllm_cancel_set(handle.pointer)
+            }
+        } catch let error as DialoguellmError where error.status == .cancelled && Task.isCancelled {
+            throw CancellationError()
+        }
+    }
+}
+
+/// The library's version.
+public var version: String { String(cString: dllm_version()) }
+
+/// Where to compute.
+public enum Device: UInt32, Sendable { case auto, cpu, cuda }
+
+/// Threads and device that models share.
+public final class Runtime: Sendable {
+    let handle: Handle
+    /// Threads 0: one a core.
+    public init(threads: Int = 0, device: Device = .auto) throws {
+        var options = dllm_runtime_options()
+        options.struct_size = UInt32(MemoryLayout.size(ofValue: options))
+        options.threads = UInt32(threads)
+        options.device = device.rawValue
+        var made: OpaquePointer?
+        try check { dllm_runtime_new(&options, &made, &$0) }
+        handle = Handle(made, dllm_runtime_free)
+    }
+}
+
+/// Weights and tokenizer; it never changes, and any number of tasks may use it at once.
+public final class Model: Sendable {
+    let handle: Handle
+    public init(_ dir: String, runtime: Runtime? = nil) throws {
+        var made: OpaquePointer?
+        try check { dllm_model_open(runtime?.handle.pointer, dir, nil, nil, &made, &$0) }
+        handle = Handle(made, dllm_model_free)
+    }
+
+    /// The prompt's continuation, piece by piece; ends with the task that reads it.
+    public func generate(_ prompt: String, maxTokens: Int = 256, temperature: Float = 0, seed: UInt64 = 0) -> AsyncThrowingStream<String, Error> {
+        AsyncThrowingStream { stream in
+            let task = Task {
+                do {
+                    try await self.generate(prompt, maxTokens: maxTokens, temperature: temperature, seed: seed) { stream.yield($0) }
+                    stream.finish()
+                } catch {
+                    stream.finish(throwing: error)
+                }
+            }
+            stream.onTermination = { _ in task.cancel() }
+        }
+    }
+
+    private func generate(
+        _ prompt: String, maxTokens: Int, temperature: Float, seed: UInt64, hear: @escaping @Sendable (String) -> Void
+    ) async throws {
+        final class Hearer { let hear: @Sendable (String) -> Void; init(_ hear: @escaping @Sendable (String) -> Void) { self.hear = hear } }
+        let cancel = try Cancel()
+        try await cancel.during { [handle] in
+            var options = dllm_generate_options()
+            options.struct_size = UInt32(MemoryLayout.size(ofValue: options))
+            options.max_tokens = UInt32(maxTokens)
+            options.temperature = temperature
+            options.seed = seed
+            let hearer = Hearer(hear)
+            let user = Unmanaged.passUnretained(hearer).toOpaque()
+            let onText: dllm_text_fn = { user, text, len in
+                let bytes = UnsafeRawBufferPointer(start: text, count: len)
+                Unmanaged<Hearer>.fromOpaque(user!).takeUnretainedValue().hear(String(decoding: bytes, as: UTF8.self))
+                return 0
+            }
+            try withExtendedLifetime(hearer) {
+                try check {
+                    dllm_model_generate(handle.pointer, nil, prompt, prompt.utf8.count, &options, cancel.handle.pointer, onText, user, nil, &$0)
+                }
+            }
+        }
+    }
+}
+
+/// A turn of a dialogue.
+public struct Turn: Sendable {
+    public var speaker: String, text: String, visual: String?, emotion: String?
+    public init(_ speaker: String, _ text: String, visual: String? = nil, emotion: String? = nil) {
+        (self.speaker, self.text, self.visual, self.emotion) = (speaker, text, visual, emotion)
+    }
+    func view(_ pinned: Pinned) -> dllm_turn {
+        dllm_turn(speaker: pinned.view(speaker), text: pinned.view(text), visual: pinned.view(visual), emotion: pinned.view(emotion))
+    }
+}
+
+/// Probabilities by label, in the classifier's order.
+public struct Emotions: Sendable, Equatable {
+    public let labels: [String], probabilities: [Float]
+    /// The likeliest; the first of equals.
+    public var best: (label: String, probability: Float) {
+        var best = 0
+        for (i, p) in probabilities.enumerated() where p > probabilities[best] { best = i }
+        return (labels[best], probabilities[best])
+    }
+}
+
+/// What names emotions; it never changes, and any number of tasks may use it at once.
+public final class Classifier: Sendable {
+    let handle: Handle
+    public let labels: [String]
+
+    private init(_ made: OpaquePointer?) {
+        handle = Handle(made, dllm_classifier_free)
+        labels = (0..<dllm_classifier_n_labels(made)).map { String(cString: dllm_classifier_label(made, $0)) }
+    }
+
+    /// The classifier that a folder describes.
+    public convenience init(_ model: Model, _ dir: String) throws {
+        var made: OpaquePointer?
+        try check { dllm_classifier_open(model.handle.pointer, dir, &made, &$0) }
+        self.init(made)
+    }
+
+    /// Labels of one's own; none: MELD's seven.
+    public convenience init(_ model: Model, labels: [String] = []) throws {
+        let pinned = Pinned()
+        let names = labels.map(pinned.view)
+        var made: OpaquePointer?
+        try names.withUnsafeBufferPointer { names in
+            var options = dllm_classifier_options()
+            options.struct_size = UInt32(MemoryLayout.size(ofValue: options))
+            if !names.isEmpty { (options.labels, options.n_labels) = (names.baseAddress, UInt32(names.count)) }
+            try check { dllm_classifier_new(model.handle.pointer, nil, &options, &made, &$0) }
+        }
+        withExtendedLifetime(pinned) {}
+        self.init(made)
+    }
+
+    private func rows(_ turns: Int, _ call: @escaping @Sendable (UnsafeMutablePointer<Float>, Int, OpaquePointer, inout OpaquePointer?) -> dllm_status) async throws -> [Emotions] {
+        let (width, labels, cancel) = (labels.count, labels, try Cancel())
+        return try await cancel.during {
+            let room = UnsafeMutablePointer<Float>.allocate(capacity: max(turns * width, 1))
+            defer { room.deallocate() }
+            try check { call(room, turns * width, cancel.handle.pointer, &$0) }
+            return (0..<turns).map { turn in
+                Emotions(labels: labels, probabilities: (0..<width).map { room[turn * width + $0] })
+            }
+        }
+    }
+
+    /// The emotion of every turn of one dialogue.
+    public func predict(_ turns: [Turn]) async throws -> [Emotions] {
+        try await rows(turns.count) { [handle] room, n, cancel, error in
+            let pinned = Pinned()
+            let views = turns.map { $0.view(pinned) }
+            return withExtendedLifetime(pinned) {
+                dllm_classifier_predict(handle.pointer, views, views.count, cancel, room, n, &error)
+            }
+        }
+    }
+
+    /// The emotion of every turn of every dialogue.
+    public func predictAll(_ data: Dataset) async throws -> [Emotions] {
+        try await rows(data.turns) { [handle] room, n, cancel, error in
+            dllm_classifier_predict_all(handle.pointer, data.handle.pointer, cancel, room, n, &error)
+        }
+    }
+}
+
+/// One dialogue as it happens.
+public actor Conversation {
+    private let handle: Handle, cancel: Cancel, labels: [String]
+
+    public init(_ classifier: Classifier) throws {
+        try self.init(classifier, saved: nil)
+    }
+    /// What save() wrote.
+    public init(_ classifier: Classifier, restoring saved: String) throws {
+        try self.init(classifier, saved: saved)
+    }
+    private init(_ classifier: Classifier, saved: String?) throws {
+        let cancel = try Cancel()
+        var options = dllm_conversation_options()
+        options.struct_size = UInt32(MemoryLayout.size(ofValue: options))
+        options.cancel = cancel.handle.pointer
+        var made: OpaquePointer?
+        if let saved {
+            try check { dllm_conversation_restore(classifier.handle.pointer, &options, saved, saved.utf8.count, &made, nil, &$0) }
+        } else {
+            try check { dllm_conversation_new(classifier.handle.pointer, &options, &made, &$0) }
+        }
+        (handle, self.cancel, labels) = (Handle(made, dllm_conversation_free), cancel, classifier.labels)
+    }
+
+    /// Listens to a turn, which costs its own tokens.
+    public func add(_ turn: Turn) async throws {
+        try await cancel.during { [handle] in
+            let pinned = Pinned()
+            var view = turn.view(pinned)
+            try withExtendedLifetime(pinned) { try check { dllm_conversation_add_turn(handle.pointer, &view, nil, &$0) } }
+        }
+    }
+    /// The last turn's emotion.
+    public func ask() async throws -> Emotions {
+        try await cancel.during { [handle, labels] in
+            var p = [Float](repeating: 0, count: labels.count)
+            try check { dllm_conversation_ask(handle.pointer, &p, p.count, &$0) }
+            return Emotions(labels: labels, probabilities: p)
+        }
+    }
+    /// Listens to a turn and names its emotion.
+    public func say(_ speaker: String, _ text: String) async throws -> Emotions {
+        try await add(Turn(speaker, text))
+        return try await ask()
+    }
+    /// Takes back the last turns.
+    public func rollback(_ turns: Int = 1) throws { try check { dllm_conversation_rollback(handle.pointer, turns, &$0) } }
+    /// The conversation as JSON.
+    public func save() throws -> String {
+        let pointer = handle.pointer
+        return try text { dllm_conversation_save(pointer, $0, &$1) }
+    }
+    public var turns: Int { dllm_conversation_n_turns(handle.pointer) }
+}

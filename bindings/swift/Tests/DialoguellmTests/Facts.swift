@@ -1,0 +1,76 @@
+// One fact a test, named as a sentence. DLLM_TINY names the tiny model's folder.
+
+import Dialoguellm
+import Foundation
+import Testing
+
+private let data = """
+    {"turns":[{"speaker":"Ann","text":"We won!","emotion":"joy"},{"speaker":"Bo","text":"Leave me alone.","emotion":"anger"}]}
+    {"turns":[{"speaker":"Cy","text":"Oh! What was that?","emotion":"surprise"}]}
+    """
+private let recipe = "[lora]\nrank = 2\n[train]\nepochs = 2\nbatch = 1\n"
+
+private func model() throws -> Model {
+    try Model(ProcessInfo.processInfo.environment["DLLM_TINY"] ?? "../../examples/tiny/model", runtime: Runtime(threads: 2, device: .cpu))
+}
+
+private func folder() throws -> String {
+    let url = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
+    try FileManager.default.createDirectory(at: url, withIntermediateDirectories: true)
+    return url.path
+}
+
+@Test func aTurnIsTheSameAloneAndInAConversation() async throws {
+    let classifier = try Classifier(model())
+    let alone = try await classifier.predict([Turn("Ann", "We won!"), Turn("Bo", "Leave me alone.")])
+    let talk = try Conversation(classifier)
+    #expect(try await talk.say("Ann", "We won!") == alone[0])
+    #expect(try await talk.say("Bo", "Leave me alone.") == alone[1])
+    let again = try Conversation(classifier, restoring: await talk.save())
+    #expect(try await again.ask() == alone[1])
+    try await talk.rollback()
+    #expect(await talk.turns == 1)
+    #expect(try await talk.ask() == alone[0])
+}
+
+@Test func aFailureIsThrownWithStatusAndSentence() throws {
+    do {
+        _ = try Model("no/such/folder")
+        Issue.record("a folder that is not there was opened")
+    } catch let error as DialoguellmError {
+        #expect(error.status == .notFound && error.description.contains("no/such/folder"))
+    }
+}
+
+@Test func textIsStreamed() async throws {
+    var pieces: [String] = []
+    for try await piece in try model().generate("Ann: We", maxTokens: 8) { pieces.append(piece) }
+    #expect(!pieces.joined().isEmpty)
+}
+
+@Test func trainingIsALoopAndResumesToTheSameBits() async throws {
+    let (model, set, work) = (try model(), try Dataset(parsing: data), try folder())
+    #expect(set.dialogues == 2 && set.turns == 3 && set.turns(of: 0) == 2)
+    let whole = try Trainer(model, set, dev: set, recipe: recipe)
+    var (steps, devs) = (0, 0)
+    for try await event in whole.events { if event.isDev { devs += 1 } else { steps += 1 } }
+    #expect(steps == 4 && devs == 2)
+    try await whole.finish(work + "/whole")
+    let first = try Trainer(model, set, dev: set, recipe: recipe)
+    _ = try await first.step()
+    try await first.save(work + "/stopped")
+    let second = try Trainer(model, set, dev: set, recipe: recipe, resume: work + "/stopped")
+    for try await _ in second.events {}
+    try await second.finish(work + "/resumed")
+    let rows = try await [Classifier(model, work + "/whole").predictAll(set), Classifier(model, work + "/resumed").predictAll(set)]
+    #expect(rows[0] == rows[1])
+}
+
+@Test func aCancelledTaskEndsTheCall() async throws {
+    let trainer = try Trainer(model(), Dataset(parsing: data), recipe: "[train]\nepochs = 1000000\n")
+    let task = Task { while true { _ = try await trainer.step() } }
+    try await Task.sleep(for: .milliseconds(50))
+    task.cancel()
+    await #expect(throws: CancellationError.self) { try await task.value }
+    _ = try await trainer.step()  // it goes on
+}
