@@ -13,6 +13,7 @@ use native::{compile, has, root, run, text};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 const PROGRAMS: [&str; 5] = ["01_label", "02_live", "03_train", "04_batch", "05_adapters"];
 const CHAT: &str = "Ann: We won! What a lovely day!\nno turn\nBo: You won? I had no idea.\nAnn: You forgot. Again.\n";
@@ -175,16 +176,26 @@ fn a_wheel_carries_the_library_and_needs_nothing_else() {
 }
 
 /// The Go toolchain that `bindings/go/toolchain` installed, or the machine's own.
-fn go(work: &Path) -> Option<Command> {
+fn go() -> Option<Command> {
     let ours = root().join("target/go/go/bin/go");
     let go = if ours.exists() { ours } else { "go".into() };
     if Command::new(&go).arg("version").output().is_err() {
         common::skipped("no Go");
         return None;
     }
-    let prefix = native::installed(work, env!("CARGO_BIN_EXE_dialoguellm"));
+    // Go keeps what it built together with the place it linked from, so both stay the same from run to run
+    static KEPT: OnceLock<PathBuf> = OnceLock::new();
+    let kept = KEPT.get_or_init(|| {
+        let profile = if cfg!(debug_assertions) { "go_debug" } else { "go_release" };
+        let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(profile);
+        let installed = kept.join("installed");
+        let _ = std::fs::remove_dir_all(&installed); // there from an earlier run
+        std::fs::create_dir_all(&installed).unwrap();
+        native::installed(&installed, env!("CARGO_BIN_EXE_dialoguellm"));
+        kept
+    });
+    let prefix = kept.join("installed/prefix");
     let mut command = Command::new(go);
-    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("go");
     command.env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig")).env("LD_LIBRARY_PATH", prefix.join("lib"));
     command.envs([
         ("GOTOOLCHAIN", "local"),
@@ -200,7 +211,7 @@ fn go(work: &Path) -> Option<Command> {
 #[test]
 fn go_says_what_the_transcript_says() {
     let work = tempfile::tempdir().unwrap();
-    let Some(mut build) = go(work.path()) else { return };
+    let Some(mut build) = go() else { return };
     let programs = work.path().join("programs");
     build.current_dir(root().join("examples/go")).arg("build").arg("-o").arg(&programs).arg("./...");
     std::fs::create_dir(&programs).unwrap();
@@ -211,8 +222,7 @@ fn go_says_what_the_transcript_says() {
 #[test]
 fn every_fact_of_the_go_package_holds_under_the_race_detector() {
     for arguments in [&["vet", "./..."][..], &["test", "-race", "-count=1", "./..."]] {
-        let work = tempfile::tempdir().unwrap();
-        let Some(mut go) = go(work.path()) else { return };
+        let Some(mut go) = go() else { return };
         native::succeeds(go.current_dir(root().join("bindings/go")).args(arguments));
     }
 }
