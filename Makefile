@@ -16,11 +16,14 @@ CMAKE := $(DESTDIR)$(LIBDIR)/cmake/dialoguellm
 LIBRARY ?= target/release/libdialoguellm.so
 COMMAND ?= target/release/dialoguellm
 
-.PHONY: all install uninstall
+.PHONY: all install uninstall cargo
 
 all: $(LIBRARY) $(COMMAND)
 
-target/release/libdialoguellm.so target/release/dialoguellm:
+# cargo knows what is old
+target/release/libdialoguellm.so target/release/dialoguellm: cargo
+
+cargo:
 	cargo build --release
 
 install: all
