@@ -96,9 +96,6 @@ impl<T> Output for *mut T {
 impl Output for usize {
     const NOTHING: Self = 0;
 }
-impl Output for f64 {
-    const NOTHING: Self = 0.0;
-}
 
 /// The caller's array of `len` values.
 ///

@@ -9,10 +9,12 @@ use super::handle::{Handle, Kind, free, give, share};
 use super::model::{Opened, adapter_of, dllm_model, dllm_str};
 use super::options::{described, read};
 use super::runtime::Runtime;
+use crate::emotion::classifier::Marked;
 use crate::emotion::metrics::{Report, fit_temperature};
 use crate::emotion::template::{All, Window};
 use crate::emotion::{Bulk, Classifier, Labels, Template};
 use crate::files::dialogues::{Dialogue, Turn};
+use crate::model::Cancel;
 use crate::{Error, Result};
 use std::ffi::{CString, c_char};
 use std::sync::Arc;
@@ -90,11 +92,17 @@ impl Asker {
         Ok(Self { classifier: Arc::new(classifier), runtime: runtime.clone(), names })
     }
 
-    fn bulk(&self, cancel: crate::model::Cancel) -> Bulk {
+    fn bulk(&self, cancel: Cancel) -> Bulk {
         Bulk { threads: self.runtime.pool.threads(), cancel, ..Bulk::default() }
     }
 
-    fn classify(&self, dialogues: &[Dialogue], cancel: crate::model::Cancel, to: &mut [f32]) -> Result<()> {
+    /// The scores of the turns that have a label.
+    fn marked(&self, dialogues: &[Dialogue], cancel: Cancel) -> Result<Marked> {
+        let scored = self.classifier.scores(dialogues, &self.bulk(cancel), &mut |_| ())?;
+        scored.marked(dialogues, self.classifier.labels())
+    }
+
+    fn classify(&self, dialogues: &[Dialogue], cancel: Cancel, to: &mut [f32]) -> Result<()> {
         let turns = self.classifier.classify(dialogues, &self.bulk(cancel))?;
         let all: Vec<f32> = turns.into_iter().flatten().flatten().collect();
         fill(to, &all, "probabilities")
@@ -306,9 +314,7 @@ pub unsafe extern "C" fn dllm_classifier_evaluate(
         // SAFETY: as the header says.
         let (report, asker, data, cancel) =
             unsafe { (out(report, "report")?, share(classifier)?, share(dataset)?, cancel_of(cancel)?) };
-        let (classifier, dialogues) = (&asker.classifier, data.dialogues()?);
-        let scored = classifier.scores(dialogues, &asker.bulk(cancel), &mut |_| ())?;
-        let marked = scored.marked(dialogues, classifier.labels())?;
+        let (classifier, marked) = (&asker.classifier, asker.marked(data.dialogues()?, cancel)?);
         let temperature = classifier.card().temperature;
         let figures = Report::new(classifier.labels().names(), &marked.scores, &marked.gold, temperature)?;
         let text = serde_json::to_string(&figures).map_err(|_| Error::internal("a report is not JSON"))?;
@@ -334,8 +340,7 @@ pub unsafe extern "C" fn dllm_classifier_calibrate(
         // SAFETY: as the header says.
         let (calibrated, asker, data, cancel) =
             unsafe { (out(calibrated, "calibrated")?, share(classifier)?, share(dataset)?, cancel_of(cancel)?) };
-        let (old, dialogues) = (&asker.classifier, data.dialogues()?);
-        let marked = old.scores(dialogues, &asker.bulk(cancel), &mut |_| ())?.marked(dialogues, old.labels())?;
+        let (old, marked) = (&asker.classifier, asker.marked(data.dialogues()?, cancel)?);
         let temperature = fit_temperature(&marked.scores, &marked.gold)?;
         let new = Classifier::with_card(old.model().clone(), old.adapter().cloned(), old.card().clone())?;
         *calibrated = give(Asker::new(new.calibrated(temperature), &asker.runtime)?);

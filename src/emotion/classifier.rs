@@ -11,7 +11,7 @@ use super::metrics::softmax;
 use super::prompts::{Prompter, Question};
 use super::spread::spread;
 use super::template::Template;
-use crate::files::adapter;
+use crate::files::config;
 use crate::files::dialogues::Dialogue;
 use crate::model::engine::{Cancel, Pass, Target};
 use crate::model::{Adapter, Builder, Model};
@@ -84,7 +84,8 @@ impl Classifier {
     pub fn open(model: Arc<Model>, dir: &Path) -> Result<Self> {
         let card = Card::read(dir)?;
         card.check_base(model.fingerprint()).map_err(|error| error.at(dir.display()))?;
-        let is_merged = !dir.join(adapter::CONFIG_FILE).exists();
+        // a model folder: an adapter's that lost its files must not pass for one
+        let is_merged = dir.join(config::FILE).exists();
         let adapter = if is_merged { None } else { Some(Arc::new(Adapter::read(dir, model.config())?)) };
         Self::with_card(model, adapter, card).map_err(|error| error.at(dir.display()))
     }

@@ -322,6 +322,10 @@ static void a_trained_folder_is_judged_calibrated_saved_and_merged(void) {
     OK(dllm_classifier_open(whole, in_work("merged"), &merged, &err));
     OK(dllm_classifier_predict_all(merged, data, NULL, again, 7 * LABELS, &err));
     for (int i = 0; i < 7 * LABELS; i++) CHECK(all[i] - again[i] < 0.02f && again[i] - all[i] < 0.02f);
+    /* without its adapter a folder must not be taken for the model alone */
+    CHECK(unlink(in_work("stopped/adapter_config.json")) == 0);
+    dllm_classifier *broken = NULL;
+    FAILS(DLLM_STATUS_NOT_FOUND, "adapter_config.json", dllm_classifier_open(model, in_work("stopped"), &broken, &err));
     dllm_adapter *adapter = NULL;
     OK(dllm_adapter_open(model, in_work("snapshot"), &adapter, &err));
     dllm_classifier *own = NULL;
