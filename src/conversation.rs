@@ -8,10 +8,11 @@ mod streamed;
 
 pub use streamed::Streamed;
 
-use crate::model::engine::{Cache, Cancel, Engine, Pass, Target};
+use crate::model::engine::{Cache, Cancel, Continued, Engine, Pass, Target};
 use crate::model::{Adapter, Builder, Forest, Model};
 use crate::{Code, Error, Result};
 use dialoguellm_kernels::dropout;
+use dialoguellm_kernels::sample::{self, Draw};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -158,7 +159,7 @@ impl Conversation {
         self.check(ids)?;
         let before = self.len();
         for chunk in ids.chunks(CHUNK) {
-            if let Err(e) = self.extend(chunk, &[]) {
+            if let Err(e) = self.extend(chunk) {
                 self.truncate(before);
                 return Err(e);
             }
@@ -166,13 +167,12 @@ impl Conversation {
         Ok(())
     }
 
-    /// The logits of chosen rows of `ids`, which are now part of the timeline.
-    fn extend(&mut self, ids: &[u32], rows: &[u32]) -> Result<Vec<f32>> {
+    fn extend(&mut self, ids: &[u32]) -> Result<()> {
         let forest = Forest::chain(ids, self.len());
         let pass = Pass { forest: &forest, adapter: self.adapter.as_deref(), cancel: &self.cancel };
-        let logits = self.model.engine().extend(&pass, &mut self.cache, rows)?;
+        self.model.engine().extend(&pass, &mut self.cache)?;
         self.tokens.extend_from_slice(ids);
-        Ok(logits)
+        Ok(())
     }
 
     fn check(&self, ids: &[u32]) -> Result<()> {
@@ -327,21 +327,17 @@ impl Conversation {
 
     fn draw_all(&mut self, sampling: &Sampling, on_token: &mut dyn FnMut(u32) -> bool) -> Result<Generated> {
         let mut tokens = Vec::new();
-        let mut logits = None;
+        // drawn, and part of the timeline only with the pass that draws the next one
+        let mut last = None;
         let stop = loop {
             if tokens.len() == sampling.max_tokens {
                 break Stop::Length;
             }
-            if self.room() == 0 {
+            if self.room() == usize::from(last.is_some()) {
                 break Stop::Context;
             }
-            // only the first token asks again for a row that is in the cache
-            let after = match logits.take() {
-                Some(logits) => logits,
-                None => self.logits_after(&[])?,
-            };
-            let token = sampling.pick(after, &self.tokens)?;
-            logits = Some(self.extend(&[token], &[0])?);
+            let token = self.draw(last.take(), sampling)?;
+            last = Some(token);
             if sampling.eos.contains(&token) {
                 break Stop::Eos(token);
             }
@@ -350,7 +346,36 @@ impl Conversation {
                 break Stop::Caller;
             }
         };
+        last.map_or(Ok(()), |token| self.extend(&[token]))?;
         Ok(Generated { tokens, stop })
+    }
+
+    /// Draws what comes after the timeline and `new`, which becomes part of it.
+    fn draw(&mut self, new: Option<u32>, sampling: &Sampling) -> Result<u32> {
+        let Some(&token) = new.as_ref().or(self.tokens.last()) else {
+            return Err(Error::invalid("nothing predicts the first token: append at least one token first"));
+        };
+        // only the first draw asks again for a row that is in the cache
+        let at = self.len() - usize::from(new.is_none());
+        self.tokens.extend(new);
+        let seen: BTreeSet<u32> = self.tokens.iter().copied().collect();
+        let draw = Draw {
+            options: sample::Options {
+                temperature: sampling.temperature,
+                top_k: sampling.top_k.min(self.engine().config().vocab_size) as u32,
+                top_p: sampling.top_p,
+            },
+            penalty: sampling.repetition_penalty,
+            seen: &seen.into_iter().collect::<Vec<_>>(),
+            uniform: sampling.uniform(self.len()),
+        };
+        let forest = Forest::chain(&[token], at);
+        let pass = Pass { forest: &forest, adapter: self.adapter.as_deref(), cancel: &self.cancel };
+        let cache = match new {
+            None => Continued::Read(&self.cache),
+            Some(_) => Continued::Extended(&mut self.cache),
+        };
+        self.model.engine().draw(&pass, cache, &draw)
     }
 }
 
@@ -387,73 +412,11 @@ impl Sampling {
         Ok(())
     }
 
-    /// Draws the token after `timeline` from its logits.
-    fn pick(&self, mut logits: Vec<f32>, timeline: &[u32]) -> Result<u32> {
-        if logits.iter().any(|x| x.is_nan()) || !logits.iter().any(|x| x.is_finite()) {
-            let text =
-                format!("the logits after {} tokens are NaN or infinite: check the model's weights", timeline.len());
-            return Err(Error::new(Code::Numeric, text));
-        }
-        self.penalise(&mut logits, timeline);
-        if self.temperature == 0.0 {
-            return Ok(first_largest(&logits));
-        }
-        let bits = dropout::key(self.seed, 0, 0, 0, timeline.len() as u64);
-        let uniform = (bits >> 11) as f64 / (1u64 << 53) as f64; // [0, 1)
-        Ok(at_quantile(&self.candidates(&logits), uniform))
+    /// The number in [0, 1) that draws at a position.
+    fn uniform(&self, position: usize) -> f64 {
+        let bits = dropout::key(self.seed, 0, 0, 0, position as u64);
+        (bits >> 11) as f64 / (1u64 << 53) as f64
     }
-
-    fn penalise(&self, logits: &mut [f32], timeline: &[u32]) {
-        let seen: BTreeSet<u32> = timeline.iter().copied().collect();
-        for id in seen {
-            let x = &mut logits[id as usize];
-            *x = if *x < 0.0 { *x * self.repetition_penalty } else { *x / self.repetition_penalty };
-        }
-    }
-
-    /// Tokens that may be drawn and their weights, the most likely first.
-    fn candidates(&self, logits: &[f32]) -> Vec<(u32, f64)> {
-        let mut all: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
-        all.sort_by(|a, b| b.1.total_cmp(&a.1)); // stable: equals by id
-        if let Some(&(_, least)) = self.top_k.checked_sub(1).and_then(|k| all.get(k)) {
-            all.retain(|&(_, x)| x >= least); // ties with the k-th stay, as in transformers
-        }
-        let max = f64::from(all[0].1);
-        let weight = |x: f32| ((f64::from(x) - max) / f64::from(self.temperature)).exp();
-        let mut weighted: Vec<(u32, f64)> = all.into_iter().map(|(id, x)| (id, weight(x))).collect();
-        if self.top_p < 1.0 {
-            weighted.truncate(nucleus(&weighted, f64::from(self.top_p)));
-        }
-        weighted
-    }
-}
-
-/// How many of the first candidates stay (Holtzman et al. 2020, arXiv 1904.09751): each before which `top_p` of the
-/// weight is not yet reached, so always one.
-fn nucleus(candidates: &[(u32, f64)], top_p: f64) -> usize {
-    let enough = top_p * candidates.iter().map(|(_, weight)| weight).sum::<f64>();
-    let before = candidates.iter().scan(0.0, |sum, (_, weight)| {
-        *sum += weight;
-        Some(*sum - weight)
-    });
-    before.take_while(|&before| before < enough).count().max(1)
-}
-
-fn first_largest(logits: &[f32]) -> u32 {
-    let larger = |best: usize, (i, x): (usize, &f32)| if *x > logits[best] { i } else { best };
-    logits.iter().enumerate().fold(0, larger) as u32
-}
-
-/// The candidate under which `uniform` of the total weight falls.
-fn at_quantile(candidates: &[(u32, f64)], uniform: f64) -> u32 {
-    let mut left = uniform * candidates.iter().map(|(_, w)| w).sum::<f64>();
-    for &(id, weight) in candidates {
-        if left < weight {
-            return id;
-        }
-        left -= weight;
-    }
-    candidates[candidates.len() - 1].0 // rounding only
 }
 
 #[cfg(test)]

@@ -3,11 +3,14 @@
 //! h_t = sum over the path of emb(token) (1 + position / 64) / 2^age,  logits = U (h + scale B (A drop(h))): context,
 //! positions, cache, adapter and dropout all matter, and the gradient with respect to A and B is exact. All sums f64.
 
+use crate::device::Cpu;
 use crate::files::adapter::{LoraConfig, Targets};
 use crate::files::{Config, Rope, Scaling, Tokenizer};
-use crate::model::engine::{Cache, Engine, Learning, LossGradient, Noise, Pass, Target};
+use crate::model::engine::{Cache, Continued, Engine, Learner, Learning, LossGradient, Moments, Noise, Pass, Target};
+use crate::model::learner::Learned;
 use crate::model::{Adapter, Model};
 use crate::{Code, Error, Result};
+use dialoguellm_kernels::sample::{self, Draw};
 use dialoguellm_kernels::{Isa, dropout};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -15,12 +18,13 @@ use std::sync::{Arc, Mutex};
 pub(crate) const V: usize = 13;
 pub(crate) const D: usize = 6;
 
-/// What the next calls of `gradient` or `extend` do.
+/// What the next calls of `learn`, `extend` or `draw` do.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Event {
     Fine,
     /// Cancelled after half of the work was done.
     Cancelled,
+    /// In `draw`, a logit.
     NanLoss,
     NanGradient,
 }
@@ -61,6 +65,8 @@ struct Fake {
     config: Config,
     precision: &'static str,
     script: Script,
+    /// Keeps what is trained.
+    device: Arc<Cpu<f32>>,
 }
 
 pub(crate) fn config() -> Config {
@@ -90,7 +96,8 @@ pub(crate) fn model() -> (Arc<Model>, Script) {
 
 pub(crate) fn model_as(fingerprint: &str, precision: &'static str) -> (Arc<Model>, Script) {
     let script = Script::default();
-    let engine = Fake { config: config(), precision, script: script.clone() };
+    let engine =
+        Fake { config: config(), precision, script: script.clone(), device: Arc::new(Cpu::new(2, None).unwrap()) };
     let tokenizer = Tokenizer::from_bytes(TOKENIZER.as_bytes()).unwrap();
     (Arc::new(Model::from_parts(tokenizer, Box::new(engine), fingerprint.to_owned())), script)
 }
@@ -134,6 +141,20 @@ fn log_softmax(logits: &[f64]) -> Vec<f64> {
 }
 
 impl Fake {
+    /// Appends to a cache, or begins to.
+    fn grow(&self, pass: &Pass, cache: &mut Cache, event: Event) -> Result<()> {
+        assert_eq!(pass.forest.cached(), cache.len());
+        let new = self.states(pass, Some(cache));
+        let store = cache.store.downcast_mut::<Rows>().unwrap();
+        store.truncate(cache.rows);
+        store.extend(new);
+        if event == Event::Cancelled {
+            return Err(Error::new(Code::Cancelled, "stopped, as asked"));
+        }
+        cache.rows = store.len();
+        Ok(())
+    }
+
     /// h of every row.
     fn states(&self, pass: &Pass, cache: Option<&Cache>) -> Rows {
         let forest = pass.forest;
@@ -158,11 +179,23 @@ impl Fake {
         all
     }
 
-    fn row(&self, pass: &Pass, state: &[f64; D], row: u32, noise: Option<Noise>) -> Row {
-        let Some(adapter) = pass.adapter else {
-            return Row { x: *state, ax: vec![], logits: matvec(output, V, state) };
-        };
-        let (at, p) = (adapter.slots()[0].at, adapter.params());
+    /// A row with the pass's adapter.
+    fn row(&self, pass: &Pass, state: &[f64; D], row: u32) -> Row {
+        match pass.adapter {
+            None => Row { x: *state, ax: vec![], logits: matvec(output, V, state) },
+            Some(adapter) => self.adapted(pass, (adapter, adapter.params()), state, row, None),
+        }
+    }
+
+    fn adapted(
+        &self,
+        pass: &Pass,
+        (adapter, p): (&Adapter, &[f32]),
+        state: &[f64; D],
+        row: u32,
+        noise: Option<Noise>,
+    ) -> Row {
+        let at = adapter.slots()[0].at;
         let x = masked(pass, *state, row, noise);
         let ax = matvec(|r, d| f64::from(p[at.a + r * D + d]), at.rank, &x);
         let bax = matvec(|d, r| f64::from(p[at.b + d * at.rank + r]), D, &ax);
@@ -199,42 +232,55 @@ impl Engine for Fake {
     fn log_probs(&self, pass: &Pass, cache: Option<&Cache>, targets: &[Target]) -> Result<Vec<f32>> {
         self.script.next(pass, None)?;
         let states = self.states(pass, cache);
-        let of = |t: &Target| self.row(pass, &states[t.row as usize], t.row, None).logits;
+        let of = |t: &Target| self.row(pass, &states[t.row as usize], t.row).logits;
         Ok(targets.iter().map(|t| log_softmax(&of(t))[t.token as usize] as f32).collect())
     }
     fn logits(&self, pass: &Pass, cache: Option<&Cache>, rows: &[u32]) -> Result<Vec<f32>> {
         self.script.next(pass, None)?;
         let states = self.states(pass, cache);
-        let of = |&row: &u32| self.row(pass, &states[row as usize], row, None).logits;
+        let of = |&row: &u32| self.row(pass, &states[row as usize], row).logits;
         Ok(rows.iter().flat_map(of).map(|x| x as f32).collect())
     }
-    fn extend(&self, pass: &Pass, cache: &mut Cache, rows: &[u32]) -> Result<Vec<f32>> {
+    fn extend(&self, pass: &Pass, cache: &mut Cache) -> Result<()> {
         let event = self.script.next(pass, None)?;
-        assert_eq!(pass.forest.cached(), cache.len());
-        let new = self.states(pass, Some(cache));
-        let of = |&row: &u32| self.row(pass, &new[row as usize], row, None).logits;
-        let logits = rows.iter().flat_map(of).map(|x| x as f32).collect();
-        let store = cache.store.downcast_mut::<Rows>().unwrap();
-        store.truncate(cache.rows);
-        store.extend(new);
-        if event == Event::Cancelled {
-            return Err(Error::new(Code::Cancelled, "stopped, as asked"));
-        }
-        cache.rows = store.len();
-        Ok(logits)
+        self.grow(pass, cache, event)
     }
-    fn gradient(
+    fn draw(&self, pass: &Pass, cache: Continued, draw: &Draw) -> Result<u32> {
+        let event = self.script.next(pass, None)?;
+        let last = pass.forest.len() - 1;
+        let drawn = |cache: &Cache| {
+            let logits = self.row(pass, &self.states(pass, Some(cache))[last], last as u32).logits;
+            let mut logits: Vec<f32> = logits.into_iter().map(|x| x as f32).collect();
+            if event == Event::NanLoss {
+                logits[0] = f32::NAN;
+            }
+            sample::draw(&mut logits, draw).ok_or_else(|| Error::new(Code::Numeric, "the logits are NaN"))
+        };
+        match cache {
+            Continued::Read(cache) => drawn(cache),
+            Continued::Extended(cache) => {
+                let token = drawn(cache)?;
+                self.grow(pass, cache, event).map(|()| token)
+            }
+        }
+    }
+    fn learner(&self, adapter: &Adapter, moments: Option<&Moments>) -> Result<Box<dyn Learner>> {
+        Ok(Box::new(Learned::new(&self.device, adapter, moments)?))
+    }
+    fn learn(
         &self,
+        learner: &mut dyn Learner,
         pass: &Pass,
         targets: &[Target],
         learning: &Learning,
         loss: &mut LossGradient,
-        gradient: &mut [f32],
     ) -> Result<Vec<f32>> {
         let event = self.script.next(pass, learning.noise)?;
+        let (params, gradient) = Learned::step(learner, &self.device)?;
+        let (adapter, gradient) = ((pass.adapter.unwrap(), params.as_slice()), gradient.values_mut());
         let states = self.states(pass, None);
-        let rows: Vec<Row> =
-            targets.iter().map(|t| self.row(pass, &states[t.row as usize], t.row, learning.noise)).collect();
+        let row = |t: &Target| self.adapted(pass, adapter, &states[t.row as usize], t.row, learning.noise);
+        let rows: Vec<Row> = targets.iter().map(row).collect();
         let mut log_probs: Vec<f32> =
             targets.iter().zip(&rows).map(|(t, row)| log_softmax(&row.logits)[t.token as usize] as f32).collect();
         if event == Event::NanLoss {
@@ -242,7 +288,7 @@ impl Engine for Fake {
         }
         let slopes = loss(&log_probs)?;
         for ((t, row), slope) in targets.iter().zip(&rows).zip(slopes) {
-            backward(pass.adapter.unwrap(), t.token as usize, row, f64::from(slope), gradient);
+            backward(adapter, t.token as usize, row, f64::from(slope), gradient);
         }
         match event {
             Event::NanGradient => gradient[0] = f32::NAN,
@@ -254,8 +300,8 @@ impl Engine for Fake {
 }
 
 /// d log p(token) / d logits = onehot - p;  dh = U^T dlogits;  dB = s dh (A x)^T;  dA = s B^T dh x^T
-fn backward(adapter: &Adapter, token: usize, row: &Row, slope: f64, gradient: &mut [f32]) {
-    let (at, params) = (adapter.slots()[0].at, adapter.params());
+fn backward((adapter, params): (&Adapter, &[f32]), token: usize, row: &Row, slope: f64, gradient: &mut [f32]) {
+    let at = adapter.slots()[0].at;
     let scale = adapter.slots()[0].spec.scale * slope;
     let p: Vec<f64> = log_softmax(&row.logits).iter().map(|x| x.exp()).collect();
     let dlogits: Vec<f64> = (0..V).map(|v| f64::from(u8::from(v == token)) - p[v]).collect();

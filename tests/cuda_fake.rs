@@ -21,8 +21,8 @@ use dialoguellm::files::{Access, Config, Tensors};
 use dialoguellm::model::{
     Adapter, Builder, Cancel, Engine, Forest, Learning, Llama, Model, Noise, OpenOptions, Pass, Place, Target,
 };
-use dialoguellm_kernels::bf16;
 use dialoguellm_kernels::testing::Random;
+use dialoguellm_kernels::{adamw, bf16};
 use serde_json::Value;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -178,6 +178,8 @@ struct Answer {
     logits: Vec<f32>,
     log_p: Vec<f32>,
     gradient: Vec<f32>,
+    /// The adapter after an update by that gradient, and the moments.
+    updated: Vec<f32>,
 }
 
 fn answer(
@@ -189,10 +191,17 @@ fn answer(
     let (forest, targets) = forest(prompts);
     let pass = Pass { forest: &forest, adapter: Some(adapter), cancel: &Cancel::default() };
     let logits = engine.logits(&pass, None, &[0, forest.len() as u32 / 2, forest.len() as u32 - 1])?;
-    let mut gradient = vec![0.0; adapter.params().len()];
     let mut loss = |log_p: &[f32]| Ok((0..log_p.len()).map(|i| -1.0 / (1 + i % 3) as f32).collect());
-    let log_p = engine.gradient(&pass, &targets, learning, &mut loss, &mut gradient)?;
-    Ok(Answer { logits, log_p, gradient })
+    let mut learner = engine.learner(adapter, None)?;
+    learner.begin()?;
+    let log_p = engine.learn(&mut *learner, &pass, &targets, learning, &mut loss)?;
+    let gradient = learner.gradient()?;
+    learner.norm(1.0, true)?;
+    learner.update(&adamw::Options { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: 0.1 }, 1)?;
+    let mut updated = learner.values()?.to_vec();
+    let moments = learner.moments()?;
+    updated.extend(moments.m.iter().chain(&*moments.v));
+    Ok(Answer { logits, log_p, gradient, updated })
 }
 
 /// The root of the mean square of the difference; NaN is infinite.
@@ -401,6 +410,21 @@ fn f32_is_refused_on_a_gpu_and_computed_on_the_cpu() {
 }
 
 #[test]
+fn a_gpu_that_is_too_small_is_told_with_both_sizes_before_anything_is_loaded() {
+    let Some(driver) = driver() else { return skipped() };
+    let small = |device: &str| {
+        let mut command = Command::new(command_path());
+        command.args(["info", "--json", "--model", model_folder().to_str().unwrap(), "--device", device]);
+        Ran::of(with_driver(&mut command, driver).env("FAKECUDA_MEMORY", "1000").output().unwrap())
+    };
+    let sizes = |text: &str| text.contains("bytes in bf16") && text.contains("1000 of the GPU's 1000 bytes are free");
+    let refused = small("cuda").refusal(6);
+    assert!(sizes(&refused) && refused.contains("--device cpu"), "{refused}");
+    let info = small("auto").json();
+    assert!(info["device"].as_str().is_some_and(|device| device.starts_with("cpu (") && sizes(device)), "{info}");
+}
+
+#[test]
 fn without_a_driver_auto_is_the_cpu_and_cuda_says_why() {
     let run = |device| {
         let mut command = Command::new(command_path());
@@ -442,7 +466,7 @@ fn tries() {
 }
 
 fn checksum(answer: &Answer) -> u64 {
-    let all = [&answer.logits, &answer.log_p, &answer.gradient].into_iter().flatten();
+    let all = [&answer.logits, &answer.log_p, &answer.gradient, &answer.updated].into_iter().flatten();
     all.fold(0, |sum: u64, x| sum.rotate_left(7) ^ u64::from(x.to_bits()))
 }
 
@@ -505,7 +529,7 @@ impl Small {
         let kept = Forest::chain(&[2, 7, 1], 0);
         let pass = |forest| Pass { forest, adapter: Some(&self.adapter), cancel: &cancel };
         let sum = checksum(&answer.map_err(told)?);
-        gpu.extend(&pass(&kept), &mut cache, &[]).map_err(told)?;
+        gpu.extend(&pass(&kept), &mut cache).map_err(told)?;
         let asked = gpu.logits(&pass(&Forest::chain(&[8, 2], 3)), Some(&cache), &[1]).map_err(told)?;
         Ok(asked.iter().fold(sum, |sum, x| sum.rotate_left(7) ^ u64::from(x.to_bits())))
     }

@@ -176,8 +176,9 @@ fn together<E: Elem>(model: &Llama<Cpu<E>>, case: &Case, adapter: &Adapter, budg
     };
     let pass = Pass { forest: &forest, adapter: Some(adapter), cancel: &Cancel::default() };
     let learning = Learning { noise: None, activation_bytes: budget };
-    let mut gradient = model.device().gradient(adapter.params().len());
-    let log_p = model.gradient64(&pass, &targets, &learning, &mut loss, &mut gradient).unwrap();
+    let params = Arc::new(adapter.params().to_vec());
+    let mut gradient = model.device().zeros(1, params.len());
+    let log_p = model.gradient64(&pass, &targets, &learning, &mut loss, (params, &mut gradient)).unwrap();
     let asked_alone = model.log_probs64(&pass, None, &targets).unwrap();
     assert_eq!(log_p, asked_alone, "training and inference differ");
     Answer { log_p: spread(&log_p).concat(), gradient: gradient.values().iter().map(|x| x.to_f64()).collect() }

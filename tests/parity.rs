@@ -96,12 +96,13 @@ fn gradient(model: &Llama<Cpu<f32>>, adapter: &Adapter, golden: &Golden, budget:
     let targets: Vec<Target> = rows.iter().zip(&targets).flat_map(target).collect();
     let pass = Pass { forest: &forest, adapter: Some(adapter), cancel: &Cancel::default() };
     let learning = Learning { noise: None, activation_bytes: budget };
-    let mut gradient = vec![0.0; adapter.params().len()];
     let mut loss = |log_p: &[f32]| Ok(vec![-weight as f32; log_p.len()]);
-    let log_p = model.gradient(&pass, &targets, &learning, &mut loss, &mut gradient).unwrap();
+    let mut learner = model.learner(adapter, None).unwrap();
+    learner.begin().unwrap();
+    let log_p = model.learn(&mut *learner, &pass, &targets, &learning, &mut loss).unwrap();
     let got = -weight * log_p.iter().map(|&x| x as f64).sum::<f64>();
     assert!((got - golden.values("loss")[0]).abs() <= 1e-4, "loss {got}, golden {:?}", golden.values("loss"));
-    gradient.into_iter().map(f64::from).collect()
+    learner.gradient().unwrap().into_iter().map(f64::from).collect()
 }
 
 #[test]

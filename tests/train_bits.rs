@@ -55,7 +55,7 @@ fn run(trainer: &mut Trainer, steps: usize) -> Vec<u32> {
     for _ in 0..steps {
         trainer.step(&Cancel::default()).unwrap();
     }
-    trainer.adapter().params().iter().map(|p| p.to_bits()).collect()
+    trainer.adapter().unwrap().params().iter().map(|p| p.to_bits()).collect()
 }
 
 #[test]

@@ -85,7 +85,7 @@ fn train(case: &str, isa: Isa, options: Options) -> (Adapter, Vec<StepReport>) {
     while !trainer.is_done() {
         reports.push(trainer.step(&Cancel::default()).unwrap());
     }
-    (trainer.finish().0, reports)
+    (trainer.finish().unwrap().0, reports)
 }
 
 /// Largest over the tensors of |got - final| / |final - initial|.

@@ -292,7 +292,7 @@ pub unsafe extern "C" fn dllm_trainer_adapter(
     guard(err, || {
         // SAFETY: as the header says.
         let (adapter, mut training) = unsafe { (out(adapter, "adapter")?, take(trainer)?) };
-        *adapter = give(Arc::new(training.run()?.trainer().adapter().clone()));
+        *adapter = give(Arc::new(training.run()?.adapter()?));
         Ok(())
     })
 }

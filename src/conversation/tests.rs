@@ -255,7 +255,7 @@ mod generation {
     fn a_cancel_takes_back_what_was_generated() {
         let (mut conversation, script) = conversation(0);
         conversation.append(&TEXT).unwrap();
-        script.then(&[Event::Fine, Event::Fine, Event::Fine, Event::Cancelled]); // in the second token's append
+        script.then(&[Event::Fine, Event::Fine, Event::Fine, Event::Cancelled]); // as the third token is drawn
         assert_eq!(conversation.generate(&greedy(5), &mut |_| true).unwrap_err().code(), Code::Cancelled);
         assert_same(&conversation, &after(&TEXT));
     }
@@ -268,71 +268,13 @@ mod generation {
     }
 
     #[test]
-    fn draws_follow_the_probabilities() {
-        let candidates = [(4, 0.5), (2, 0.25), (9, 0.25)];
-        let drawn: Vec<u32> = (0..8).map(|i| at_quantile(&candidates, f64::from(i) / 8.0)).collect();
-        assert_eq!(drawn, [4, 4, 4, 4, 2, 2, 9, 9]);
-        let sampling = Sampling { temperature: 1.0, ..Sampling::default() };
-        let mut counts = [0; 3];
-        for len in 0..6000 {
-            let id = sampling.pick(vec![0.0, 2f32.ln(), f32::NEG_INFINITY], &vec![2; len][..]).unwrap();
-            counts[id as usize] += 1;
-        }
-        assert!((1900..2100).contains(&counts[0]) && counts[2] == 0, "{counts:?}");
-    }
-
-    /// Literals: transformers 5.23, softmax after RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper,
-    /// TopKLogitsWarper and TopPLogitsWarper in f64, in this order; the timeline is [2, 1, 2, 6].
-    #[test]
-    fn probabilities_are_transformers() {
-        let logits = [1.5, -0.5, 2.0, 0.25, 2.0, -3.0, 0.75, 1.0];
-        let cases: [(f32, f32, usize, f32, [f64; 8]); 4] = [
-            (
-                1.3,
-                0.7,
-                0,
-                1.0,
-                [
-                    0.197165315377,
-                    0.00913957577,
-                    0.208301718037,
-                    0.033060137632,
-                    0.402754927038,
-                    0.000318373872,
-                    0.052739316577,
-                    0.096520635697,
-                ],
-            ),
-            (1.0, 1.0, 3, 1.0, [0.232696537619, 0.0, 0.383651731191, 0.0, 0.383651731191, 0.0, 0.0, 0.0]),
-            (1.0, 0.8, 0, 0.6, [0.0, 0.0, 0.5, 0.0, 0.5, 0.0, 0.0, 0.0]),
-            (1.2, 1.5, 5, 0.7, [0.284646333835, 0.0, 0.318097705909, 0.0, 0.397255960256, 0.0, 0.0, 0.0]),
-        ];
-        for (repetition_penalty, temperature, top_k, top_p, want) in cases {
-            let sampling = Sampling { repetition_penalty, temperature, top_k, top_p, ..Sampling::default() };
-            let mut penalised = logits;
-            sampling.penalise(&mut penalised, &[2, 1, 2, 6]);
-            let candidates = sampling.candidates(&penalised);
-            let total: f64 = candidates.iter().map(|(_, w)| w).sum();
-            let mut got = [0.0; 8];
-            candidates.iter().for_each(|&(id, w)| got[id as usize] = w / total);
-            for (got, want) in got.iter().zip(want) {
-                assert!((got - want).abs() <= 1e-7, "{got} against {want}"); // logits after the penalty are f32
-            }
-        }
-    }
-
-    #[test]
-    fn one_candidate_always_stays() {
-        let sampling = Sampling { temperature: 1.0, top_p: 1e-30, ..Sampling::default() };
-        assert_eq!(sampling.candidates(&[0.0, 3.0, 1.0]).iter().map(|c| c.0).collect::<Vec<_>>(), [1]);
-    }
-
-    #[test]
-    fn logits_that_are_no_numbers_are_an_error() {
-        let pick = |logits| Sampling::default().pick(logits, &[]);
-        assert_eq!(pick(vec![0.0, f32::NAN]).unwrap_err().code(), Code::Numeric);
-        assert_eq!(pick(vec![f32::NEG_INFINITY; 2]).unwrap_err().code(), Code::Numeric);
-        assert_eq!(pick(vec![f32::NEG_INFINITY, -5.0, -5.0]), Ok(1));
+    fn logits_that_are_no_numbers_are_an_error_and_the_timeline_stays() {
+        let (mut conversation, script) = conversation(0);
+        conversation.append(&TEXT).unwrap();
+        script.then(&[Event::Fine, Event::Fine, Event::NanLoss]);
+        let error = conversation.generate(&greedy(5), &mut |_| true).unwrap_err();
+        assert_eq!(error.code(), Code::Numeric, "{error}");
+        assert_same(&conversation, &after(&TEXT));
     }
 
     #[test]

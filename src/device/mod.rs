@@ -20,8 +20,17 @@ pub use pool::Pool;
 
 use crate::Result;
 use crate::files::safetensors::Tensors;
+use dialoguellm_kernels::adamw;
 use dialoguellm_kernels::attention::Heads;
+use dialoguellm_kernels::sample::Draw;
+use std::borrow::Cow;
 use std::sync::{Arc, MutexGuard};
+
+/// Rows for a tensor that is to hold `needed` and has too few: half as many again at least, so that one that is extended row
+/// by row is seldom copied.
+fn room(has: usize, needed: usize) -> usize {
+    needed.max(has + has / 2).next_multiple_of(64)
+}
 
 /// A row-major matrix on a device.
 pub trait Tensor: Send + Sync {
@@ -111,6 +120,15 @@ pub struct PairAt {
     pub outputs: usize,
 }
 
+impl PairAt {
+    /// Values of both.
+    #[must_use]
+    #[allow(clippy::len_without_is_empty)] // a pair is never empty
+    pub fn len(&self) -> usize {
+        self.rank * (self.inputs + self.outputs)
+    }
+}
+
 /// A target's row among the rows handed to the head, its token, and in backward d loss / d log p.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadTarget {
@@ -133,9 +151,9 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// A frozen vector: norm weight, bias.
     type Vector: Send + Sync;
     /// An adapter's parameters, seen by the device.
-    type Params: Send + Sync;
-    /// An adapter's gradient, flat.
-    type Gradient: Send;
+    type Params: Clone + Send + Sync;
+    /// AdamW's moments of an adapter's parameters.
+    type Moments: Send + Sync;
     /// cos and sin of every angle, one row a position.
     type RopeTable: Send + Sync;
     /// A [`Plan`], seen by the device.
@@ -156,22 +174,40 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn precision(&self) -> &'static str;
     /// The host's instruction level in use.
     fn isa(&self) -> Isa;
-    /// Calls `task(i)` for every `i < tasks` on the host's threads that work for this device; for work beside the tensors.
-    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        (0..tasks).for_each(task);
-    }
     /// Takes a stored matrix; a host device keeps it where it is mapped.
     fn weight(&self, tensors: &Arc<Tensors>, name: &str, rows: usize, cols: usize) -> Result<Self::Weight>;
     /// Takes a stored vector.
     fn vector(&self, tensors: &Arc<Tensors>, name: &str, len: usize) -> Result<Self::Vector>;
     /// Makes an adapter's parameters visible.
     fn params(&self, host: &Arc<Vec<f32>>) -> Self::Params;
+    /// The same for [`Device::adamw`] to change, whatever others see.
+    fn own_params(&self, host: &Arc<Vec<f32>>) -> Self::Params;
     /// Makes a plan visible.
     fn plan(&self, plan: Plan) -> Self::Plan;
-    /// A gradient of zeros.
-    fn gradient(&self, len: usize) -> Self::Gradient;
-    /// Adds a gradient to the host's, or on an error (those of [`Device::status`]) nothing of it.
-    fn add_gradient(&self, from: Self::Gradient, to: &mut [f32]) -> Result<()>;
+    /// A tensor on the host. Errors: those of [`Device::status`].
+    fn read(&self, x: &Self::Real) -> Result<Vec<f32>>;
+    /// Parameters as they are now. Errors: those of [`Device::status`].
+    fn values(&self, params: &Self::Params) -> Result<Arc<Vec<f32>>>;
+
+    /// First and second moments of `len` parameters, zero where none are given. Errors: those of [`Device::status`].
+    fn moments(&self, len: usize, from: Option<(&[f32], &[f32])>) -> Result<Self::Moments>;
+    /// First and second moments as they are now. Errors: those of [`Device::status`].
+    fn read_moments<'a>(&self, moments: &'a Self::Moments) -> Result<[Cow<'a, [f32]>; 2]>;
+    /// The norm of a gradient `[1, parameters]`; infinite where its square is no f32. The [`Device::adamw`] after it clips
+    /// the norm to `clip` (0: not), and changes nothing where the norm is not finite, or the loss was not, as `finite` says.
+    /// Errors: those of [`Device::status`].
+    fn gradient_norm(&self, moments: &mut Self::Moments, gradient: &Self::Real, clip: f64, finite: bool)
+    -> Result<f64>;
+    /// Update number `t`, counted from 1, of parameters and moments by the gradient that was measured last.
+    /// Errors: those of [`Device::status`]; nothing is then changed.
+    fn adamw(
+        &self,
+        params: &mut Self::Params,
+        moments: &mut Self::Moments,
+        gradient: &Self::Real,
+        options: &adamw::Options,
+        t: u64,
+    ) -> Result<()>;
 
     /// A tensor of unspecified values.
     fn act(&self, rows: usize, cols: usize) -> Self::Act;
@@ -189,6 +225,9 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn scatter_add(&self, y: &mut Self::Real, x: &Self::Real, rows: &[u32]);
     /// The first `rows` rows of `past`, then `new`.
     fn concat(&self, past: &Self::Act, rows: usize, new: &Self::Act) -> Self::Act;
+    /// Writes `new` to rows `at..` of `y`, which gets more rows where it has too few; those before `at` stay as they are,
+    /// also where the pass fails.
+    fn append(&self, y: &mut Self::Act, at: usize, new: &Self::Act);
 
     /// `[ids.len(), D]`.
     fn embed(&self, table: &Self::Weight, ids: &[u32]) -> Self::Real;
@@ -213,7 +252,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn rope(&self, x: &Self::Real, table: &Self::RopeTable, at: &[u32]) -> Self::Act;
     /// The inverse rotation.
     fn rope_backward(&self, dy: &Self::Real, table: &Self::RopeTable, at: &[u32]) -> Self::Act;
-    /// The output `[queries, H d]` and the log-sum-exp of the scores `[queries, H]`.
+    /// The output `[queries, H d]` and the log-sum-exp of the scores `[queries, H]`. Rows of `k` and `v` behind the plan's keys
+    /// are not read.
     fn attention(
         &self,
         q: &Self::Act,
@@ -238,10 +278,10 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn dropout(&self, x: &Self::Act, keys: &[u64], p: f32) -> Self::Act;
     /// `dx += mask(dy)` with forward's mask.
     fn dropout_add(&self, dx: &mut Self::Real, dy: &Self::Real, keys: &[u64], p: f32);
-    /// `dA += du^T x` and `dB += dy^T us`, of (x, us) and (dy, du).
+    /// `dA += du^T x` and `dB += dy^T us`, of (x, us) and (dy, du), in an adapter's flat gradient `[1, parameters]`.
     fn lora_gradient(
         &self,
-        gradient: &mut Self::Gradient,
+        gradient: &mut Self::Real,
         at: PairAt,
         x_us: (&Self::Act, &Self::Act),
         dy_du: (&Self::Act, &Self::Act),
@@ -251,6 +291,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn head(&self, h: &Self::Act, w: &Self::Weight, targets: &[HeadTarget]) -> (Vec<f64>, Vec<f64>);
     /// d loss / d h, given the log-sum-exps of forward.
     fn head_backward(&self, h: &Self::Act, w: &Self::Weight, lse: &[f64], targets: &[HeadTarget]) -> Self::Real;
+    /// The token that is drawn from the logits of the one row `h`; `None` where they are NaN or infinite.
+    fn draw(&self, h: &Self::Act, w: &Self::Weight, draw: &Draw) -> Option<u32>;
     /// Logits `[rows, V]`.
     fn logits(&self, h: &Self::Act, w: &Self::Weight) -> Vec<f32>;
 }

@@ -174,6 +174,13 @@ impl Run {
     pub fn trainer(&self) -> &Trainer {
         &self.trainer
     }
+    /// The adapter as it is now.
+    ///
+    /// # Errors
+    /// As [`Trainer::adapter`].
+    pub fn adapter(&mut self) -> Result<Adapter> {
+        self.trainer.adapter().cloned()
+    }
     /// What became of the data; the groups themselves are the trainer's.
     pub fn taught(&self) -> &Taught {
         &self.taught
@@ -241,7 +248,7 @@ impl Run {
     /// As [`Classifier::scores`]; INVALID_ARGUMENT where there are no dev data.
     pub fn score_dev(&mut self, cancel: &Cancel, progress: &mut dyn FnMut(usize)) -> Result<DevScore> {
         let started = Instant::now();
-        let adapter = Arc::new(self.trainer.adapter().clone());
+        let adapter = Arc::new(self.adapter()?);
         let metric = self.recipe.eval.metric;
         let (score, report, marked) = match &self.dev {
             None => return Err(Error::invalid("there are no dev data to score")),
@@ -330,7 +337,7 @@ impl Run {
         self.calibrate(cancel)?;
         let summary = self.summary(best);
         let Self { trainer, card, recipe, .. } = self;
-        let (adapter, _) = trainer.finish();
+        let (adapter, _) = trainer.finish()?;
         folder::replace(dir, |dir| {
             adapter.write(dir)?;
             write(&dir.join(RECIPE), &recipe.to_toml()?)?;
@@ -351,7 +358,10 @@ impl Run {
         let marked = match self.best.take() {
             Some(marked) => marked,
             // an earlier process made the best score: its scores are made again
-            None => self.report(Arc::new(self.trainer.best_adapter()), dialogues, cancel, &mut |_| ())?.1,
+            None => {
+                let best = Arc::new(self.trainer.best_adapter()?);
+                self.report(best, dialogues, cancel, &mut |_| ())?.1
+            }
         };
         let temperature = fit_temperature(&marked.scores, &marked.gold)?;
         self.card.iter_mut().for_each(|card| card.temperature = temperature);

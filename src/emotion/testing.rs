@@ -6,10 +6,11 @@ use super::template::Template;
 use super::{Classifier, Labels};
 use crate::files::Config;
 use crate::files::dialogues::{Dialogue, Turn};
-use crate::model::engine::{Cache, Engine, Learning, LossGradient, Pass, Target};
-use crate::model::{Forest, Model};
+use crate::model::engine::{Cache, Continued, Engine, Learner, Learning, LossGradient, Moments, Pass, Target};
+use crate::model::{Adapter, Forest, Model};
 use crate::{Error, Result};
 use dialoguellm_kernels::dropout::key;
+use dialoguellm_kernels::sample::Draw;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -85,16 +86,29 @@ impl Engine for Hashes {
     fn logits(&self, _: &Pass, _: Option<&Cache>, _: &[u32]) -> Result<Vec<f32>> {
         Err(Error::internal("no test of this layer asks for logits"))
     }
-    fn extend(&self, pass: &Pass, cache: &mut Cache, _: &[u32]) -> Result<Vec<f32>> {
+    fn extend(&self, pass: &Pass, cache: &mut Cache) -> Result<()> {
         assert_eq!(pass.forest.cached(), cache.len());
         let states = self.states(pass, Some(cache))?;
         let store = cache.store.downcast_mut::<Vec<u64>>().unwrap();
         store.truncate(cache.rows);
         store.extend(states);
         cache.rows = store.len();
-        Ok(Vec::new()) // no test of this layer asks for logits
+        Ok(())
     }
-    fn gradient(&self, _: &Pass, _: &[Target], _: &Learning, _: &mut LossGradient, _: &mut [f32]) -> Result<Vec<f32>> {
+    fn draw(&self, _: &Pass, _: Continued, _: &Draw) -> Result<u32> {
+        Err(Error::internal("no test of this layer draws"))
+    }
+    fn learner(&self, _: &Adapter, _: Option<&Moments>) -> Result<Box<dyn Learner>> {
+        Err(Error::internal("no test of this layer learns"))
+    }
+    fn learn(
+        &self,
+        _: &mut dyn Learner,
+        _: &Pass,
+        _: &[Target],
+        _: &Learning,
+        _: &mut LossGradient,
+    ) -> Result<Vec<f32>> {
         Err(Error::internal("no test of this layer learns"))
     }
 }

@@ -32,7 +32,7 @@ pub struct Block<D: Device> {
 }
 
 /// What all layers of a pass share.
-pub struct Sequence<'a, D: Device> {
+pub struct Sequence<D: Device> {
     /// Every row's sample and position.
     pub rows: Rows,
     /// Rotations.
@@ -45,8 +45,16 @@ pub struct Sequence<'a, D: Device> {
     pub chosen: Chosen<D>,
     /// Rows of the cache to continue.
     pub cached: usize,
-    /// Keys and values of earlier rows, by layer.
-    pub past: Option<&'a [KeyValue<D>]>,
+}
+
+/// Keys and values of a layer's earlier rows, and what becomes of the new ones.
+pub enum Past<'a, D: Device> {
+    /// There are none.
+    Nothing,
+    /// They are read beside the new ones.
+    Read(&'a KeyValue<D>),
+    /// The new ones are written behind them.
+    Extended(&'a mut KeyValue<D>),
 }
 
 /// Rows that the last layer computes queries and MLP for.
@@ -61,7 +69,7 @@ pub struct Chosen<D: Device> {
     pub plan: D::Plan,
 }
 
-/// Keys and values of one layer, `[rows, K d]`, keys rotated.
+/// Keys and values of one layer, `[rows, K d]`, keys rotated; in a cache, with room behind its rows.
 pub struct KeyValue<D: Device> {
     /// Keys.
     pub k: D::Act,
@@ -141,13 +149,13 @@ impl<D: Device> Block<D> {
         })
     }
 
-    /// The layer's output for all rows, or for the chosen ones where `last`; `layer` finds the cached keys.
+    /// The layer's output for all rows, or for the chosen ones where `last`.
     pub fn forward(
         &self,
         ctx: &Context<D>,
         x: D::Real,
         seq: &Sequence<D>,
-        layer: usize,
+        past: Past<D>,
         last: bool,
     ) -> (D::Real, Saved<D>) {
         let device = ctx.device;
@@ -160,12 +168,16 @@ impl<D: Device> Block<D> {
         let mut v = device.act(h.rows(), self.v.outputs());
         let lora_v = self.v.forward(ctx, &h, &seq.rows, Out::Act(&mut v));
         let (q, lora_q) = self.rotated(ctx, &self.q, h_chosen.as_ref().unwrap_or(&h), rows, (&seq.rope, at));
-        let (o, lse) = match seq.past {
-            None => device.attention(&q, &k, &v, self.heads, plan),
-            Some(past) => {
-                let past = &past[layer];
+        let (o, lse) = match past {
+            Past::Nothing => device.attention(&q, &k, &v, self.heads, plan),
+            Past::Read(past) => {
                 let (k, v) = (device.concat(&past.k, seq.cached, &k), device.concat(&past.v, seq.cached, &v));
                 device.attention(&q, &k, &v, self.heads, plan)
+            }
+            Past::Extended(past) => {
+                device.append(&mut past.k, seq.cached, &k);
+                device.append(&mut past.v, seq.cached, &v);
+                device.attention(&q, &past.k, &past.v, self.heads, plan)
             }
         };
 
@@ -206,7 +218,7 @@ impl<D: Device> Block<D> {
         seq: &Sequence<D>,
         last: bool,
         depth: Depth,
-        gradient: &mut D::Gradient,
+        gradient: &mut D::Real,
     ) -> Option<D::Real> {
         let device = ctx.device;
         let Saved { x, x_chosen, kv, q, o, lse, m, gate, up, lora } = saved;
@@ -283,17 +295,13 @@ impl<D: Device> Block<D> {
 }
 
 impl<D: Device> Saved<D> {
-    /// The layer's new keys and values, for a cache.
-    pub fn into_key_value(self) -> KeyValue<D> {
-        self.kv
-    }
     /// The layer's input, from which all else can be computed again.
     pub fn into_input(self) -> D::Real {
         self.x
     }
 }
 
-impl<D: Device> Sequence<'_, D> {
+impl<D: Device> Sequence<D> {
     /// The rows that ask: all, or in the last layer the chosen ones.
     fn queries(&self, last: bool) -> (&Rows, &[u32], &D::Plan) {
         if last { (&self.chosen.rows, &self.chosen.at, &self.chosen.plan) } else { (&self.rows, &self.at, &self.plan) }

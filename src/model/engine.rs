@@ -3,8 +3,10 @@
 use super::{Adapter, Forest};
 use crate::Result;
 use crate::files::config::Config;
-use dialoguellm_kernels::Isa;
+use dialoguellm_kernels::sample::Draw;
+use dialoguellm_kernels::{Isa, adamw};
 use std::any::Any;
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -97,6 +99,23 @@ impl Cache {
     }
 }
 
+/// What becomes of the cache that a pass continues.
+pub enum Continued<'a> {
+    /// It stays as it is.
+    Read(&'a Cache),
+    /// The pass's keys and values are appended, as by [`Engine::extend`].
+    Extended(&'a mut Cache),
+}
+
+/// AdamW's first and second moments, one value a parameter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Moments<'a> {
+    /// First.
+    pub m: Cow<'a, [f32]>,
+    /// Second.
+    pub v: Cow<'a, [f32]>,
+}
+
 /// d loss / d log p of every target, given the log p of every target.
 pub type LossGradient<'a> = dyn FnMut(&[f32]) -> Result<Vec<f32>> + 'a;
 
@@ -108,10 +127,6 @@ pub trait Engine: Send + Sync {
     fn precision(&self) -> &'static str;
     /// The instruction level in use.
     fn isa(&self) -> Isa;
-    /// Calls `task(i)` for every `i < tasks`, on all threads that work for this engine.
-    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        (0..tasks).for_each(task);
-    }
     /// An empty cache.
     fn cache(&self) -> Cache;
     /// log p(token | path to row), natural logarithm, for every target, in their order.
@@ -119,16 +134,44 @@ pub trait Engine: Send + Sync {
     fn log_probs(&self, pass: &Pass, cache: Option<&Cache>, targets: &[Target]) -> Result<Vec<f32>>;
     /// Logits `[rows, V]` of chosen rows, which rise.
     fn logits(&self, pass: &Pass, cache: Option<&Cache>, rows: &[u32]) -> Result<Vec<f32>>;
-    /// Appends the keys and values of a forest of one span to `cache`, whose length is the forest's `cached()`, and
-    /// returns the logits `[rows, V]` of chosen rows, which rise. On an error or a cancel the cache is as it was.
-    fn extend(&self, pass: &Pass, cache: &mut Cache, rows: &[u32]) -> Result<Vec<f32>>;
-    /// Adds d loss / d adapter to `gradient` (`[adapter.params().len()]`) and returns every target's log p.
-    fn gradient(
+    /// Appends the keys and values of a forest of one span to `cache`, whose length is the forest's `cached()`. On an error
+    /// or a cancel the cache is as it was.
+    fn extend(&self, pass: &Pass, cache: &mut Cache) -> Result<()>;
+    /// Draws the token after the last row of a forest of one span. Errors: NUMERIC for logits that are NaN or infinite; a
+    /// cache is then as it was.
+    fn draw(&self, pass: &Pass, cache: Continued, draw: &Draw) -> Result<u32>;
+
+    /// A learner that begins with the adapter's values and the moments, or zero ones.
+    fn learner(&self, adapter: &Adapter, moments: Option<&Moments>) -> Result<Box<dyn Learner>>;
+    /// Adds d loss / d adapter to the gradient of a learner of this engine and returns every target's log p. The adapter of
+    /// the pass says what is trained; its values are the learner's. On an error the gradient is unspecified until the next
+    /// step begins.
+    fn learn(
         &self,
+        learner: &mut dyn Learner,
         pass: &Pass,
         targets: &[Target],
         learning: &Learning,
         loss: &mut LossGradient,
-        gradient: &mut [f32],
     ) -> Result<Vec<f32>>;
+}
+
+/// An adapter that is being trained, where its engine computes: parameters, AdamW's moments, and a step's gradient.
+/// Errors: those of a GPU; where one says nothing else, nothing is changed.
+pub trait Learner: Send + Sync {
+    /// Begins a step: the gradient is zero.
+    fn begin(&mut self) -> Result<()>;
+    /// The gradient's Euclidean norm; infinite where its square is no f32. The update after it scales the norm down to `clip`
+    /// (0: never), and changes nothing where the norm is not finite, or the loss was not, as `finite` says.
+    fn norm(&mut self, clip: f64, finite: bool) -> Result<f64>;
+    /// Update number `t`, counted from 1, by the gradient whose norm was taken.
+    fn update(&mut self, options: &adamw::Options, t: u64) -> Result<()>;
+    /// The gradient so far.
+    fn gradient(&self) -> Result<Vec<f32>>;
+    /// The parameters as they are now.
+    fn values(&self) -> Result<Arc<Vec<f32>>>;
+    /// The moments as they are now.
+    fn moments(&self) -> Result<Moments<'_>>;
+    /// For the engine that made it.
+    fn as_any(&mut self) -> &mut dyn Any;
 }

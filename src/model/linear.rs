@@ -91,7 +91,7 @@ impl<D: Device> Linear<D> {
         x: &D::Act,
         us: SavedLora<D>,
         rows: &Rows,
-        gradient: &mut D::Gradient,
+        gradient: &mut D::Real,
     ) -> Pull<'a, D> {
         let pull = self.pull(ctx, dy);
         pull.learn(ctx, x, us, rows, gradient);
@@ -133,7 +133,7 @@ pub fn pull_back_rounded<D: Device>(ctx: &Context<D>, pull: &Pull<D>, rows: &Row
 
 impl<D: Device> Pull<'_, D> {
     /// Adds dA and dB, where there is a pair.
-    pub fn learn(&self, ctx: &Context<D>, x: &D::Act, us: SavedLora<D>, rows: &Rows, gradient: &mut D::Gradient) {
+    pub fn learn(&self, ctx: &Context<D>, x: &D::Act, us: SavedLora<D>, rows: &Rows, gradient: &mut D::Real) {
         let (Some(slot), Some(us), Some(du)) = (self.map.slot(ctx), us, &self.du) else { return };
         let dropped = self.map.dropped(ctx, x, rows);
         ctx.device.lora_gradient(gradient, slot.at, (dropped.as_ref().unwrap_or(x), &us), (self.dy, du));

@@ -1,8 +1,9 @@
 //! The whole network: embedding, layers, final norm, head. Touvron et al. 2023 (arXiv 2302.13971), section 2.2;
 //! behaviour matched to transformers' `modeling_llama.py`.
 
-use super::block::{Block, Chosen, Depth, KeyValue, Saved, Sequence};
-use super::engine::{Cache, Engine, Learning, LossGradient, Noise, Pass, Target};
+use super::block::{Block, Chosen, Depth, KeyValue, Past, Saved, Sequence};
+use super::engine::{Cache, Continued, Engine, Learner, Learning, LossGradient, Moments, Noise, Pass, Target};
+use super::learner::Learned;
 use super::pass::{Context, Rows, plan};
 use super::{Adapter, Forest, rope};
 use crate::device::{Device, HeadTarget, Tensor};
@@ -11,11 +12,12 @@ use crate::files::config::{Config, Scaling};
 use crate::files::safetensors::Tensors;
 use crate::{Code, Error, Result};
 use dialoguellm_kernels::Isa;
+use dialoguellm_kernels::sample::Draw;
 use std::sync::Arc;
 
 /// A LLaMA's frozen weights on one device.
 pub struct Llama<D: Device> {
-    device: D,
+    device: Arc<D>,
     config: Config,
     embedding: D::Weight,
     blocks: Vec<Block<D>>,
@@ -45,7 +47,7 @@ impl<D: Device> Llama<D> {
         let blocks = (0..config.n_layers).map(|layer| Block::open(&device, tensors, &config, layer));
         let blocks = blocks.collect::<Result<_>>()?;
         drop(turn);
-        Ok(Self { device, config, embedding, blocks, norm, head })
+        Ok(Self { device: Arc::new(device), config, embedding, blocks, norm, head })
     }
 
     /// The device.
@@ -53,18 +55,14 @@ impl<D: Device> Llama<D> {
         &self.device
     }
 
-    fn context<'a>(&'a self, pass: &Pass<'a>, noise: Option<Noise>) -> Context<'a, D> {
+    /// What an inference pass carries.
+    fn context<'a>(&'a self, pass: &Pass<'a>) -> Context<'a, D> {
         let params = pass.adapter.map(|adapter| self.device.params(adapter.shared_params()));
-        Context { device: &self.device, adapter: pass.adapter, params, noise, cancel: pass.cancel }
+        Context { device: &self.device, adapter: pass.adapter, params, noise: None, cancel: pass.cancel }
     }
 
     /// Everything about a forest that the layers share, for logits at `chosen` rows.
-    fn sequence<'a>(
-        &self,
-        forest: &Forest,
-        chosen: Vec<u32>,
-        past: Option<&'a [KeyValue<D>]>,
-    ) -> Result<Sequence<'a, D>> {
+    fn sequence(&self, forest: &Forest, chosen: Vec<u32>) -> Result<Sequence<D>> {
         let angles = rope::angles(&self.config, forest)?;
         let rows = Rows::of(forest);
         let chosen = Chosen {
@@ -75,7 +73,7 @@ impl<D: Device> Llama<D> {
         };
         let rope = self.device.rope_table(&angles.cos, &angles.sin, angles.half);
         let plan = self.device.plan(plan(forest, None));
-        Ok(Sequence { rows, rope, at: angles.at, plan, chosen, cached: forest.cached(), past })
+        Ok(Sequence { rows, rope, at: angles.at, plan, chosen, cached: forest.cached() })
     }
 
     /// Refuses what the kernels must not see.
@@ -102,10 +100,8 @@ impl<D: Device> Llama<D> {
     fn store<'a>(&self, forest: &Forest, cache: Option<&'a Cache>) -> Result<Option<&'a [KeyValue<D>]>> {
         self.check(forest, cache)?;
         let Some(cache) = cache.filter(|_| forest.cached() > 0) else { return Ok(None) };
-        match cache.store.downcast_ref::<Vec<KeyValue<D>>>() {
-            Some(store) => Ok(Some(store)),
-            None => Err(Error::invalid("the cache was made by another engine")),
-        }
+        let store = cache.store.downcast_ref::<Vec<KeyValue<D>>>().ok_or_else(foreign)?;
+        Ok(Some(store))
     }
 
     /// `[T, D]` with NEFTune's noise where asked for.
@@ -118,17 +114,18 @@ impl<D: Device> Llama<D> {
         x
     }
 
-    /// The final norm's input for the chosen rows; `each` takes what every layer leaves behind.
-    fn hidden(
+    /// The final norm's input for the chosen rows; `past` knows every layer's cache, `each` takes what it leaves behind.
+    fn hidden<'a>(
         &self,
         ctx: &Context<D>,
         mut x: D::Real,
         seq: &Sequence<D>,
+        mut past: impl FnMut(usize) -> Past<'a, D>,
         mut each: impl FnMut(usize, Saved<D>),
     ) -> Result<D::Real> {
         for (layer, block) in self.blocks.iter().enumerate() {
             self.check_in(ctx)?;
-            let (y, saved) = block.forward(ctx, x, seq, layer, layer + 1 == self.blocks.len());
+            let (y, saved) = block.forward(ctx, x, seq, past(layer), layer + 1 == self.blocks.len());
             each(layer, saved);
             x = y;
         }
@@ -144,11 +141,34 @@ impl<D: Device> Llama<D> {
     /// The head's input for chosen rows, all of inference.
     fn infer(&self, pass: &Pass, cache: Option<&Cache>, chosen: Vec<u32>) -> Result<D::Act> {
         let past = self.store(pass.forest, cache)?;
-        let ctx = self.context(pass, None);
-        let seq = self.sequence(pass.forest, chosen, past)?;
+        let ctx = self.context(pass);
+        let seq = self.sequence(pass.forest, chosen)?;
         let x = self.embed(pass.forest, None, &seq.rows);
-        let x = self.hidden(&ctx, x, &seq, |_, _| ())?;
+        let past = |layer| past.map_or(Past::Nothing, |past| Past::Read(&past[layer]));
+        let x = self.hidden(&ctx, x, &seq, past, |_, _| ())?;
         Ok(self.normed(&x))
+    }
+
+    /// The final norm's input for row `chosen`, with the new keys and values behind the cache's rows, where they count only
+    /// when the caller says so: a pass that fails leaves the cache as it was.
+    fn extended(&self, pass: &Pass, cache: &mut Cache, chosen: u32) -> Result<D::Real> {
+        let forest = pass.forest;
+        if forest.spans().len() != 1 || forest.cached() != cache.len() {
+            return Err(Error::invalid(format!(
+                "a cache of {} tokens is extended by one span that continues all of it; this forest has {} spans and continues {}",
+                cache.len(),
+                forest.spans().len(),
+                forest.cached()
+            )));
+        }
+        self.check(forest, Some(cache))?;
+        let store = cache.store.downcast_mut::<Vec<KeyValue<D>>>().ok_or_else(foreign)?;
+        let ctx = self.context(pass);
+        let seq = self.sequence(forest, vec![chosen])?;
+        let x = self.embed(forest, None, &seq.rows);
+        let mut layers = store.iter_mut();
+        let past = |_| Past::Extended(layers.next().expect("a cache has every layer"));
+        self.hidden(&ctx, x, &seq, past, |_, _| ())
     }
 
     fn normed(&self, x: &D::Real) -> D::Act {
@@ -184,34 +204,42 @@ impl<D: Device> Llama<D> {
         Ok((chosen, asked))
     }
 
-    /// [`Engine::gradient`] in f64, into the device's own gradient, in the caller's turn of the device.
+    /// [`Engine::learn`] in f64, with parameters and gradient `[1, parameters]` of the device's own, in the caller's turn of
+    /// the device.
     pub fn gradient64(
         &self,
         pass: &Pass,
         targets: &[Target],
         learning: &Learning,
         loss: &mut LossGradient64,
-        gradient: &mut D::Gradient,
+        (params, gradient): (D::Params, &mut D::Real),
     ) -> Result<Vec<f64>> {
         self.check(pass.forest, None)?;
         let (chosen, mut asked) = self.choose(pass.forest, targets)?;
         if chosen.is_empty() {
             return Ok(Vec::new());
         }
-        let ctx = self.context(pass, learning.noise);
-        let seq = self.sequence(pass.forest, chosen, None)?;
+        let (device, noise, params) = (&*self.device, learning.noise, Some(params));
+        let ctx = Context { device, adapter: pass.adapter, params, noise, cancel: pass.cancel };
+        let seq = self.sequence(pass.forest, chosen)?;
         let lowest = lowest(pass.adapter);
         let mut kept = Vec::with_capacity(self.blocks.len());
         let mut bytes = 0;
         let x = self.embed(pass.forest, learning.noise, &seq.rows);
-        let x = self.hidden(&ctx, x, &seq, |layer, saved| {
-            if lowest.is_none_or(|(lowest, _)| layer < lowest) {
-                return; // nothing below learns: backward ends above
-            }
-            bytes += saved.bytes();
-            let fits = bytes <= learning.activation_bytes;
-            kept.push(if fits { Kept::All(saved) } else { Kept::Input(saved.into_input()) });
-        })?;
+        let x = self.hidden(
+            &ctx,
+            x,
+            &seq,
+            |_| Past::Nothing,
+            |layer, saved| {
+                if lowest.is_none_or(|(lowest, _)| layer < lowest) {
+                    return; // nothing below learns: backward ends above
+                }
+                bytes += saved.bytes();
+                let fits = bytes <= learning.activation_bytes;
+                kept.push(if fits { Kept::All(saved) } else { Kept::Input(saved.into_input()) });
+            },
+        )?;
         let (h, rstd) = self.device.rmsnorm(&x, &self.norm, self.config.rms_norm_eps);
         let (log_p, lse) = self.device.head(&h, &self.head, &asked);
         self.device.status()?;
@@ -228,7 +256,7 @@ impl<D: Device> Llama<D> {
             let (block, last) = (&self.blocks[layer], layer + 1 == self.blocks.len());
             let saved = match kept {
                 Kept::All(saved) => saved,
-                Kept::Input(x) => block.forward(&ctx, x, &seq, layer, last).1,
+                Kept::Input(x) => block.forward(&ctx, x, &seq, Past::Nothing, last).1,
             };
             let depth = if layer == lowest { lowest_depth } else { Depth::Input };
             match block.backward(&ctx, dx, saved, &seq, last, depth, gradient) {
@@ -239,6 +267,10 @@ impl<D: Device> Llama<D> {
         self.device.status()?;
         Ok(log_p)
     }
+}
+
+fn foreign() -> Error {
+    Error::invalid("the cache was made by another engine")
 }
 
 /// INVALID_ARGUMENT unless `rows` rise and are rows of the forest.
@@ -299,12 +331,10 @@ impl<D: Device> Engine for Llama<D> {
         self.device.isa()
     }
 
-    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        self.device.run(tasks, task);
-    }
-
     fn cache(&self) -> Cache {
-        Cache { rows: 0, store: Box::new(Vec::<KeyValue<D>>::new()) }
+        let nothing = || self.device.act(0, self.config.n_kv_heads * self.config.head_dim);
+        let layers = self.blocks.iter().map(|_| KeyValue { k: nothing(), v: nothing() });
+        Cache { rows: 0, store: Box::new(layers.collect::<Vec<KeyValue<D>>>()) }
     }
 
     fn log_probs(&self, pass: &Pass, cache: Option<&Cache>, targets: &[Target]) -> Result<Vec<f32>> {
@@ -324,68 +354,51 @@ impl<D: Device> Engine for Llama<D> {
         Ok(logits)
     }
 
-    fn extend(&self, pass: &Pass, cache: &mut Cache, rows: &[u32]) -> Result<Vec<f32>> {
-        let forest = pass.forest;
-        if forest.spans().len() != 1 || forest.cached() != cache.len() {
-            return Err(Error::invalid(format!(
-                "a cache of {} tokens is extended by one span that continues all of it; this forest has {} spans and continues {}",
-                cache.len(),
-                forest.spans().len(),
-                forest.cached()
-            )));
-        }
-        check_rows(forest, rows)?;
+    fn extend(&self, pass: &Pass, cache: &mut Cache) -> Result<()> {
         let _turn = self.device.enter()?;
-        let past = self.store(forest, Some(cache))?;
-        let ctx = self.context(pass, None);
-        // the last layer answers for one row at least; without a question nobody reads it
-        let chosen = if rows.is_empty() { vec![0] } else { rows.to_vec() };
-        let seq = self.sequence(forest, chosen, past)?;
-        let x = self.embed(forest, None, &seq.rows);
-        let mut new = Vec::with_capacity(self.blocks.len());
-        let x = self.hidden(&ctx, x, &seq, |_, saved| new.push(saved.into_key_value()))?;
-        let logits = if rows.is_empty() { Vec::new() } else { self.device.logits(&self.normed(&x), &self.head) };
-        drop(seq);
+        // the last layer answers for one row at least, which nobody reads
+        self.extended(pass, cache, 0)?;
         self.device.status()?;
-        self.append(cache, new, forest.len())?;
-        Ok(logits)
+        cache.rows += pass.forest.len();
+        Ok(())
     }
 
-    fn gradient(
+    fn draw(&self, pass: &Pass, cache: Continued, draw: &Draw) -> Result<u32> {
+        let Some(last) = pass.forest.len().checked_sub(1) else {
+            return Err(Error::invalid("a forest without tokens is followed by none"));
+        };
+        let _turn = self.device.enter()?;
+        let draw = |h: &D::Act| {
+            let token = self.device.draw(h, &self.head, draw);
+            self.device.status()?;
+            token.ok_or_else(|| Error::new(Code::Numeric, "logits are NaN or infinite: check the model's weights"))
+        };
+        match cache {
+            Continued::Read(cache) => draw(&self.infer(pass, Some(cache), vec![last as u32])?),
+            Continued::Extended(cache) => {
+                let token = draw(&self.normed(&self.extended(pass, cache, last as u32)?))?;
+                cache.rows += pass.forest.len();
+                Ok(token)
+            }
+        }
+    }
+
+    fn learner(&self, adapter: &Adapter, moments: Option<&Moments>) -> Result<Box<dyn Learner>> {
+        Ok(Box::new(Learned::new(&self.device, adapter, moments)?))
+    }
+
+    fn learn(
         &self,
+        learner: &mut dyn Learner,
         pass: &Pass,
         targets: &[Target],
         learning: &Learning,
         loss: &mut LossGradient,
-        gradient: &mut [f32],
     ) -> Result<Vec<f32>> {
+        let step = Learned::step(learner, &self.device)?;
         let _turn = self.device.enter()?;
-        let mut sums = self.device.gradient(gradient.len());
         let narrow = |values: &[f64]| values.iter().map(|&x| x as f32).collect::<Vec<_>>();
         let mut wide = |log_p: &[f64]| Ok(loss(&narrow(log_p))?.into_iter().map(f64::from).collect());
-        let log_p = self.gradient64(pass, targets, learning, &mut wide, &mut sums)?;
-        self.device.add_gradient(sums, gradient)?;
-        Ok(narrow(&log_p))
-    }
-}
-
-impl<D: Device> Llama<D> {
-    fn append(&self, cache: &mut Cache, new: Vec<KeyValue<D>>, rows: usize) -> Result<()> {
-        let held = cache.rows;
-        let Some(store) = cache.store.downcast_mut::<Vec<KeyValue<D>>>() else {
-            return Err(Error::invalid("the cache was made by another engine"));
-        };
-        if held == 0 {
-            *store = new;
-        } else {
-            for (old, new) in store.iter_mut().zip(new) {
-                let (k, v) = (self.device.concat(&old.k, held, &new.k), self.device.concat(&old.v, held, &new.v));
-                // layers done by then keep rows too many, which nobody reads: `held` is what counts
-                self.device.status()?;
-                *old = KeyValue { k, v };
-            }
-        }
-        cache.rows += rows;
-        Ok(())
+        Ok(narrow(&self.gradient64(pass, targets, learning, &mut wide, step)?))
     }
 }

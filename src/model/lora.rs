@@ -93,6 +93,10 @@ impl Adapter {
     pub fn params_mut(&mut self) -> &mut [f32] {
         Arc::make_mut(&mut self.params).as_mut_slice()
     }
+    /// Takes other values of the same layout; none at all where a trainer has them.
+    pub(crate) fn set_params(&mut self, params: Arc<Vec<f32>>) {
+        self.params = params;
+    }
     /// The same, to be kept by a pass. Changed values are another vector: a device may know by the address what it has.
     pub(crate) fn shared_params(&self) -> &Arc<Vec<f32>> {
         &self.params

@@ -6,6 +6,7 @@
 mod block;
 pub mod engine;
 pub mod forest;
+pub(crate) mod learner;
 mod linear;
 pub mod llama;
 pub mod lora;
@@ -18,6 +19,8 @@ pub use forest::{Builder, Forest, Span};
 pub use llama::Llama;
 pub use lora::Adapter;
 
+#[cfg(feature = "cuda")]
+use crate::Code;
 use crate::device::{Cpu, Pool};
 use crate::files::{Access, Config, Tensors, Tokenizer, fingerprint};
 use crate::{Error, Result};
@@ -148,8 +151,11 @@ fn engine(options: &OpenOptions, config: Config, tensors: &Arc<Tensors>) -> Resu
         Place::Cpu => String::new(),
         Place::Auto | Place::Cuda => match on_gpu(options.precision, &config, tensors) {
             Ok(opened) => return opened,
-            Err(reason) if options.device == Place::Auto => format!(" ({reason})"),
-            Err(reason) => return Err(Error::unsupported(format!("device cuda: {reason}; or use --device cpu"))),
+            Err(reason) if options.device == Place::Auto => format!(" ({})", reason.text()),
+            Err(reason) => {
+                let text = format!("device cuda: {}; or use --device cpu", reason.text());
+                return Err(Error::new(reason.code(), text));
+            }
         },
     };
     let isa = match options.isa {
@@ -169,19 +175,33 @@ fn engine(options: &OpenOptions, config: Config, tensors: &Arc<Tensors>) -> Resu
 
 /// The same on the GPU; the outer error says why there is none for this model and precision.
 #[cfg(feature = "cuda")]
-fn on_gpu(precision: Precision, config: &Config, tensors: &Arc<Tensors>) -> Result<Result<Opened>, String> {
+fn on_gpu(precision: Precision, config: &Config, tensors: &Arc<Tensors>) -> Result<Result<Opened>> {
     if precision == Precision::F32 {
-        return Err("a GPU computes in bf16 only; use --precision bf16".to_owned());
+        return Err(Error::unsupported("a GPU computes in bf16 only; use --precision bf16"));
     }
-    crate::device::Gpu::takes_heads_of(config.head_dim)?;
-    let gpu = crate::device::Gpu::open()?;
+    let gpu = crate::device::Gpu::takes_heads_of(config.head_dim).and_then(|()| crate::device::Gpu::open());
+    let gpu = gpu.map_err(Error::unsupported)?;
+    let (needed, [free, total]) = (2 * values(tensors)?, gpu.free_and_total()?);
+    if needed > free {
+        let text = format!(
+            "the model's weights need {needed} bytes in bf16, and {free} of the GPU's {total} bytes are free; end what uses \
+             the GPU or take a smaller model"
+        );
+        return Err(Error::new(Code::OutOfMemory, text));
+    }
     let about = format!("cuda ({})", gpu.about());
     Ok(Llama::open(gpu, config.clone(), tensors).map(|llama| -> Opened { (Box::new(llama), about) }))
 }
 
+/// Numbers in a model folder.
+#[cfg(feature = "cuda")]
+fn values(tensors: &Tensors) -> Result<usize> {
+    tensors.names().map(|name| tensors.get(name).map(|view| view.bytes.len() / view.dtype.size())).sum()
+}
+
 #[cfg(not(feature = "cuda"))]
-fn on_gpu(_: Precision, _: &Config, _: &Arc<Tensors>) -> Result<Result<Opened>, String> {
-    Err("this version is built without CUDA".to_owned())
+fn on_gpu(_: Precision, _: &Config, _: &Arc<Tensors>) -> Result<Result<Opened>> {
+    Err(Error::unsupported("this version is built without CUDA"))
 }
 
 /// The level that `DLLM_ISA` names, if it is set.

@@ -4,11 +4,11 @@
 //! dev score was given) and `state.json`. The folder is replaced in one step, so a kill leaves the old or the new one.
 //! The generators are counters, so seed and step are the whole random state and data position.
 
-use super::optimizer::Moments;
 use crate::files::config::Config;
 use crate::files::safetensors::{Tensors, Writer};
 use crate::files::{Access, folder};
 use crate::model::Adapter;
+use crate::model::engine::Moments;
 use crate::{Error, Result};
 use dialoguellm_kernels::Dtype;
 use serde::{Deserialize, Serialize};
@@ -60,7 +60,7 @@ pub(crate) struct BestState {
 #[derive(Debug)]
 pub(crate) struct Numbers<'a> {
     pub adapter: &'a Adapter,
-    pub moments: &'a Moments,
+    pub moments: &'a Moments<'a>,
     pub best: Option<&'a [f32]>,
 }
 
@@ -68,7 +68,7 @@ pub(crate) struct Numbers<'a> {
 pub(crate) struct Saved {
     pub state: State,
     pub adapter: Adapter,
-    pub moments: Moments,
+    pub moments: Moments<'static>,
     pub best: Option<Vec<f32>>,
 }
 
@@ -129,7 +129,7 @@ pub(crate) fn read(dir: &Path, config: &Config) -> Result<Saved> {
     let get = |name: &str| finite(tensors.get(name)?.vector(n)?, name).map_err(|e| e.at(path.display()));
     // The adapter's own file may be rounded by whoever wrote it; this one is exact.
     adapter.params_mut().copy_from_slice(&get("params")?);
-    let moments = Moments { m: get("m")?, v: get("v")? };
+    let moments = Moments { m: get("m")?.into(), v: get("v")?.into() };
     let best = state.best.as_ref().map(|_| get("best")).transpose()?;
     Ok(Saved { state, adapter, moments, best })
 }

@@ -4,14 +4,13 @@
 //! happen between two of them. Nothing here knows of emotions, labels, templates or text: an answer is a range of
 //! token positions. Each part matches PyTorch's and transformers' behaviour where they have one, and says so.
 //!
-//! Read in this order: `data`, `loss`, `batch`, `schedule`, `optimizer`, `options`, `metrics`, `checkpoint`, `trainer`.
+//! Read in this order: `data`, `loss`, `batch`, `schedule`, `options`, `metrics`, `checkpoint`, `trainer`.
 
 mod batch;
 mod checkpoint;
 pub mod data;
 pub mod loss;
 mod metrics;
-mod optimizer;
 pub mod options;
 pub mod schedule;
 mod trainer;

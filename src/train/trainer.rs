@@ -4,17 +4,16 @@
 //! random is a function of (seed, epoch) or (seed, step), so two runs, or one that was stopped, saved and resumed, make
 //! the same bits. A step that fails or is cancelled leaves the trainer as before it.
 
-use super::batch::Layout;
+use super::batch::{Batch, Layout};
 use super::checkpoint::{self, BestState, FORMAT, Numbers, Saved, State};
 use super::data::{self, Group};
 use super::metrics::Metrics;
-use super::optimizer::{self, Moments};
 use super::options::{self, Options};
 use super::schedule::Rate;
-use crate::model::engine::{Cancel, Learning, Noise, Pass};
+use crate::model::engine::{Cancel, Learner, Learning, Moments, Noise, Pass};
 use crate::model::{Adapter, Model};
 use crate::{Code, Error, Result};
-use dialoguellm_kernels::dropout;
+use dialoguellm_kernels::{adamw, dropout};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 use std::sync::Arc;
@@ -23,7 +22,10 @@ use std::time::Instant;
 /// A run: an adapter that is being trained. Used by one thread at a time.
 pub struct Trainer {
     model: Arc<Model>,
+    /// Its values are the learner's where `current` says so, or it has none.
     adapter: Adapter,
+    current: bool,
+    learner: Box<dyn Learner>,
     groups: Vec<Group>,
     options: Options,
     /// Digest of `groups`.
@@ -32,9 +34,6 @@ pub struct Trainer {
     /// Steps of one epoch, and of the whole run.
     per_epoch: u64,
     steps: u64,
-    moments: Moments,
-    /// Scratch of one step.
-    gradient: Vec<f32>,
     step: u64,
     skipped: u64,
     skipped_in_a_row: u64,
@@ -95,12 +94,31 @@ struct Sums {
     linear_tokens: usize,
 }
 
+/// A step's work.
+struct Batches {
+    batches: Vec<Batch>,
+    /// The weight of all its targets.
+    total: f64,
+    linear_tokens: usize,
+}
+
 impl Trainer {
     /// A new run that trains `adapter` on `groups`.
     ///
     /// # Errors
-    /// InvalidArgument for options, prompts or questions out of their range; Numeric for an adapter with NaN.
+    /// InvalidArgument for options, prompts or questions out of their range; Numeric for an adapter with NaN; OutOfMemory
+    /// and DeviceLost of a GPU.
     pub fn new(model: Arc<Model>, adapter: Adapter, groups: Vec<Group>, options: Options) -> Result<Self> {
+        Self::with(model, adapter, None, groups, options)
+    }
+
+    fn with(
+        model: Arc<Model>,
+        adapter: Adapter,
+        moments: Option<&Moments>,
+        groups: Vec<Group>,
+        options: Options,
+    ) -> Result<Self> {
         options.check()?;
         let config = model.engine().config();
         data::check(&groups, config.vocab_size, model.context_length())?;
@@ -111,14 +129,13 @@ impl Trainer {
             0 => per_epoch.saturating_mul(options.epochs),
             steps => steps,
         };
-        let n = adapter.params().len();
         Ok(Self {
             data: data::digest(&groups),
             rate: Rate::new(&options, steps)?,
             per_epoch,
             steps,
-            moments: Moments::new(n),
-            gradient: vec![0.0; n],
+            learner: model.engine().learner(&adapter, moments)?,
+            current: true,
             step: 0,
             skipped: 0,
             skipped_in_a_row: 0,
@@ -141,13 +158,12 @@ impl Trainer {
     /// its precision, the data or the options are not the ones of the checkpoint.
     pub fn resume(dir: &Path, model: Arc<Model>, groups: Vec<Group>, options: Options) -> Result<Self> {
         let Saved { state, adapter, moments, best } = checkpoint::read(dir, model.engine().config())?;
-        let mut run = Self::new(model, adapter, groups, options)?;
+        let mut run = Self::with(model, adapter, Some(&moments), groups, options)?;
         run.check_same(&state).map_err(|e| e.at(dir.display()))?;
         run.best = match (state.best, best) {
             (Some(state), Some(params)) => Some((read_best(&state).map_err(|e| e.at(dir.display()))?, params)),
             _ => None,
         };
-        run.moments = moments;
         (run.step, run.skipped, run.skipped_in_a_row) = (state.step, state.skipped, state.skipped_in_a_row);
         run.old_lines = state.metrics_lines;
         Ok(run)
@@ -196,22 +212,30 @@ impl Trainer {
         }
         self.sort_epoch();
         let sums = self.accumulate(cancel)?;
-        let grad_norm = optimizer::norm(self.model.engine(), &self.gradient);
-        let skipped = !(sums.loss.is_finite() && grad_norm.is_finite());
+        let finite = sums.loss.is_finite();
+        let grad_norm = self.learner.norm(self.options.clip, finite)?;
+        let skipped = !(finite && grad_norm.is_finite());
         if skipped {
             self.check_skips(sums.loss, grad_norm)?;
         }
         let report = self.report(sums, grad_norm, skipped, started);
         self.log(step_line(&report))?;
         if !skipped {
-            let t = self.step - self.skipped + 1;
-            let (engine, params) = (self.model.engine(), self.adapter.params_mut());
-            self.moments.update(engine, params, &self.gradient, t, report.lr, grad_norm, &self.options);
+            self.update(report.lr)?;
         }
         self.step += 1;
         self.skipped += u64::from(skipped);
         self.skipped_in_a_row = if skipped { self.skipped_in_a_row + 1 } else { 0 };
         Ok(report)
+    }
+
+    fn update(&mut self, lr: f64) -> Result<()> {
+        let Options { beta1, beta2, epsilon: eps, weight_decay: decay, .. } = self.options;
+        let t = self.step - self.skipped + 1;
+        // the old values would be kept for this adapter alone
+        self.adapter.set_params(Arc::default());
+        self.current = false;
+        self.learner.update(&adamw::Options { lr, beta1, beta2, eps, decay }, t)
     }
 
     fn report(&self, sums: Sums, grad_norm: f64, skipped: bool, started: Instant) -> StepReport {
@@ -248,53 +272,38 @@ impl Trainer {
         ))
     }
 
-    /// The gradient of this step, in `self.gradient`.
+    /// The gradient of this step, in the learner.
     fn accumulate(&mut self, cancel: &Cancel) -> Result<Sums> {
-        let mut gradient = std::mem::take(&mut self.gradient);
-        gradient.fill(0.0);
-        let sums = self.pass_all(cancel, &mut gradient);
-        self.gradient = gradient;
-        sums
-    }
-
-    fn pass_all(&self, cancel: &Cancel, gradient: &mut [f32]) -> Result<Sums> {
-        let groups = self.groups_of_step();
-        let layout = Layout { loss: self.options.loss, shared: self.noise().is_none() };
-        // A batch may be all prompts without an answer: its loss is then 0, not 0 / 0.
-        let total = Some(self.options.loss.total(groups.iter().copied())).filter(|&t| t > 0.0).unwrap_or(1.0);
-        let mut sums = Sums::default();
-        for cut in layout.cut(&groups, self.options.micro_tokens) {
-            cancel.check()?;
-            let prompts = groups[cut.clone()].iter().flat_map(|group| &group.prompts);
-            sums.linear_tokens += prompts.map(|prompt| prompt.ids.len()).sum::<usize>();
-            self.pass(layout, &groups[cut], total, cancel, gradient, &mut sums)?;
+        let Batches { batches, total, linear_tokens } = self.batches();
+        let learning = Learning { noise: self.noise(), activation_bytes: self.options.activation_bytes() };
+        let mut sums = Sums { linear_tokens, ..Sums::default() };
+        let engine = self.model.engine();
+        self.learner.begin()?;
+        for Batch { forest, targets, objective } in &batches {
+            let pass = Pass { forest, adapter: Some(&self.adapter), cancel };
+            let mut loss = |log_probs: &[f32]| {
+                let (loss, slope) = objective.value(log_probs, total);
+                sums.loss += loss;
+                Ok(slope)
+            };
+            engine.learn(&mut *self.learner, &pass, targets, &learning, &mut loss)?;
+            sums.tokens += forest.len();
         }
         Ok(sums)
     }
 
-    fn pass(
-        &self,
-        layout: Layout,
-        groups: &[&Group],
-        total: f64,
-        cancel: &Cancel,
-        gradient: &mut [f32],
-        sums: &mut Sums,
-    ) -> Result<()> {
-        let batch = layout.batch(groups);
-        if batch.targets.is_empty() {
-            return Ok(());
+    /// The forests of this step that are worth a pass.
+    fn batches(&self) -> Batches {
+        let groups = self.groups_of_step();
+        let layout = Layout { loss: self.options.loss, shared: self.noise().is_none() };
+        let cuts = layout.cut(&groups, self.options.micro_tokens);
+        let batches = cuts.into_iter().map(|cut| layout.batch(&groups[cut]));
+        Batches {
+            batches: batches.filter(|batch| !batch.targets.is_empty()).collect(),
+            // A batch may be all prompts without an answer: its loss is then 0, not 0 / 0.
+            total: Some(self.options.loss.total(groups.iter().copied())).filter(|&t| t > 0.0).unwrap_or(1.0),
+            linear_tokens: groups.iter().flat_map(|group| &group.prompts).map(|prompt| prompt.ids.len()).sum(),
         }
-        let pass = Pass { forest: &batch.forest, adapter: Some(&self.adapter), cancel };
-        let learning = Learning { noise: self.noise(), activation_bytes: self.options.activation_bytes() };
-        let mut loss = |log_probs: &[f32]| {
-            let (loss, slope) = batch.objective.value(log_probs, total);
-            sums.loss += loss;
-            Ok(slope)
-        };
-        self.model.engine().gradient(&pass, &batch.targets, &learning, &mut loss, gradient)?;
-        sums.tokens += batch.forest.len();
-        Ok(())
     }
 
     fn noise(&self) -> Option<Noise> {
@@ -337,7 +346,7 @@ impl Trainer {
         line.extend(details);
         self.log(line)?;
         if is_best {
-            self.best = Some((best, self.adapter.params().to_vec()));
+            self.best = Some((best, self.adapter()?.params().to_vec()));
         }
         Ok(is_best)
     }
@@ -359,8 +368,10 @@ impl Trainer {
     /// # Errors
     /// As [`Trainer::save`], and those of `more`.
     pub fn save_with(&mut self, dir: &Path, more: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        self.adapter()?;
+        let moments = self.learner.moments()?;
         let best = self.best.as_ref().map(|(_, params)| params.as_slice());
-        let numbers = Numbers { adapter: &self.adapter, moments: &self.moments, best };
+        let numbers = Numbers { adapter: &self.adapter, moments: &moments, best };
         checkpoint::write(dir, &self.state()?, &numbers, more)
     }
 
@@ -385,14 +396,33 @@ impl Trainer {
     }
 
     /// The adapter as it is now.
-    pub fn adapter(&self) -> &Adapter {
-        &self.adapter
+    ///
+    /// # Errors
+    /// DeviceLost and others of a GPU that keeps it; never on a CPU.
+    pub fn adapter(&mut self) -> Result<&Adapter> {
+        if !self.current {
+            self.adapter.set_params(self.learner.values()?);
+            self.current = true;
+        }
+        Ok(&self.adapter)
     }
     /// The adapter that [`Trainer::finish`] would give now.
-    pub fn best_adapter(&self) -> Adapter {
-        let mut adapter = self.adapter.clone();
-        self.best.iter().for_each(|(_, params)| adapter.params_mut().copy_from_slice(params));
-        adapter
+    ///
+    /// # Errors
+    /// As [`Trainer::adapter`].
+    pub fn best_adapter(&mut self) -> Result<Adapter> {
+        match &self.best {
+            None => self.adapter().cloned(),
+            Some((_, params)) => {
+                let mut adapter = self.adapter.clone();
+                adapter.set_params(Arc::new(params.clone()));
+                Ok(adapter)
+            }
+        }
+    }
+    /// Numbers that are trained.
+    pub fn parameters(&self) -> usize {
+        self.adapter.slots().iter().map(|slot| slot.at.len()).sum()
     }
     /// Steps made.
     pub fn steps_made(&self) -> u64 {
@@ -416,12 +446,11 @@ impl Trainer {
     }
 
     /// Ends the run: the adapter with the best dev score, or the last one where no score was given.
-    pub fn finish(mut self) -> (Adapter, Option<Best>) {
-        let best = self.best.map(|(best, params)| {
-            self.adapter.params_mut().copy_from_slice(&params);
-            best
-        });
-        (self.adapter, best)
+    ///
+    /// # Errors
+    /// As [`Trainer::adapter`].
+    pub fn finish(mut self) -> Result<(Adapter, Option<Best>)> {
+        Ok((self.best_adapter()?, self.best()))
     }
 }
 

@@ -204,7 +204,7 @@ impl Train {
         }
         let taught = run.taught();
         let (steps, made) = (run.trainer().steps(), run.trainer().steps_made());
-        let params = run.trainer().adapter().params().len();
+        let params = run.trainer().parameters();
         eprintln!(
             "{} prompts, {} tokens without sharing; {} parameters; {steps} steps{}",
             thousands(taught.turns as u64),

@@ -4,19 +4,23 @@
 #![allow(unsafe_code)] // tasks write disjoint chunks; every use says why they are
 
 mod arena;
+mod optimizer;
 mod product;
 
 pub use arena::Buffer;
+pub use optimizer::Moments;
 
 use arena::Arena;
 use product::Factor;
 
 use super::pool::Chunks;
-use super::{AttentionGradient, AttentionSaved, Device, HeadTarget, Out, PairAt, Plan, Pool, Sum, Term};
+use super::{AttentionGradient, AttentionSaved, Device, HeadTarget, Out, PairAt, Plan, Pool, Sum, Term, room};
 use crate::Result;
 use crate::files::safetensors::Tensors;
 use dialoguellm_kernels::attention::Heads;
-use dialoguellm_kernels::{Elem, Isa, Kernels, Matrix, Real, dropout};
+use dialoguellm_kernels::sample::{self, Draw};
+use dialoguellm_kernels::{Elem, Isa, Kernels, Matrix, Real, adamw, dropout};
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -158,7 +162,7 @@ impl<E: Elem> Device for Cpu<E> {
     type Weight = Stored;
     type Vector = Vec<E::Real>;
     type Params = Arc<Vec<f32>>;
-    type Gradient = Buffer<E::Real>;
+    type Moments = Moments;
     type RopeTable = RopeTable<E::Real>;
     type Plan = Plan;
 
@@ -168,10 +172,6 @@ impl<E: Elem> Device for Cpu<E> {
 
     fn isa(&self) -> Isa {
         self.kernels.isa
-    }
-
-    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        self.pool.run(tasks, task);
     }
 
     fn weight(&self, tensors: &Arc<Tensors>, name: &str, rows: usize, cols: usize) -> Result<Stored> {
@@ -187,20 +187,45 @@ impl<E: Elem> Device for Cpu<E> {
         host.clone()
     }
 
+    fn own_params(&self, host: &Arc<Vec<f32>>) -> Arc<Vec<f32>> {
+        host.clone() // an update makes its own copy where someone else reads this one
+    }
+
     fn plan(&self, plan: Plan) -> Plan {
         plan
     }
 
-    fn gradient(&self, len: usize) -> Buffer<E::Real> {
-        let mut sums = self.real(1, len);
-        self.each_row(sums.values_mut(), PIECE, |_, sums| sums.fill(E::Real::ZERO));
-        sums
+    fn read(&self, x: &Buffer<E::Real>) -> Result<Vec<f32>> {
+        Ok(x.values().iter().map(|x| x.to_f32()).collect())
     }
 
-    fn add_gradient(&self, from: Buffer<E::Real>, to: &mut [f32]) -> Result<()> {
-        self.each_row(to, PIECE, |i, to| {
-            to.iter_mut().zip(&from.values()[i * PIECE..]).for_each(|(to, from)| *to += from.to_f32());
-        });
+    fn values(&self, params: &Arc<Vec<f32>>) -> Result<Arc<Vec<f32>>> {
+        Ok(params.clone())
+    }
+
+    fn moments(&self, len: usize, from: Option<(&[f32], &[f32])>) -> Result<Moments> {
+        let (m, v) = from.map_or_else(|| (vec![0.0; len], vec![0.0; len]), |(m, v)| (m.to_vec(), v.to_vec()));
+        Ok(Moments::new(m, v))
+    }
+
+    fn read_moments<'a>(&self, moments: &'a Moments) -> Result<[Cow<'a, [f32]>; 2]> {
+        Ok([Cow::Borrowed(&moments.m), Cow::Borrowed(&moments.v)])
+    }
+
+    fn gradient_norm(&self, moments: &mut Moments, gradient: &Buffer<E::Real>, clip: f64, finite: bool) -> Result<f64> {
+        Ok(moments.measure(&self.pool, gradient.values(), clip, finite))
+    }
+
+    fn adamw(
+        &self,
+        params: &mut Arc<Vec<f32>>,
+        moments: &mut Moments,
+        gradient: &Buffer<E::Real>,
+        options: &adamw::Options,
+        t: u64,
+    ) -> Result<()> {
+        let on = (&*self.pool, self.kernels.isa);
+        moments.update(on, Arc::make_mut(params).as_mut_slice(), gradient.values(), options, t);
         Ok(())
     }
 
@@ -214,7 +239,7 @@ impl<E: Elem> Device for Cpu<E> {
 
     fn zeros(&self, rows: usize, cols: usize) -> Buffer<E::Real> {
         let mut y = self.real(rows, cols);
-        y.values_mut().fill(E::Real::ZERO);
+        self.each_row(y.values_mut(), PIECE, |_, y| y.fill(E::Real::ZERO));
         y
     }
 
@@ -250,6 +275,15 @@ impl<E: Elem> Device for Cpu<E> {
         head.copy_from_slice(&past.values()[..rows * new.cols]);
         tail.copy_from_slice(new.values());
         y
+    }
+
+    fn append(&self, y: &mut Buffer<E>, at: usize, new: &Buffer<E>) {
+        if y.rows < at + new.rows {
+            let mut larger = self.act(room(y.rows, at + new.rows), new.cols);
+            larger.values_mut()[..at * new.cols].copy_from_slice(&y.values()[..at * new.cols]);
+            *y = larger;
+        }
+        y.values_mut()[at * new.cols..][..new.values().len()].copy_from_slice(new.values());
     }
 
     fn embed(&self, table: &Stored, ids: &[u32]) -> Buffer<E::Real> {
@@ -328,6 +362,7 @@ impl<E: Elem> Device for Cpu<E> {
         plan: &Plan,
     ) -> (Buffer<E>, Buffer<E::Real>) {
         let (mut o, mut lse) = (self.act(q.rows, q.cols), self.real(q.rows, heads.q));
+        let [k, v] = [k, v].map(|x| &x.values()[..plan.keys * x.cols]);
         let (o_rows, lse_rows) = (Chunks::new(o.values_mut(), 1), Chunks::new(lse.values_mut(), 1));
         self.pool.run(plan.query_runs.len(), |task| {
             let run = &plan.query_runs[task];
@@ -337,7 +372,7 @@ impl<E: Elem> Device for Cpu<E> {
                 unsafe { (o_rows.range(at * q.cols, n * q.cols), lse_rows.range(at * heads.q, n * heads.q)) };
             let q = &q.values()[at * q.cols..][..n * q.cols];
             self.with_scratch(|scratch| {
-                self.kernels.attention(o, lse, q, k.values(), v.values(), heads, &plan.block(run), scratch);
+                self.kernels.attention(o, lse, q, k, v, heads, &plan.block(run), scratch);
             });
         });
         (o, lse)
@@ -504,6 +539,10 @@ impl<E: Elem> Device for Cpu<E> {
             self.product(Out::Add(&mut dh), &[factor], None);
         }
         dh
+    }
+
+    fn draw(&self, h: &Buffer<E>, w: &Stored, draw: &Draw) -> Option<u32> {
+        sample::draw(&mut self.logits(h, w), draw)
     }
 
     fn logits(&self, h: &Buffer<E>, w: &Stored) -> Vec<f32> {

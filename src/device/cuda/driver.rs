@@ -183,11 +183,19 @@ impl Context {
         }
     }
 
-    fn full(&self, wanted: usize) -> Error {
+    /// Free bytes and all.
+    pub fn memory(&self) -> Result<[usize; 2]> {
         let (mut free, mut total) = (0, 0);
-        // SAFETY: writes two numbers; where it fails they stay zero.
-        let known = check(unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) }, "").is_ok();
-        let rest = if known { format!("{free} of the GPU's {total} bytes are free") } else { "the GPU is full".into() };
+        // SAFETY: writes two numbers.
+        check(unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) }, "asking for free memory")?;
+        Ok([free, total])
+    }
+
+    fn full(&self, wanted: usize) -> Error {
+        let rest = match self.memory() {
+            Ok([free, total]) => format!("{free} of the GPU's {total} bytes are free"),
+            Err(_) => "the GPU is full".to_owned(),
+        };
         let text = format!("a tensor of {wanted} bytes was wanted and {rest}; use smaller batches or --device cpu");
         Error::new(Code::OutOfMemory, text)
     }

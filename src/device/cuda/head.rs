@@ -3,6 +3,7 @@
 use super::super::{Device, HeadTarget, Sum};
 use super::{Array, Gpu};
 use dialoguellm_kernels::cuda::Ptr;
+use dialoguellm_kernels::sample::{self, Draw};
 use dialoguellm_kernels::{bf16, cross_entropy, linear};
 use std::ops::Range;
 
@@ -111,6 +112,17 @@ impl Gpu {
             self.run(&linear::cuda::gemm(linear::cuda::Out::Add(dh.at()), rows, width, &[term], None));
         }
         dh
+    }
+
+    /// [`Device::draw`].
+    pub(super) fn head_draw(&self, h: &Array<bf16>, w: &Array<bf16>, draw: &Draw) -> Option<u32> {
+        assert!(h.rows == 1 && draw.seen.iter().all(|&token| (token as usize) < w.rows));
+        let logits = self.logits_of(h, w, 0..1, &(0..w.rows));
+        let (token, seen) = (self.array::<u32>(1, 1), self.upload(draw.seen, 1));
+        self.run(&sample::cuda::penalise(logits.at(), seen.at(), draw.seen.len() as u32, draw.penalty));
+        self.run(&sample::cuda::pick(token.at(), logits.at(), w.rows as u32, &draw.options, draw.uniform));
+        let token = self.download(&token, 1)[0];
+        (token != sample::cuda::NO_TOKEN).then_some(token)
     }
 
     /// [`Device::logits`].

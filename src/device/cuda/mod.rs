@@ -18,18 +18,18 @@ mod ops;
 mod probe;
 mod queue;
 
-pub use ops::{LoraValues, RopeTable, Sight};
+pub use ops::{LoraValues, Moments, RopeTable, Sight};
 
 use super::Tensor;
 use crate::{Code, Error, Result};
 use dialoguellm_kernels::cuda::{Launch, Ptr};
-use dialoguellm_kernels::{attention, bf16};
+use dialoguellm_kernels::{adamw, attention, bf16};
 use driver::{About, Context};
 use memory::{Block, Memory, PART, Staging};
 use module::Modules;
 use queue::{Queue, Work};
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// A GPU that multiplies in bf16.
@@ -47,6 +47,8 @@ pub struct Gpu {
     failure: Mutex<Option<Error>>,
     /// Whether there is one.
     failed: AtomicBool,
+    /// How many there were.
+    failures: AtomicU64,
     /// Matrices by name: a tied head is the embedding.
     weights: Mutex<Vec<(String, Weak<Array<bf16>>)>>,
     /// The adapter of the last pass.
@@ -73,6 +75,8 @@ impl Number for bf16 {}
 impl Number for f32 {}
 impl Number for u32 {}
 impl Number for u64 {}
+impl Number for f64 {}
+impl Number for adamw::cuda::State {}
 
 impl<T> Array<T> {
     fn at(&self) -> Ptr {
@@ -141,6 +145,7 @@ impl Gpu {
             turn: Mutex::default(),
             failure: Mutex::default(),
             failed: AtomicBool::new(false),
+            failures: AtomicU64::new(0),
             weights: Mutex::default(),
             params: Mutex::default(),
         })
@@ -160,6 +165,14 @@ impl Gpu {
     pub fn about(&self) -> String {
         let About { name, capability } = &self.about;
         format!("{name}, compute capability {}, driver for CUDA {}", shown(*capability), probe::shown(self.driver))
+    }
+
+    /// Bytes of its memory that are free, and all there are. Errors: those of [`Device::status`].
+    ///
+    /// [`Device::status`]: super::Device::status
+    pub fn free_and_total(&self) -> Result<[usize; 2]> {
+        self.context.bind()?;
+        self.context.memory()
     }
 
     /// Waits for the caller's turn, and forgets what failed before it.
@@ -211,6 +224,7 @@ impl Gpu {
     fn fail(&self, error: Error) {
         locked(&self.failure).get_or_insert(error);
         self.failed.store(true, Ordering::Relaxed);
+        self.failures.fetch_add(1, Ordering::Relaxed);
         self.queue.clear();
     }
 
@@ -225,9 +239,10 @@ impl Gpu {
         })
     }
 
-    /// A tensor of unspecified values; of nothing where the pass has failed.
+    /// A tensor of unspecified values; without memory where it has none or the pass has failed.
     fn array<T: Number>(&self, rows: usize, cols: usize) -> Array<T> {
-        let block = self.attempt(|| self.memory(|memory| memory.take(rows * cols * size_of::<T>())));
+        let bytes = rows * cols * size_of::<T>();
+        let block = if bytes == 0 { None } else { self.attempt(|| self.memory(|memory| memory.take(bytes))) };
         Array { block: block.unwrap_or_else(Block::nothing), rows, cols, values: PhantomData }
     }
 
@@ -257,6 +272,9 @@ impl Gpu {
     /// Copies `bytes` to `offset` of `to`.
     fn copy_to<T>(&self, to: &mut Array<T>, offset: usize, from: &Array<T>, bytes: usize) {
         assert!(offset + bytes <= to.size() && bytes <= from.size());
+        if bytes == 0 {
+            return;
+        }
         // SAFETY: checked above; `to` is borrowed exclusively, so the ranges are apart.
         unsafe { self.ask(Work::Copy { to: to.at().offset(offset), from: from.at(), bytes }) };
     }

@@ -1,27 +1,45 @@
 //! The operations on a GPU: shapes are checked here, because a kernel would not see that they are wrong.
 
-use super::super::{AttentionGradient, AttentionSaved, Device, HeadTarget, Operand, Out, PairAt, Plan, Sum, Term};
+use super::super::{
+    AttentionGradient, AttentionSaved, Device, HeadTarget, Operand, Out, PairAt, Plan, Sum, Term, room,
+};
 use super::memory::PART;
 use super::{Array, Gpu, Weight, locked};
 use crate::files::safetensors::Tensors;
 use crate::{Error, Result};
 use dialoguellm_kernels::attention::Heads;
 use dialoguellm_kernels::cuda::Ptr;
+use dialoguellm_kernels::sample::Draw;
 use dialoguellm_kernels::{
-    Dtype, Isa, Matrix, attention, bf16, dropout, embedding, linear, rmsnorm, rope, swiglu, tensor,
+    Dtype, Isa, Matrix, adamw, attention, bf16, dropout, embedding, linear, rmsnorm, rope, swiglu, tensor,
 };
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::marker::PhantomData;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// An adapter's parameters on the GPU, and its matrices rounded with their scales as passes asked for them.
 pub struct LoraValues {
     values: Array<f32>,
-    /// By first value and bits of the scale.
     rounded: Mutex<Rounded>,
 }
 
-type Rounded = HashMap<(usize, u32), Arc<Array<bf16>>>;
+#[derive(Default)]
+struct Rounded {
+    /// Failures of the GPU when they were made: the work of one that failed later may never have been asked for.
+    failures: u64,
+    /// By first value and bits of the scale.
+    matrices: HashMap<(usize, u32), Arc<Array<bf16>>>,
+}
+
+/// AdamW's moments on the GPU, and what its kernels say of a gradient: sums of squares, then the decision.
+pub struct Moments {
+    m: Array<f32>,
+    v: Array<f32>,
+    squares: Array<f64>,
+    decision: Array<adamw::cuda::State>,
+}
 
 /// Rotations by position, `[positions, half]`.
 pub struct RopeTable {
@@ -114,14 +132,19 @@ impl Gpu {
     /// A matrix of an adapter, rounded; once a pass, or as long as the adapter stays as it is.
     fn rounded(&self, params: &LoraValues, at: usize, rows: usize, cols: usize, scale: f32) -> Arc<Array<bf16>> {
         assert!(at + rows * cols <= params.values.len());
-        if let Some(found) = locked(&params.rounded).get(&(at, scale.to_bits())) {
+        let mut rounded = locked(&params.rounded);
+        let failures = self.failures.load(Ordering::Relaxed);
+        if rounded.failures != failures {
+            *rounded = Rounded { failures, matrices: HashMap::new() };
+        }
+        if let Some(found) = rounded.matrices.get(&(at, scale.to_bits())) {
             return found.clone();
         }
         let array = Arc::new(self.array::<bf16>(rows, cols));
         let from = params.values.at().offset(at * size_of::<f32>());
         self.run(&tensor::cuda::narrow(array.at(), from, array.len(), scale));
         if !self.has_failed() {
-            locked(&params.rounded).insert((at, scale.to_bits()), array.clone());
+            rounded.matrices.insert((at, scale.to_bits()), array.clone());
         }
         array
     }
@@ -153,7 +176,7 @@ impl Device for Gpu {
     type Weight = Weight;
     type Vector = Array<f32>;
     type Params = Arc<LoraValues>;
-    type Gradient = Array<f32>;
+    type Moments = Moments;
     type RopeTable = RopeTable;
     type Plan = Sight;
 
@@ -200,11 +223,15 @@ impl Device for Gpu {
             return params.clone();
         }
         *last = None; // its memory is free before the new one's is taken
-        let params = Arc::new(LoraValues { values: self.upload(host, host.len()), rounded: Mutex::default() });
+        let params = self.own_params(host);
         if !self.has_failed() {
             *last = Some((Arc::downgrade(host), params.clone()));
         }
         params
+    }
+
+    fn own_params(&self, host: &Arc<Vec<f32>>) -> Arc<LoraValues> {
+        Arc::new(LoraValues { values: self.upload(host, host.len()), rounded: Mutex::default() })
     }
 
     fn plan(&self, plan: Plan) -> Sight {
@@ -225,15 +252,54 @@ impl Device for Gpu {
         }
     }
 
-    fn gradient(&self, len: usize) -> Array<f32> {
-        self.zeros(1, len)
+    fn read(&self, x: &Array<f32>) -> Result<Vec<f32>> {
+        let values = self.download(x, x.len());
+        self.told().map(|()| values)
     }
 
-    fn add_gradient(&self, from: Array<f32>, to: &mut [f32]) -> Result<()> {
-        let sums = self.download(&from, to.len());
-        self.told()?;
-        to.iter_mut().zip(sums).for_each(|(to, from)| *to += from);
-        Ok(())
+    fn values(&self, params: &Arc<LoraValues>) -> Result<Arc<Vec<f32>>> {
+        self.read(&params.values).map(Arc::new)
+    }
+
+    fn moments(&self, len: usize, from: Option<(&[f32], &[f32])>) -> Result<Moments> {
+        let [m, v] = match from {
+            None => [(); 2].map(|()| self.zeros(1, len)),
+            Some((m, v)) => [m, v].map(|values| self.upload(values, len)),
+        };
+        let squares = self.array(1, adamw::cuda::partials(len) as usize);
+        let moments = Moments { m, v, squares, decision: self.array(1, 1) };
+        self.told().map(|()| moments)
+    }
+
+    fn read_moments<'a>(&self, moments: &'a Moments) -> Result<[Cow<'a, [f32]>; 2]> {
+        Ok([self.read(&moments.m)?.into(), self.read(&moments.v)?.into()])
+    }
+
+    fn gradient_norm(&self, moments: &mut Moments, gradient: &Array<f32>, clip: f64, finite: bool) -> Result<f64> {
+        is(gradient, 1, moments.m.len());
+        let (squares, decision) = (moments.squares.at(), moments.decision.at());
+        self.run(&adamw::cuda::norm_partials(squares, gradient.at(), gradient.len()));
+        self.run(&adamw::cuda::decide(decision, squares, moments.squares.len() as u32, clip, finite));
+        let decision = self.download(&moments.decision, 1);
+        self.told().map(|()| decision[0].norm)
+    }
+
+    fn adamw(
+        &self,
+        params: &mut Arc<LoraValues>,
+        moments: &mut Moments,
+        gradient: &Array<f32>,
+        options: &adamw::Options,
+        t: u64,
+    ) -> Result<()> {
+        let len = moments.m.len();
+        is(gradient, 1, len);
+        assert_eq!(params.values.len(), len);
+        locked(&params.rounded).matrices.clear();
+        let step = adamw::Step::new(options, t, 1.0);
+        let (p, m, v) = (params.values.at(), moments.m.at(), moments.v.at());
+        self.run(&adamw::cuda::step(p, m, v, gradient.at(), len, &step, moments.decision.at()));
+        self.told()
     }
 
     fn act(&self, rows: usize, cols: usize) -> Array<bf16> {
@@ -283,6 +349,21 @@ impl Device for Gpu {
         self.copy_to(&mut y, 0, past, head);
         self.copy_to(&mut y, head, new, new.size());
         y
+    }
+
+    fn append(&self, y: &mut Array<bf16>, at: usize, new: &Array<bf16>) {
+        assert!(at <= y.rows && y.cols == new.cols);
+        let bytes = |rows: usize| rows * new.cols * size_of::<bf16>();
+        if y.rows < at + new.rows {
+            let mut larger = self.act(room(y.rows, at + new.rows), new.cols);
+            self.copy_to(&mut larger, 0, y, bytes(at));
+            // at once: if the copy only waited, a failure of this pass would lose what it copies
+            if self.attempt(|| self.queue.flush()).is_none() {
+                return;
+            }
+            *y = larger;
+        }
+        self.copy_to(y, bytes(at), new, new.size());
     }
 
     fn embed(&self, table: &Weight, ids: &[u32]) -> Array<f32> {
@@ -367,7 +448,9 @@ impl Device for Gpu {
         heads: Heads,
         plan: &Sight,
     ) -> (Array<bf16>, Array<f32>) {
-        plan.check(heads, q, k, v);
+        if !self.has_failed() {
+            plan.check(heads, q, k, v); // what could not be appended to has too few rows
+        }
         let (o, lse) = (self.act(q.rows, q.cols), self.real(q.rows, heads.q));
         self.run(&attention::cuda::forward(o.at(), lse.at(), q.at(), k.at(), v.at(), &plan.shape(heads)));
         (o, lse)
@@ -445,6 +528,10 @@ impl Device for Gpu {
         self.head_gradient(h, &w.0, lse, targets)
     }
 
+    fn draw(&self, h: &Array<bf16>, w: &Weight, draw: &Draw) -> Option<u32> {
+        self.head_draw(h, &w.0, draw)
+    }
+
     fn logits(&self, h: &Array<bf16>, w: &Weight) -> Vec<f32> {
         self.head_logits(h, &w.0)
     }
@@ -462,7 +549,8 @@ impl Gpu {
 impl Sight {
     fn check(&self, heads: Heads, q: &Array<bf16>, k: &Array<bf16>, v: &Array<bf16>) {
         is(q, self.queries, heads.q * heads.dim);
-        [k, v].into_iter().for_each(|x| is(x, self.keys, heads.kv * heads.dim));
+        let wide = heads.kv * heads.dim;
+        assert!([k, v].into_iter().all(|x| x.cols == wide && x.rows >= self.keys), "{} keys of {wide}", self.keys);
     }
 }
 

@@ -3,49 +3,54 @@
 //! Every parameter decays, A and B alike, as PEFT's do under torch.optim.AdamW with one parameter group. Clipping is
 //! torch.nn.utils.clip_grad_norm_: factor min(1, max / (norm + 1e-6)). The kernel keeps PyTorch's order of operations.
 
-use super::options::Options;
-use crate::model::engine::Engine;
-use dialoguellm_kernels::Elem;
-use dialoguellm_kernels::adamw::{self, Step};
+use super::super::Pool;
+use dialoguellm_kernels::adamw::{Options, Step};
+use dialoguellm_kernels::{Elem, Isa, Real};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// Values that make one thread's task; fixed, so that the order of the norm's sum is.
 const PIECE: usize = 1 << 16;
 
-/// First and second moments, one value a parameter.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Moments {
-    pub m: Vec<f32>,
-    pub v: Vec<f32>,
+/// First and second moments, one value a parameter, and what the gradient that was last measured is multiplied by; nothing
+/// where it must not be used.
+pub struct Moments {
+    pub(super) m: Vec<f32>,
+    pub(super) v: Vec<f32>,
+    scale: Option<f64>,
 }
 
 impl Moments {
-    pub fn new(parameters: usize) -> Self {
-        Self { m: vec![0.0; parameters], v: vec![0.0; parameters] }
+    pub(super) fn new(m: Vec<f32>, v: Vec<f32>) -> Self {
+        Self { m, v, scale: None }
     }
 
-    /// Update number `t`, counted from 1, at rate `lr`, on `engine`'s threads.
-    pub fn update(
+    /// The gradient's norm; the update after it clips by it, and does nothing where the norm or the loss is not `finite`.
+    pub(super) fn measure<R: Real>(&mut self, pool: &Pool, gradient: &[R], clip: f64, finite: bool) -> f64 {
+        let norm = norm(pool, gradient);
+        self.scale = (finite && norm.is_finite()).then(|| clip_factor(norm, clip));
+        norm
+    }
+
+    /// Update number `t`, counted from 1, by the gradient that was measured.
+    pub(super) fn update<R: Real>(
         &mut self,
-        engine: &dyn Engine,
+        (pool, isa): (&Pool, Isa),
         params: &mut [f32],
-        gradient: &[f32],
-        t: u64,
-        lr: f64,
-        norm: f64,
+        gradient: &[R],
         options: &Options,
+        t: u64,
     ) {
-        let Options { beta1, beta2, epsilon: eps, weight_decay: decay, clip, .. } = *options;
-        let scalars = adamw::Options { lr, beta1, beta2, eps, decay };
-        let step = Step::new(&scalars, t, clip_factor(norm, clip));
-        let kernels = f32::kernels(engine.isa());
+        let Some(scale) = self.scale else { return };
+        let step = Step::new(options, t, scale);
+        let kernels = f32::kernels(isa);
         let moments = self.m.chunks_mut(PIECE).zip(self.v.chunks_mut(PIECE));
         let pieces = params.chunks_mut(PIECE).zip(gradient.chunks(PIECE)).zip(moments).map(Mutex::new);
         let pieces: Vec<_> = pieces.collect();
-        engine.run(pieces.len(), &|i| {
+        pool.run(pieces.len(), |i| {
             let mut piece = pieces[i].lock().unwrap_or_else(PoisonError::into_inner);
             let ((params, gradient), (m, v)) = &mut *piece;
-            kernels.adamw(params, gradient, m, v, &step);
+            let gradient: Vec<f32> = gradient.iter().map(|g| g.to_f32()).collect();
+            kernels.adamw(params, &gradient, m, v, &step);
         });
     }
 }
@@ -57,9 +62,9 @@ fn clip_factor(norm: f64, max: f64) -> f64 {
 
 /// The Euclidean norm, or infinity where it is too large for squares in f32, which is where AdamW's second moment and
 /// PyTorch's norm overflow; NaN where any value is.
-pub(crate) fn norm(engine: &dyn Engine, gradient: &[f32]) -> f64 {
+fn norm<R: Real>(pool: &Pool, gradient: &[R]) -> f64 {
     let pieces: Vec<_> = gradient.chunks(PIECE).map(|piece| (piece, OnceLock::new())).collect();
-    engine.run(pieces.len(), &|i| {
+    pool.run(pieces.len(), |i| {
         let (piece, square) = &pieces[i];
         square.get_or_init(|| squared(piece));
     });
@@ -67,11 +72,11 @@ pub(crate) fn norm(engine: &dyn Engine, gradient: &[f32]) -> f64 {
     if square > f64::from(f32::MAX) { f64::INFINITY } else { square.sqrt() }
 }
 
-fn squared(piece: &[f32]) -> f64 {
+fn squared<R: Real>(piece: &[R]) -> f64 {
     let mut sums = [0f64; 8]; // partial sums in a fixed order: quick, and the same bits every time
     for chunk in piece.chunks(sums.len()) {
-        for (sum, &g) in sums.iter_mut().zip(chunk) {
-            *sum += f64::from(g) * f64::from(g);
+        for (sum, g) in sums.iter_mut().zip(chunk) {
+            *sum += g.to_f64() * g.to_f64();
         }
     }
     sums.iter().sum()
@@ -80,10 +85,25 @@ fn squared(piece: &[f32]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fake;
+    use std::sync::Arc;
+
+    const USUAL: Options = Options { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: 0.0 };
+
+    fn pool() -> Arc<Pool> {
+        Pool::shared(2).unwrap()
+    }
 
     fn norm(gradient: &[f32]) -> f64 {
-        super::norm(fake::model().0.engine(), gradient)
+        super::norm(&pool(), gradient)
+    }
+
+    fn zeros(n: usize) -> Moments {
+        Moments::new(vec![0.0; n], vec![0.0; n])
+    }
+
+    fn update(moments: &mut Moments, params: &mut [f32], gradient: &[f32], options: &Options, t: u64, clip: f64) {
+        moments.measure(&pool(), gradient, clip, true);
+        moments.update((&pool(), Isa::best(None)), params, gradient, options, t);
     }
 
     fn near(got: &[f32], want: &[f64]) {
@@ -117,16 +137,16 @@ mod tests {
     /// 0, 1e-2, 5e-3 set before its three steps.
     #[test]
     fn three_updates_are_pytorchs() {
-        let options = Options { beta2: 0.95, weight_decay: 0.1, clip: 0.0, ..Options::default() };
+        let options = Options { beta2: 0.95, decay: 0.1, ..USUAL };
         let mut params = [0.5f32, -0.25, 0.0, 1.5, -2.0];
-        let mut moments = Moments::new(5);
+        let mut moments = zeros(5);
         let steps = [
             (0.0, [0.1f32, -0.2, 0.0, 3.0, 1e-5]),
             (1e-2, [0.05, 0.2, 1e-3, -1.0, 2e-5]),
             (5e-3, [-0.3, 0.1, 0.0, 0.5, -1e-5]),
         ];
         for (t, (lr, gradient)) in (1..).zip(steps) {
-            moments.update(fake::model().0.engine(), &mut params, &gradient, t, lr, norm(&gradient), &options);
+            update(&mut moments, &mut params, &gradient, &Options { lr, ..options }, t, 0.0);
         }
         near(
             &params,
@@ -156,8 +176,8 @@ mod tests {
 
     #[test]
     fn rate_zero_moves_the_moments_and_not_the_parameters() {
-        let (mut params, mut moments) = ([0.5f32], Moments::new(1));
-        moments.update(fake::model().0.engine(), &mut params, &[2.0], 1, 0.0, 2.0, &Options::default());
+        let (mut params, mut moments) = ([0.5f32], zeros(1));
+        update(&mut moments, &mut params, &[2.0], &Options { lr: 0.0, ..USUAL }, 1, 1.0);
         assert_eq!(params, [0.5]);
         assert!(moments.m[0] != 0.0 && moments.v[0] != 0.0);
     }
@@ -168,12 +188,11 @@ mod tests {
         let gradient: Vec<f32> = (0..n).map(|i| (i % 7) as f32 - 2.0).collect();
         let want = gradient.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>().sqrt();
         assert!((norm(&gradient) - want).abs() <= 1e-12 * want);
-        let (model, _) = fake::model();
-        let (mut params, mut moments) = (vec![1.0; n], Moments::new(n));
-        moments.update(model.engine(), &mut params, &gradient, 1, 1e-2, want, &Options::default());
-        for i in 0..n {
-            let (mut param, mut alone) = ([1.0], Moments::new(1));
-            alone.update(model.engine(), &mut param, &gradient[i..=i], 1, 1e-2, want, &Options::default());
+        let (mut params, mut moments) = (vec![1.0; n], zeros(n));
+        update(&mut moments, &mut params, &gradient, &USUAL, 1, 1.0);
+        for i in (0..n).step_by(101).chain(n - 3..n) {
+            let (mut param, mut alone) = ([1.0], Moments { scale: moments.scale, ..zeros(1) });
+            alone.update((&pool(), Isa::best(None)), &mut param, &gradient[i..=i], &USUAL, 1);
             assert_eq!([params[i], moments.m[i], moments.v[i]], [param[0], alone.m[0], alone.v[0]], "value {i}");
         }
     }
