@@ -14,14 +14,15 @@ CMAKE := $(DESTDIR)$(LIBDIR)/cmake/dialoguellm
 
 # What is installed; without them named, what cargo builds.
 LIBRARY ?= target/release/libdialoguellm.so
+STATIC ?= target/release/libdialoguellm.a
 COMMAND ?= target/release/dialoguellm
 
 .PHONY: all install uninstall cargo
 
-all: $(LIBRARY) $(COMMAND)
+all: $(LIBRARY) $(STATIC) $(COMMAND)
 
 # cargo knows what is old
-target/release/libdialoguellm.so target/release/dialoguellm: cargo
+target/release/libdialoguellm.so target/release/libdialoguellm.a target/release/dialoguellm: cargo
 
 cargo:
 	cargo build --release
@@ -31,6 +32,7 @@ install: all
 	install -m 755 $(LIBRARY) $(DESTDIR)$(LIBDIR)/libdialoguellm.so.$(VERSION)
 	ln -sf libdialoguellm.so.$(VERSION) $(DESTDIR)$(LIBDIR)/$(SONAME)
 	ln -sf $(SONAME) $(DESTDIR)$(LIBDIR)/libdialoguellm.so
+	install -m 644 $(STATIC) $(DESTDIR)$(LIBDIR)/libdialoguellm.a
 	install -m 644 include/dialoguellm.h include/dialoguellm.hpp $(DESTDIR)$(INCLUDEDIR)
 	install -m 755 $(COMMAND) $(DESTDIR)$(BINDIR)
 	sed 's/@VERSION@/$(VERSION)/' include/dialoguellm.pc.in > $(PKGCONFIG)/dialoguellm.pc
@@ -38,7 +40,7 @@ install: all
 	sed 's/@VERSION@/$(VERSION)/' include/dialoguellm-config-version.cmake.in > $(CMAKE)/dialoguellm-config-version.cmake
 
 uninstall:
-	rm -f $(DESTDIR)$(LIBDIR)/libdialoguellm.so $(DESTDIR)$(LIBDIR)/$(SONAME) $(DESTDIR)$(LIBDIR)/libdialoguellm.so.$(VERSION)
+	rm -f $(DESTDIR)$(LIBDIR)/libdialoguellm.a $(DESTDIR)$(LIBDIR)/libdialoguellm.so $(DESTDIR)$(LIBDIR)/$(SONAME) $(DESTDIR)$(LIBDIR)/libdialoguellm.so.$(VERSION)
 	rm -f $(DESTDIR)$(INCLUDEDIR)/dialoguellm.h $(DESTDIR)$(INCLUDEDIR)/dialoguellm.hpp $(DESTDIR)$(BINDIR)/dialoguellm
 	rm -f $(PKGCONFIG)/dialoguellm.pc
 	rm -rf $(CMAKE)

@@ -192,6 +192,23 @@ fn an_installed_copy_is_found_by_pkg_config_and_cmake_wherever_it_is_moved() {
 }
 
 #[test]
+fn a_program_with_the_static_library_in_it_needs_no_other_copy() {
+    if !["make", "cc", "pkg-config"].iter().all(|tool| has(tool)) {
+        return;
+    }
+    let work = tempfile::tempdir().unwrap();
+    let prefix = native::installed(work.path(), env!("CARGO_BIN_EXE_dialoguellm"));
+    let mut script = Command::new("sh");
+    let compile = "cc -std=c11 \"$1\" -o alone $(pkg-config --cflags dialoguellm) \
+        $(pkg-config --static --libs dialoguellm | sed 's/-ldialoguellm/-l:libdialoguellm.a/')";
+    script.args(["-c", compile, "sh"]).arg(root().join("examples/c/01_label.c")).current_dir(work.path());
+    native::succeeds(script.env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig")));
+    let mut alone = Command::new(work.path().join("alone"));
+    let ran = alone.arg(root().join("examples/tiny/model")).env_remove("LD_LIBRARY_PATH").output().unwrap();
+    assert!(ran.status.success() && text(&ran.stdout).starts_with("Ann: "), "{}", text(&ran.stderr));
+}
+
+#[test]
 fn what_is_uninstalled_is_gone() {
     if !has("make") {
         return;

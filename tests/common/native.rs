@@ -71,6 +71,7 @@ pub fn installed(work: &Path, command: &str) -> PathBuf {
     let mut make = Command::new("make");
     make.current_dir(root()).args(["install", "PREFIX=/opt/dllm"]).arg(format!("DESTDIR={}", stage.display()));
     make.arg(format!("LIBRARY={}", built().display())).arg(format!("COMMAND={command}"));
+    make.arg(format!("STATIC={}", built().with_extension("a").display()));
     succeeds(&mut make);
     std::fs::rename(stage.join("opt/dllm"), &moved).unwrap();
     // a place with a blank in it is none for make and for pkg-config's readers, a link to it is
