@@ -9,11 +9,15 @@ mod common;
 #[path = "common/native.rs"]
 mod native;
 
+use dialoguellm::device::Isa;
+use dialoguellm::emotion::{Bulk, Classifier, Labels, Template};
+use dialoguellm::files::{Dialogue, Turn};
+use dialoguellm::model::{Model, OpenOptions, Place};
 use native::{compile, has, root, run, text};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 const PROGRAMS: [&str; 5] = ["01_label", "02_live", "03_train", "04_batch", "05_adapters"];
 const CHAT: &str = "Ann: We won! What a lovely day!\nno turn\nBo: You won? I had no idea.\nAnn: You forgot. Again.\n";
@@ -59,6 +63,42 @@ fn rust_says_what_the_transcript_says() {
         std::fs::write(transcript(), &said).unwrap();
     }
     is_the_transcript("Rust", &said);
+}
+
+fn bits_file() -> PathBuf {
+    root().join("examples/bits.txt")
+}
+
+/// The bits of a turn's probabilities, as every language must get them; `examples/bits.txt` has those of the portable
+/// instructions for all machines.
+#[test]
+fn rust_gets_the_probability_bits_of_all_languages() {
+    let open = OpenOptions { device: Place::Cpu, isa: Some(Isa::Portable), ..OpenOptions::default() };
+    let model = Arc::new(Model::open(&root().join("examples/tiny/model"), &open).unwrap());
+    let classifier = Classifier::new(model, None, Template::built_in("dialogue").unwrap(), Labels::meld()).unwrap();
+    let turns = [("Ann", "We won!"), ("Bo", "Leave me alone.")];
+    let turns = turns.map(|(speaker, text)| Turn { speaker: speaker.into(), text: text.into(), ..Turn::default() });
+    let dialogue = Dialogue { id: "1".into(), turns: turns.to_vec() };
+    let probabilities = &classifier.classify(&[dialogue], &Bulk::default()).unwrap()[0][1];
+    let bits: Vec<String> = probabilities.iter().map(|p| format!("{:08x}", p.to_bits())).collect();
+    let bits = bits.join(" ") + "\n";
+    if std::env::var_os("DLLM_BLESS").is_some() {
+        std::fs::write(bits_file(), &bits).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(bits_file()).unwrap_or_default(), bits);
+}
+
+#[test]
+fn c_and_cpp_get_the_probability_bits_of_all_languages() {
+    for (compiler, flags) in [("cc", &["-std=c11"][..]), ("c++", &["-x", "c++", "-std=c++17"])] {
+        if !has(compiler) {
+            return;
+        }
+        let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bits_{}", flags.len()));
+        compile(compiler, flags, &root().join("tests/c/bits.c"), &program);
+        let ran = run(Command::new(program).arg(root().join("examples/tiny/model")).env("DLLM_ISA", "portable"));
+        assert_eq!(text(&ran.stdout), std::fs::read_to_string(bits_file()).unwrap(), "{compiler}");
+    }
 }
 
 /// Compiles every program of a folder and runs it.
@@ -107,7 +147,8 @@ fn every_fact_of_the_python_package_holds() {
         return;
     }
     let tests = root().join("bindings/python/tests");
-    let ran = python(&["-W", "error", "-m", "unittest", "discover", "-s"]).arg(&tests).output().unwrap();
+    let mut facts = python(&["-W", "error", "-m", "unittest", "discover", "-s"]);
+    let ran = facts.arg(&tests).env("DLLM_ISA", "portable").env("DLLM_BITS", bits_file()).output().unwrap();
     assert!(ran.status.success(), "{}", text(&ran.stderr));
     assert!(text(&ran.stderr).contains("OK") && !text(&ran.stderr).contains("Ran 0"), "{}", text(&ran.stderr));
 }
@@ -223,6 +264,7 @@ fn go_says_what_the_transcript_says() {
 fn every_fact_of_the_go_package_holds_under_the_race_detector() {
     for arguments in [&["vet", "./..."][..], &["test", "-race", "-count=1", "./..."]] {
         let Some(mut go) = go() else { return };
+        go.env("DLLM_ISA", "portable").env("DLLM_BITS", bits_file());
         native::succeeds(go.current_dir(root().join("bindings/go")).args(arguments));
     }
 }

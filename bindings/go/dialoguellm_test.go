@@ -3,6 +3,8 @@ package dialoguellm_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -61,6 +63,26 @@ func TestATurnIsTheSameAloneAndInAConversation(t *testing.T) {
 	}
 	if !reflect.DeepEqual(must(talk.Ask(ctx)), alone[0]) || !reflect.DeepEqual(must(again.Ask(ctx)), alone[1]) {
 		t.Error("a conversation that went back or was restored says something else")
+	}
+}
+
+// DLLM_BITS names the probability bits that every language gets with DLLM_ISA=portable.
+func TestProbabilitiesHaveTheBitsOfAllLanguages(t *testing.T) {
+	file := os.Getenv("DLLM_BITS")
+	if file == "" {
+		t.Skip("no DLLM_BITS")
+	}
+	m := model()
+	defer m.Close()
+	c := must(m.NewClassifier())
+	defer c.Close()
+	alone := must(c.Predict(ctx, dllm.Turn{Speaker: "Ann", Text: "We won!"}, dllm.Turn{Speaker: "Bo", Text: "Leave me alone."}))
+	var bits []string
+	for _, p := range alone[1].Probabilities {
+		bits = append(bits, fmt.Sprintf("%08x", math.Float32bits(p)))
+	}
+	if want := strings.TrimSpace(string(must(os.ReadFile(file)))); strings.Join(bits, " ") != want {
+		t.Errorf("%v, not %s", bits, want)
 	}
 }
 

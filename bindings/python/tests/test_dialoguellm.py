@@ -1,6 +1,8 @@
-"""One fact a test, named as a sentence. DLLM_LIBRARY names the library, DLLM_TINY the tiny model's folder."""
+"""One fact a test, named as a sentence. DLLM_LIBRARY names the library, DLLM_TINY the tiny model's folder, DLLM_BITS the
+probability bits that every language gets with DLLM_ISA=portable."""
 
 import os
+import struct
 import tempfile
 import threading
 import unittest
@@ -27,6 +29,9 @@ class Facts(unittest.TestCase):
             self.assertEqual(talk.say("Bo", "Leave me alone."), alone[1])
             self.assertAlmostEqual(sum(alone[0].values()), 1, places=5)
             self.assertEqual(list(alone[0]), classifier.labels)
+            if bits := os.environ.get("DLLM_BITS"):
+                got = [struct.pack(">f", p).hex() for p in alone[1].values()]
+                self.assertEqual(got, Path(bits).read_text().split())
             saved = talk.save()
             talk.rollback()
             self.assertEqual((talk.n_turns, talk.ask()), (1, alone[0]))

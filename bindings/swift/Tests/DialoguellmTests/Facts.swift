@@ -33,6 +33,16 @@ private func folder() throws -> String {
     #expect(try await talk.ask() == alone[0])
 }
 
+// DLLM_BITS names the probability bits that every language gets with DLLM_ISA=portable.
+@Test(.enabled(if: ProcessInfo.processInfo.environment["DLLM_BITS"] != nil))
+func probabilitiesHaveTheBitsOfAllLanguages() async throws {
+    let classifier = try Classifier(model())
+    let alone = try await classifier.predict([Turn("Ann", "We won!"), Turn("Bo", "Leave me alone.")])
+    let bits = alone[1].probabilities.map { String(format: "%08x", $0.bitPattern) }
+    let want = try String(contentsOfFile: ProcessInfo.processInfo.environment["DLLM_BITS"]!, encoding: .utf8)
+    #expect(bits == want.split(whereSeparator: \.isWhitespace).map(String.init))
+}
+
 @Test func aFailureIsThrownWithStatusAndSentence() throws {
     do {
         _ = try Model("no/such/folder")
