@@ -971,6 +971,55 @@ size_t dllm_dataset_n_turns(const struct dllm_dataset *dataset,
                             size_t dialogue);
 
 /*
+ What dialogues hold, as JSON: `dialogues`, `turns`, and under `labels` the turns of each, the most frequent first.
+
+ Ownership: the caller's; free it with dllm_string_free().
+ Errors:    INVALID_ARGUMENT for prompts.
+ Since:     0.1
+ */
+dllm_status dllm_dataset_stats(const struct dllm_dataset *dataset,
+                               struct dllm_string **stats,
+                               struct dllm_error **err);
+
+/*
+ Figures, as dllm_classifier_evaluate() gives them, of a bag of words that learned from `learned`, on `judged`: the bar that
+ a model has to clear. The labels are those of `learned`.
+
+ Ownership: the caller's; free it with dllm_string_free().
+ Errors:    INVALID_ARGUMENT for fewer than two labels and for prompts; NOT_FOUND for a label that was not learned.
+ Since:     0.1
+ */
+dllm_status dllm_dataset_baseline(const struct dllm_dataset *learned,
+                                  const struct dllm_dataset *judged,
+                                  struct dllm_string **report,
+                                  struct dllm_error **err);
+
+/*
+ Whether answers `b` are better than answers `a` by more than chance: paired bootstrap of the weighted F1, as JSON:
+ `difference` (b minus a, 0 to 1), its 95 % interval `low` and `high`, and `not_better`, the part of the resamples in which
+ b is not better.
+
+ `gold`, `a` and `b` have a label's number for each of `n_turns` turns, below `n_labels`. `dialogue_turns` says how many
+ turns each of `n_dialogues` dialogues has, which are drawn whole; NULL draws single turns.
+
+ Ownership: the caller's; free it with dllm_string_free().
+ Errors:    INVALID_ARGUMENT for a number that is no label, turns that do not add up, no turns, no or over 1,000,000
+            resamples, over 1,000 labels.
+ Since:     0.1
+ */
+dllm_status dllm_paired_bootstrap(size_t n_labels,
+                                  const uint32_t *gold,
+                                  const uint32_t *a,
+                                  const uint32_t *b,
+                                  size_t n_turns,
+                                  const size_t *dialogue_turns,
+                                  size_t n_dialogues,
+                                  size_t resamples,
+                                  uint64_t seed,
+                                  struct dllm_string **result,
+                                  struct dllm_error **err);
+
+/*
  Frees a dataset; NULL is fine. Trainers keep what they need of it.
 
  Since: 0.1

@@ -254,6 +254,20 @@ public:
     const dllm_dataset *get() const noexcept { return handle_.get(); }
     size_t n_dialogues() const noexcept { return dllm_dataset_n_dialogues(get()); }
     size_t n_turns(size_t dialogue = DLLM_ALL) const noexcept { return dllm_dataset_n_turns(get(), dialogue); }
+    /// JSON.
+    std::string stats() const {
+        detail::Check check;
+        dllm_string *stats = nullptr;
+        check(dllm_dataset_stats(get(), &stats, check.out()));
+        return detail::taken(stats);
+    }
+    /// JSON: the figures on `judged` of a bag of words that learned from this.
+    std::string baseline(const Dataset &judged) const {
+        detail::Check check;
+        dllm_string *report = nullptr;
+        check(dllm_dataset_baseline(get(), judged.get(), &report, check.out()));
+        return detail::taken(report);
+    }
 
 private:
     explicit Dataset(dllm_dataset *taken) : handle_(taken) {}

@@ -66,6 +66,21 @@ func TestATurnIsTheSameAloneAndInAConversation(t *testing.T) {
 	}
 }
 
+func TestDataAreCountedJudgedAndCompared(t *testing.T) {
+	d := must(dllm.ParseDataset(data))
+	defer d.Close()
+	if stats := must(d.Stats()); !strings.Contains(stats, `"turns":3`) {
+		t.Error(stats)
+	}
+	if report := must(d.Baseline(d)); !strings.Contains(report, `"accuracy":1.0`) {
+		t.Error(report)
+	}
+	said := must(dllm.PairedBootstrap(2, []uint32{0, 1, 1}, []uint32{0, 0, 0}, []uint32{0, 1, 1}, []int{2, 1}, 100, 0))
+	if !strings.Contains(said, `"not_better":0.0`) {
+		t.Error(said)
+	}
+}
+
 // DLLM_BITS names the probability bits that every language gets with DLLM_ISA=portable.
 func TestProbabilitiesHaveTheBitsOfAllLanguages(t *testing.T) {
 	file := os.Getenv("DLLM_BITS")

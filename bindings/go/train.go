@@ -7,9 +7,11 @@ import "C"
 
 import (
 	"context"
+	"fmt"
 	"iter"
 	"runtime"
 	"time"
+	"unsafe"
 )
 
 // Dataset holds dialogues, or prompts with completions.
@@ -74,6 +76,53 @@ func (d *Dataset) Turns() int {
 func (d *Dataset) TurnsOf(dialogue int) int {
 	defer runtime.KeepAlive(d)
 	return int(C.dllm_dataset_n_turns(d.p, C.size_t(dialogue)))
+}
+
+// Stats are dialogues, turns, and turns of every label, as JSON.
+func (d *Dataset) Stats() (string, error) {
+	var text *C.dllm_string
+	var err *C.dllm_error
+	status := C.dllm_dataset_stats(d.p, &text, &err)
+	runtime.KeepAlive(d)
+	if err := errorOf(status, err); err != nil {
+		return "", err
+	}
+	return taken(text), nil
+}
+
+// Baseline gives the figures on judged, as JSON, of a bag of words that learned from d: the bar that a model has to clear.
+func (d *Dataset) Baseline(judged *Dataset) (string, error) {
+	var text *C.dllm_string
+	var err *C.dllm_error
+	status := C.dllm_dataset_baseline(d.p, judged.p, &text, &err)
+	runtime.KeepAlive(d)
+	runtime.KeepAlive(judged)
+	if err := errorOf(status, err); err != nil {
+		return "", err
+	}
+	return taken(text), nil
+}
+
+// PairedBootstrap says whether answers b are better than answers a by more than chance, as JSON: the difference of their
+// weighted F1, its 95 % interval over resamples of whole dialogues (of single turns where dialogueTurns is empty), and the
+// part of them in which b is not better. Labels are numbers below labels.
+func PairedBootstrap(labels int, gold, a, b []uint32, dialogueTurns []int, resamples int, seed uint64) (string, error) {
+	if len(gold) != len(a) || len(gold) != len(b) {
+		return "", fmt.Errorf("%d gold labels, %d and %d answers", len(gold), len(a), len(b))
+	}
+	turns := make([]C.size_t, len(dialogueTurns))
+	for i, n := range dialogueTurns {
+		turns[i] = C.size_t(n)
+	}
+	numbers := func(x []uint32) *C.uint32_t { return (*C.uint32_t)(unsafe.Pointer(unsafe.SliceData(x))) }
+	var text *C.dllm_string
+	var err *C.dllm_error
+	status := C.dllm_paired_bootstrap(C.size_t(labels), numbers(gold), numbers(a), numbers(b), C.size_t(len(gold)),
+		unsafe.SliceData(turns), C.size_t(len(turns)), C.size_t(resamples), C.uint64_t(seed), &text, &err)
+	if err := errorOf(status, err); err != nil {
+		return "", err
+	}
+	return taken(text), nil
 }
 
 // TrainOptions say how a run begins; the zero value begins a new one.

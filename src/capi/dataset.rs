@@ -2,13 +2,16 @@
 
 use super::boundary::{array, guard, out, quietly, text};
 use super::classifier::names;
-use super::error::{dllm_error, dllm_status};
+use super::error::{dllm_error, dllm_status, dllm_string};
 use super::handle::{Handle, Kind, free, give, share};
 use super::model::dllm_str;
+use crate::emotion::metrics::paired_bootstrap;
 use crate::emotion::run::Data;
-use crate::files::dialogues::{Dialogue, Source, Split, jsonl};
+use crate::emotion::{Labels, baseline};
+use crate::files::dialogues::{self, Dialogue, Source, Split, jsonl};
 use crate::{Error, Result};
 use std::ffi::c_char;
+use std::ops::Range;
 use std::path::Path;
 
 /// Dialogues, or prompts with completions. It never changes, and any number of calls may use it at once.
@@ -135,6 +138,118 @@ pub unsafe extern "C" fn dllm_dataset_n_turns(dataset: *const dllm_dataset, dial
     };
     // SAFETY: as the header says.
     quietly(0, || unsafe { share(dataset) }.map_or(0, |set| set.dialogues().map_or(0, count)))
+}
+
+/// What dialogues hold, as JSON: `dialogues`, `turns`, and under `labels` the turns of each, the most frequent first.
+///
+/// Ownership: the caller's; free it with dllm_string_free().
+/// Errors:    INVALID_ARGUMENT for prompts.
+/// Since:     0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dllm_dataset_stats(
+    dataset: *const dllm_dataset,
+    stats: *mut *mut dllm_string,
+    err: *mut *mut dllm_error,
+) -> dllm_status {
+    guard(err, || {
+        // SAFETY: as the header says.
+        let (room, data) = unsafe { (out(stats, "stats")?, share(dataset)?) };
+        *room = dllm_string::boxed(dialogues::stats(data.dialogues()?).to_string());
+        Ok(())
+    })
+}
+
+/// Figures, as dllm_classifier_evaluate() gives them, of a bag of words that learned from `learned`, on `judged`: the bar that
+/// a model has to clear. The labels are those of `learned`.
+///
+/// Ownership: the caller's; free it with dllm_string_free().
+/// Errors:    INVALID_ARGUMENT for fewer than two labels and for prompts; NOT_FOUND for a label that was not learned.
+/// Since:     0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dllm_dataset_baseline(
+    learned: *const dllm_dataset,
+    judged: *const dllm_dataset,
+    report: *mut *mut dllm_string,
+    err: *mut *mut dllm_error,
+) -> dllm_status {
+    guard(err, || {
+        // SAFETY: as the header says.
+        let (report, learned, judged) = unsafe { (out(report, "report")?, share(learned)?, share(judged)?) };
+        let learned = learned.dialogues()?;
+        let labels = dialogues::label_counts(learned).into_iter().map(|(name, _)| name.to_owned()).collect();
+        let figures = baseline::report(learned, judged.dialogues()?, &Labels::new(labels)?)?;
+        let text = serde_json::to_string(&figures).map_err(|_| Error::internal("a report is not JSON"))?;
+        *report = dllm_string::boxed(text);
+        Ok(())
+    })
+}
+
+/// Whether answers `b` are better than answers `a` by more than chance: paired bootstrap of the weighted F1, as JSON:
+/// `difference` (b minus a, 0 to 1), its 95 % interval `low` and `high`, and `not_better`, the part of the resamples in which
+/// b is not better.
+///
+/// `gold`, `a` and `b` have a label's number for each of `n_turns` turns, below `n_labels`. `dialogue_turns` says how many
+/// turns each of `n_dialogues` dialogues has, which are drawn whole; NULL draws single turns.
+///
+/// Ownership: the caller's; free it with dllm_string_free().
+/// Errors:    INVALID_ARGUMENT for a number that is no label, turns that do not add up, no turns, no or over 1,000,000
+///            resamples, over 1,000 labels.
+/// Since:     0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dllm_paired_bootstrap(
+    n_labels: usize,
+    gold: *const u32,
+    a: *const u32,
+    b: *const u32,
+    n_turns: usize,
+    dialogue_turns: *const usize,
+    n_dialogues: usize,
+    resamples: usize,
+    seed: u64,
+    result: *mut *mut dllm_string,
+    err: *mut *mut dllm_error,
+) -> dllm_status {
+    guard(err, || {
+        // SAFETY: as the header says.
+        let (result, [gold, a, b]) = unsafe {
+            let all = [array(gold, n_turns, "gold")?, array(a, n_turns, "a")?, array(b, n_turns, "b")?];
+            (out(result, "result")?, all.map(|numbers| numbers.iter().map(|&n| n as usize).collect::<Vec<_>>()))
+        };
+        for (name, value, most) in [("n_labels", n_labels, MOST_LABELS), ("resamples", resamples, MOST_RESAMPLES)] {
+            if !(1..=most).contains(&value) {
+                return Err(Error::invalid(format!("{name} is {value}, must be 1 to {most}")));
+            }
+        }
+        let units = if dialogue_turns.is_null() {
+            (0..n_turns).map(|turn| turn..turn + 1).collect()
+        } else {
+            // SAFETY: as the header says.
+            units(unsafe { array(dialogue_turns, n_dialogues, "dialogue_turns") }?, n_turns)?
+        };
+        let said = paired_bootstrap(n_labels, &gold, [&a, &b], &units, resamples, seed)?;
+        let text = serde_json::to_string(&said).map_err(|_| Error::internal("a bootstrap is not JSON"))?;
+        *result = dllm_string::boxed(text);
+        Ok(())
+    })
+}
+
+/// Far above any label set, and any use; tables are as large as the square of the one, and answers as many as the other.
+const MOST_LABELS: usize = 1000;
+const MOST_RESAMPLES: usize = 1_000_000;
+
+/// The turns of each dialogue, of their numbers.
+fn units(turns: &[usize], all: usize) -> Result<Vec<Range<usize>>> {
+    let mut at = 0usize;
+    let units = turns.iter().map(|&n| {
+        let first = at;
+        at = at.saturating_add(n);
+        first..at
+    });
+    let units = units.collect();
+    if at == all {
+        return Ok(units);
+    }
+    Err(Error::invalid(format!("dialogue_turns adds up to {at}, there are {all} turns")))
 }
 
 /// Frees a dataset; NULL is fine. Trainers keep what they need of it.

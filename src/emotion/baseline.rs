@@ -3,9 +3,22 @@
 //! Multinomial naive Bayes on the words of the turn alone, with one added to every count (McCallum and Nigam 1998).
 //! Knows dialogues and label names; no context, no speakers, no model.
 
+use super::Labels;
+use super::classifier::Scored;
+use super::metrics::Report;
 use crate::files::dialogues::Dialogue;
 use crate::{Error, Result};
 use std::collections::HashMap;
+
+/// The figures on labelled turns of a bag of words that learned from others. Errors: as [`BagOfWords::fit`]; NOT_FOUND for a
+/// label that is not among `labels`.
+pub fn report(learned: &[Dialogue], judged: &[Dialogue], labels: &Labels) -> Result<Report> {
+    let bag = BagOfWords::fit(learned, labels.names())?;
+    let scores = |dialogue: &Dialogue| dialogue.turns.iter().map(|turn| bag.scores(&turn.text)).collect();
+    let scored = Scored { scores: judged.iter().map(scores).collect(), ..Scored::default() };
+    let marked = scored.marked(judged, labels)?;
+    Report::new(labels.names(), &marked.scores, &marked.gold, 1.0)
+}
 
 /// A fitted bag of words.
 pub struct BagOfWords {

@@ -250,7 +250,7 @@ pub fn paired_bootstrap(
 ) -> Result<Bootstrap> {
     let lengths = [gold.len(), a.len(), b.len()];
     let inside = units.iter().all(|unit| unit.start <= unit.end && unit.end <= gold.len());
-    if units.is_empty() || resamples == 0 || lengths != [gold.len(); 3] || !inside {
+    if gold.is_empty() || units.is_empty() || resamples == 0 || lengths != [gold.len(); 3] || !inside {
         let text = format!("bootstrap: {lengths:?} labels and answers, {} units, {resamples} resamples", units.len());
         return Err(Error::invalid(text + "; lengths must agree, units lie inside, and nothing be 0"));
     }

@@ -6,7 +6,7 @@
 
 use crate::{Code, Error, Result};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -148,6 +148,26 @@ impl Source {
             _ => Err(Error::invalid("these data are dialogues; prompts and completions come from pairs:FILE")),
         }
     }
+}
+
+/// Every label and how many turns have it, the most frequent first, equals by name.
+pub fn label_counts(dialogues: &[Dialogue]) -> Vec<(&str, usize)> {
+    let mut counts: Vec<(&str, usize)> = Vec::new();
+    for label in dialogues.iter().flat_map(|dialogue| &dialogue.turns).filter_map(|turn| turn.emotion.as_deref()) {
+        match counts.iter_mut().find(|(name, _)| *name == label) {
+            Some((_, n)) => *n += 1,
+            None => counts.push((label, 1)),
+        }
+    }
+    counts.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
+    counts
+}
+
+/// How many dialogues and turns there are, and turns of every label.
+pub fn stats(dialogues: &[Dialogue]) -> Value {
+    let turns: usize = dialogues.iter().map(|dialogue| dialogue.turns.len()).sum();
+    let labels = label_counts(dialogues).into_iter().map(|(name, n)| (name.to_owned(), n.into()));
+    json!({"dialogues": dialogues.len(), "turns": turns, "labels": labels.collect::<Map<String, Value>>()})
 }
 
 /// The labels of MELD, the most frequent of its train split first.

@@ -295,6 +295,32 @@ static void a_callback_stops_a_run_which_is_saved_and_goes_on(void) {
     dllm_model_free(model);
 }
 
+static void data_are_counted_judged_and_compared(void) {
+    dllm_dataset *data = dataset();
+    dllm_string *text = NULL;
+    OK(dllm_dataset_stats(data, &text, &err));
+    CHECK(strstr(dllm_string_data(text), "\"turns\":7") != NULL && strstr(dllm_string_data(text), "\"joy\":1") != NULL);
+    dllm_string_free(text);
+    OK(dllm_dataset_baseline(data, data, &text, &err));
+    CHECK(strstr(dllm_string_data(text), "\"accuracy\":1.0") != NULL); /* it has learned these very turns */
+    dllm_string_free(text);
+    uint32_t gold[6] = { 0, 1, 2, 0, 1, 2 }, right[6] = { 0, 1, 2, 0, 1, 2 }, wrong[6] = { 0, 0, 0, 0, 0, 7 };
+    size_t turns[2] = { 4, 2 };
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "label 7", dllm_paired_bootstrap(3, gold, wrong, right, 6, turns, 2, 100, 0, &text, &err));
+    wrong[5] = 0;
+    OK(dllm_paired_bootstrap(3, gold, wrong, right, 6, turns, 2, 100, 0, &text, &err));
+    CHECK(strstr(dllm_string_data(text), "\"not_better\":0.0") != NULL);
+    dllm_string_free(text);
+    OK(dllm_paired_bootstrap(3, gold, right, right, 6, NULL, 0, 100, 0, &text, &err));
+    CHECK(strstr(dllm_string_data(text), "\"difference\":0.0") != NULL);
+    dllm_string_free(text);
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "adds up to 4", dllm_paired_bootstrap(3, gold, right, right, 6, turns, 1, 9, 0, &text, &err));
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "resamples", dllm_paired_bootstrap(3, gold, right, right, 6, NULL, 0, SIZE_MAX, 0, &text, &err));
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "n_labels", dllm_paired_bootstrap(SIZE_MAX, gold, right, right, 6, NULL, 0, 9, 0, &text, &err));
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "0", dllm_paired_bootstrap(3, gold, right, right, 0, NULL, 0, 9, 0, &text, &err));
+    dllm_dataset_free(data);
+}
+
 /* Needs `whole` of the fact about training. */
 static void a_trained_folder_is_judged_calibrated_saved_and_merged(void) {
     dllm_model *model = open_model();
@@ -482,6 +508,16 @@ static void null_for_every_pointer_that_is_needed_is_an_invalid_argument(void) {
     NEEDED(dllm_dataset_open("jsonl:x", "train", NULL, 0, NULL, &err));
     NEEDED(dllm_dataset_parse(NULL, DLLM_NTS, NULL, 0, &d, &err));
     NEEDED(dllm_dataset_parse(DIALOGUES, DLLM_NTS, NULL, 0, NULL, &err));
+    uint32_t numbers[1] = { 0 };
+    NEEDED(dllm_dataset_stats(NULL, &text, &err));
+    NEEDED(dllm_dataset_stats(data, NULL, &err));
+    NEEDED(dllm_dataset_baseline(NULL, data, &text, &err));
+    NEEDED(dllm_dataset_baseline(data, NULL, &text, &err));
+    NEEDED(dllm_dataset_baseline(data, data, NULL, &err));
+    NEEDED(dllm_paired_bootstrap(2, NULL, numbers, numbers, 1, NULL, 0, 1, 0, &text, &err));
+    NEEDED(dllm_paired_bootstrap(2, numbers, NULL, numbers, 1, NULL, 0, 1, 0, &text, &err));
+    NEEDED(dllm_paired_bootstrap(2, numbers, numbers, NULL, 1, NULL, 0, 1, 0, &text, &err));
+    NEEDED(dllm_paired_bootstrap(2, numbers, numbers, numbers, 1, NULL, 0, 1, 0, NULL, &err));
     NEEDED(dllm_trainer_new(NULL, data, NULL, RECIPE, DLLM_NTS, NULL, &r, &err));
     NEEDED(dllm_trainer_new(model, NULL, NULL, RECIPE, DLLM_NTS, NULL, &r, &err));
     NEEDED(dllm_trainer_new(model, data, NULL, NULL, DLLM_NTS, NULL, &r, &err));
@@ -743,6 +779,7 @@ int main(int argc, char **argv) {
     RUN(generated_text_is_streamed_and_ends_where_it_is_told);
     RUN(training_by_steps_is_the_whole_run_and_resumes_to_the_same_bits);
     RUN(a_callback_stops_a_run_which_is_saved_and_goes_on);
+    RUN(data_are_counted_judged_and_compared);
     RUN(a_trained_folder_is_judged_calibrated_saved_and_merged);
     RUN(what_cannot_be_is_a_sentence);
     RUN(null_for_every_pointer_that_is_needed_is_an_invalid_argument);

@@ -71,7 +71,8 @@ static const char *any_path(void) {
 static const char GOOD_DATA[] = "{\"turns\":[{\"text\":\"Hi\",\"emotion\":\"joy\"},{\"text\":\"No\",\"emotion\":\"fear\"}]}";
 static const char GOOD_RECIPE[] = "[train]\nepochs = 3\nbatch = 1\n";
 
-static uint64_t calls[32], fine[32];
+enum { CASES = 35 };
+static uint64_t calls[CASES], fine[CASES];
 
 static void call(uint32_t which) {
     dllm_status status = DLLM_STATUS_OK;
@@ -216,6 +217,17 @@ static void call(uint32_t which) {
         break;
     }
     case 30: below(6) ? dllm_cancel_clear(ANY(cancels)) : dllm_cancel_set(ANY(cancels)); break;
+    case 31: status = dllm_dataset_stats(ANY(sets), &text, error); break;
+    case 32: status = dllm_dataset_baseline(ANY(sets), ANY(sets), &text, error); break;
+    case 33: {
+        uint32_t answers[3][4];
+        for (int i = 0; i < 12; i++) answers[i / 4][i % 4] = below(below(6) ? 3 : 9);
+        size_t turns[2] = { below(5), below(5) };
+        size_t resamples = below(6) ? below(50) : SIZE_MAX, labels = below(6) ? 3 : below(2) ? 0 : SIZE_MAX;
+        status = dllm_paired_bootstrap(labels, answers[0], answers[1], answers[2], below(5), below(2) ? NULL : turns, below(3),
+                                       resamples, below(9), &text, error);
+        break;
+    }
     default: {
         ANY_OPTIONS(dllm_memory_report, report);
         status = dllm_model_estimate(any_path(), NULL, &report, error);
@@ -254,9 +266,9 @@ int main(int argc, char **argv) {
     time_t end = time(NULL) + atoi(argv[3]);
     uint64_t all = 0;
     while (time(NULL) < end)
-        for (int i = 0; i < 16; i++, all++) call(below(32));
+        for (int i = 0; i < 16; i++, all++) call(below(CASES));
     printf("%llu calls\n", (unsigned long long)all);
-    for (int which = 0; which < 32; which++) {
+    for (int which = 0; which < CASES; which++) {
         printf("%d: %llu, %llu fine\n", which, (unsigned long long)calls[which], (unsigned long long)fine[which]);
         CHECK(fine[which] > 0); /* else what it does was never tried */
     }

@@ -14,7 +14,7 @@ from __future__ import annotations
 import ctypes as c
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from ._c import Error, call, lib, new
 
 __all__ = [
     "Adapter", "Cancel", "Classifier", "Conversation", "Dataset", "Error", "Event", "Model", "Runtime", "Trainer", "Turn",
-    "estimate", "import_gguf", "merge", "version",
+    "estimate", "import_gguf", "merge", "paired_bootstrap", "version",
 ]  # fmt: skip
 
 _Path = str | os.PathLike[str]
@@ -302,6 +302,33 @@ class Dataset(_Handle):
 
     def n_turns(self, dialogue: int | None = None) -> int:
         return lib.dllm_dataset_n_turns(self._handle, _c.NTS if dialogue is None else dialogue)
+
+    def stats(self) -> dict[str, Any]:
+        """Dialogues, turns, and turns of every label."""
+        return json.loads(_c.taken(c.c_void_p(_made("dataset_stats", self._handle))))
+
+    def baseline(self, judged: Dataset) -> dict[str, Any]:
+        """The figures on `judged` of a bag of words that learned from this: the bar that a model has to clear."""
+        return json.loads(_c.taken(c.c_void_p(_made("dataset_baseline", self._handle, judged._handle))))
+
+
+def paired_bootstrap(
+    n_labels: int,
+    gold: Sequence[int],
+    a: Sequence[int],
+    b: Sequence[int],
+    dialogue_turns: Sequence[int] = (),
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Weighted F1 of answers `b` minus that of `a`, its 95 % interval over resamples of whole dialogues (of single turns where
+    `dialogue_turns` does not say how many each has), and the part in which `b` is not better."""
+    if not len(gold) == len(a) == len(b):
+        raise ValueError(f"{len(gold)} gold labels, {len(a)} and {len(b)} answers")
+    numbers = [(c.c_uint32 * len(gold))(*each) for each in (gold, a, b)]
+    turns = (c.c_size_t * len(dialogue_turns))(*dialogue_turns) if dialogue_turns else None
+    made = _made("paired_bootstrap", n_labels, *numbers, len(gold), turns, len(dialogue_turns), resamples, seed)
+    return json.loads(_c.taken(c.c_void_p(made)))
 
 
 class Classifier(_Handle):

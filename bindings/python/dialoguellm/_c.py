@@ -69,6 +69,8 @@ CALLS = {
     "conversation_restore": [_h, _h, _s, _n, _o, _h], "conversation_add_turn": [_h, _h, _h],
     "conversation_ask": [_h, _h, _n], "conversation_rollback": [_h, _n], "conversation_save": [_h, _o],
     "dataset_open": [_s, _s, _h, _n, _o], "dataset_parse": [_s, _n, _h, _n, _o],
+    "dataset_stats": [_h, _o], "dataset_baseline": [_h, _h, _o],
+    "paired_bootstrap": [_n, _h, _h, _h, _n, _h, _n, _n, c.c_uint64, _o],
     "trainer_new": [_h, _h, _h, _s, _n, _h, _o], "trainer_step": [_h, _h], "trainer_save": [_h, _s],
     "trainer_adapter": [_h, _o], "trainer_finish": [_h, _s, _o], "import_gguf": [_s, _s, _u, PROGRESS_FN, _h, _h],
     "merge": [_s, _s, _s, PROGRESS_FN, _h, _h],

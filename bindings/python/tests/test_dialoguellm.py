@@ -37,6 +37,14 @@ class Facts(unittest.TestCase):
             self.assertEqual((talk.n_turns, talk.ask()), (1, alone[0]))
             self.assertEqual(classifier.restore(saved).ask(), alone[1])
 
+    def test_data_are_counted_judged_and_compared(self):
+        data = dllm.Dataset.parse(DATA)
+        self.assertEqual(data.stats(), {"dialogues": 2, "turns": 3, "labels": {"anger": 1, "joy": 1, "surprise": 1}})
+        self.assertEqual(data.baseline(data)["accuracy"], 1)
+        said = dllm.paired_bootstrap(2, [0, 1, 1], [0, 0, 0], [0, 1, 1], dialogue_turns=[2, 1], resamples=100)
+        self.assertGreater(said["difference"], 0.5)
+        self.assertEqual(set(said), {"difference", "low", "high", "not_better"})
+
     def test_a_failure_is_raised_with_status_and_sentence(self):
         with self.assertRaises(dllm.Error) as raised:
             dllm.Model("no/such/folder")

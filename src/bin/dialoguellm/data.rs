@@ -3,7 +3,7 @@
 use crate::args::Style;
 use crate::out::{self, thousands};
 use clap::{Args, Subcommand};
-use dialoguellm::files::dialogues::{Dialogue, Source, Split};
+use dialoguellm::files::dialogues::{Dialogue, Source, Split, label_counts, stats};
 use dialoguellm::{Error, Result};
 use serde_json::{Map, Value, json};
 
@@ -86,7 +86,7 @@ impl Spec {
         }
         let parts = self.parts()?;
         if style.json {
-            let all: Map<String, Value> = parts.iter().map(|part| (name(part).to_owned(), as_json(&part.1))).collect();
+            let all: Map<String, Value> = parts.iter().map(|part| (name(part).to_owned(), stats(&part.1))).collect();
             return out::json(&json!({"splits": all}));
         }
         parts.iter().try_for_each(|part| out::text(&table(name(part), &part.1)))
@@ -126,25 +126,6 @@ fn name(part: &Part) -> &'static str {
     part.0.map_or("all", Split::name)
 }
 
-/// Every label and how many turns have it, the most frequent first.
-fn counts(dialogues: &[Dialogue]) -> Vec<(&str, usize)> {
-    let mut counts: Vec<(&str, usize)> = Vec::new();
-    for label in dialogues.iter().flat_map(|dialogue| &dialogue.turns).filter_map(|turn| turn.emotion.as_deref()) {
-        match counts.iter_mut().find(|(name, _)| *name == label) {
-            Some((_, n)) => *n += 1,
-            None => counts.push((label, 1)),
-        }
-    }
-    counts.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
-    counts
-}
-
-fn as_json(dialogues: &[Dialogue]) -> Value {
-    let turns: usize = dialogues.iter().map(|dialogue| dialogue.turns.len()).sum();
-    let labels: Map<String, Value> = counts(dialogues).into_iter().map(|(name, n)| (name.into(), n.into())).collect();
-    json!({"dialogues": dialogues.len(), "turns": turns, "labels": labels})
-}
-
 fn table(name: &str, dialogues: &[Dialogue]) -> String {
     let turns: usize = dialogues.iter().map(|dialogue| dialogue.turns.len()).sum();
     let longest = dialogues.iter().map(|dialogue| dialogue.turns.len()).max().unwrap_or(0);
@@ -154,7 +135,7 @@ fn table(name: &str, dialogues: &[Dialogue]) -> String {
         thousands(turns as u64),
         turns as f64 / dialogues.len().max(1) as f64
     );
-    let counts = counts(dialogues);
+    let counts = label_counts(dialogues);
     let width = counts.iter().map(|(label, _)| label.chars().count()).max().unwrap_or(0);
     for (label, n) in &counts {
         text += &format!("  {label:width$} {:>8}  {:5.1} %\n", thousands(*n as u64), 100.0 * *n as f64 / turns as f64);

@@ -4,7 +4,7 @@ use crate::args::{AskArgs, ModelArgs, Style};
 use crate::out::{self, duration, thousands};
 use crate::progress::Progress;
 use clap::Args;
-use dialoguellm::emotion::baseline::BagOfWords;
+use dialoguellm::emotion::baseline;
 use dialoguellm::emotion::classifier::Scored;
 use dialoguellm::emotion::metrics::{Bootstrap, Report, likeliest, paired_bootstrap};
 use dialoguellm::emotion::{Bulk, Classifier, Labels};
@@ -68,7 +68,7 @@ impl Eval {
         let mine = Mine { names, rows: &rows, gold: &marked.gold, answers: &answers, units: &marked.dialogues };
         let compared = self.compare.as_deref().map(|path| self.compared(path, &mine)).transpose()?;
         let baseline =
-            self.baseline.as_deref().map(|spec| baseline(spec, &dialogues, classifier.labels())).transpose()?;
+            self.baseline.as_deref().map(|spec| bag_of_words(spec, &dialogues, classifier.labels())).transpose()?;
         let others = Others { compared, baseline };
         match style.json {
             true => out::json(&as_json(&report, &scored, seconds, &others)),
@@ -100,14 +100,10 @@ struct Others {
 }
 
 /// The figures of a bag of words on the same turns.
-fn baseline(spec: &str, dialogues: &[Dialogue], labels: &Labels) -> Result<Report> {
+fn bag_of_words(spec: &str, dialogues: &[Dialogue], labels: &Labels) -> Result<Report> {
     let source: Source = spec.parse()?;
     let learned = source.dialogues(Split::Train, Some(labels.names()))?;
-    let bag = BagOfWords::fit(&learned, labels.names()).map_err(|error| error.at(spec))?;
-    let scores = |dialogue: &Dialogue| dialogue.turns.iter().map(|turn| bag.scores(&turn.text)).collect();
-    let scored = Scored { scores: dialogues.iter().map(scores).collect(), ..Scored::default() };
-    let marked = scored.marked(dialogues, labels)?;
-    Report::new(labels.names(), &marked.scores, &marked.gold, 1.0)
+    baseline::report(&learned, dialogues, labels).map_err(|error| error.at(spec))
 }
 
 /// MELD's own order where it is MELD, else the most frequent label first.

@@ -20,6 +20,32 @@ public final class Dataset: Sendable {
     public var turns: Int { dllm_dataset_n_turns(handle.pointer, Int(bitPattern: UInt.max)) }
     /// Turns of one dialogue.
     public func turns(of dialogue: Int) -> Int { dllm_dataset_n_turns(handle.pointer, dialogue) }
+    /// Dialogues, turns, and turns of every label, as JSON.
+    public func stats() throws -> String {
+        var text: OpaquePointer?
+        try check { dllm_dataset_stats(handle.pointer, &text, &$0) }
+        return taken(text)
+    }
+    /// The figures on `judged`, as JSON, of a bag of words that learned from this: the bar that a model has to clear.
+    public func baseline(judging judged: Dataset) throws -> String {
+        var text: OpaquePointer?
+        try check { dllm_dataset_baseline(handle.pointer, judged.handle.pointer, &text, &$0) }
+        return taken(text)
+    }
+}
+
+/// Whether answers `b` are better than answers `a` by more than chance, as JSON: the difference of their weighted F1, its 95 %
+/// interval over resamples of whole dialogues (of single turns without `dialogueTurns`), and the part in which `b` is not
+/// better. Labels are numbers below `labels`.
+public func pairedBootstrap(
+    labels: Int, gold: [UInt32], _ a: [UInt32], _ b: [UInt32], dialogueTurns: [Int]? = nil, resamples: Int = 10_000, seed: UInt64 = 0
+) throws -> String {
+    precondition(gold.count == a.count && gold.count == b.count, "as many answers as gold labels")
+    var text: OpaquePointer?
+    try check {
+        dllm_paired_bootstrap(labels, gold, a, b, gold.count, dialogueTurns, dialogueTurns?.count ?? 0, resamples, seed, &text, &$0)
+    }
+    return taken(text)
 }
 
 /// A step of the optimiser, or a dev score.

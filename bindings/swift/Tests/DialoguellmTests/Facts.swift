@@ -43,6 +43,13 @@ func probabilitiesHaveTheBitsOfAllLanguages() async throws {
     #expect(bits == want.split(whereSeparator: \.isWhitespace).map(String.init))
 }
 
+@Test func dataAreCountedJudgedAndCompared() throws {
+    let set = try Dataset(parsing: data)
+    #expect(try set.stats().contains("\"turns\":3"))
+    #expect(try set.baseline(judging: set).contains("\"accuracy\":1.0"))
+    #expect(try pairedBootstrap(labels: 2, gold: [0, 1, 1], [0, 0, 0], [0, 1, 1], dialogueTurns: [2, 1], resamples: 100).contains("\"not_better\":0.0"))
+}
+
 @Test func aFailureIsThrownWithStatusAndSentence() throws {
     do {
         _ = try Model("no/such/folder")
