@@ -18,6 +18,7 @@ pub mod linear;
 pub mod matrix;
 #[cfg(test)]
 mod proof;
+pub mod quantize;
 pub mod rmsnorm;
 pub mod rope;
 pub mod sample;
@@ -31,5 +32,5 @@ pub mod testing;
 pub use elem::{Elem, Real};
 pub use half::{bf16, f16};
 pub use isa::Isa;
-pub use matrix::{Dtype, Matrix};
+pub use matrix::{Bits, Dtype, Matrix};
 pub use table::Kernels;

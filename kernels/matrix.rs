@@ -1,4 +1,5 @@
-//! A frozen matrix as it lies in a file: any of three types, any alignment.
+//! A frozen matrix as it lies in a file: numbers of any of three types, or whole numbers of 8 or 4 bits with scales; any
+//! alignment.
 
 use crate::Real;
 use half::{bf16, f16};
@@ -22,22 +23,115 @@ impl Dtype {
             Dtype::F16 | Dtype::Bf16 => 2,
         }
     }
+
+    /// The value of exactly that many bytes, widened exactly.
+    fn decode(self, bytes: &[u8]) -> f32 {
+        let mut value = [0.0];
+        match self {
+            Dtype::F32 => each(&mut value, bytes, f32::from_le_bytes),
+            Dtype::F16 => each(&mut value, bytes, |b: [u8; 2]| widen_f16(f16::from_le_bytes(b))),
+            Dtype::Bf16 => each(&mut value, bytes, |b: [u8; 2]| bf16::from_le_bytes(b).to_f32()),
+        }
+        value[0]
+    }
+}
+
+/// Whole numbers that stand for weights, each times the scale of its run of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bits {
+    /// -127 to 127, a byte each, two's complement.
+    Eight,
+    /// -8 to 7, stored plus 8, the even column in a byte's lower half; a row fills whole words of eight.
+    Four,
+}
+
+impl Bits {
+    /// How many there are.
+    pub const fn count(self) -> usize {
+        match self {
+            Bits::Eight => 8,
+            Bits::Four => 4,
+        }
+    }
+    /// Bytes of a row of `cols` values.
+    pub const fn row_bytes(self, cols: usize) -> usize {
+        match self {
+            Bits::Eight => cols,
+            Bits::Four => 4 * cols.div_ceil(8),
+        }
+    }
+}
+
+/// The scales of a matrix of whole numbers: one for every `run` columns of a row, the last run as long as what is left.
+#[derive(Clone, Copy, Debug)]
+pub struct Scales<'a> {
+    dtype: Dtype,
+    bytes: &'a [u8],
+    /// Columns that share one.
+    run: usize,
+    /// How many a row has.
+    runs: usize,
+}
+
+impl<'a> Scales<'a> {
+    /// `[rows, ceil(cols / run)]`, of any alignment; `None` unless `bytes` holds exactly those, or where runs are neither
+    /// whole rows nor of a multiple of 8 columns.
+    pub fn new(dtype: Dtype, bytes: &'a [u8], rows: usize, cols: usize, run: usize) -> Option<Self> {
+        if run == 0 || run < cols && !run.is_multiple_of(8) {
+            return None;
+        }
+        let runs = cols.div_ceil(run);
+        let len = rows.checked_mul(runs)?.checked_mul(dtype.size())?;
+        (bytes.len() == len).then_some(Self { dtype, bytes, run, runs })
+    }
+    /// Columns that share one.
+    pub fn run(&self) -> usize {
+        self.run
+    }
+    /// Those of row `i` from run `first` on.
+    pub fn row(&self, i: usize, first: usize) -> impl Iterator<Item = f32> + use<'a> {
+        let (dtype, size) = (self.dtype, self.dtype.size());
+        let values = (i * self.runs + first) * size..(i + 1) * self.runs * size;
+        self.bytes[values].chunks_exact(size).map(move |bytes| dtype.decode(bytes))
+    }
+    fn slice_rows(&self, rows: std::ops::Range<usize>) -> Self {
+        let len = self.runs * self.dtype.size();
+        Self { bytes: &self.bytes[rows.start * len..rows.end * len], ..*self }
+    }
+}
+
+/// How a matrix's values are stored.
+#[derive(Clone, Copy, Debug)]
+pub enum Encoding<'a> {
+    /// As numbers.
+    Plain(Dtype),
+    /// As whole numbers times scales.
+    Quantized(Bits, Scales<'a>),
 }
 
 /// A row-major `[rows, cols]` matrix in a mapped file. `bytes` may be unaligned: files come from strangers.
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix<'a> {
-    dtype: Dtype,
+    encoding: Encoding<'a>,
     bytes: &'a [u8],
     rows: usize,
     cols: usize,
 }
 
 impl<'a> Matrix<'a> {
-    /// `None` unless `bytes` holds exactly `rows * cols` values.
+    /// Numbers; `None` unless `bytes` holds exactly `rows * cols` of them.
     pub fn new(dtype: Dtype, bytes: &'a [u8], rows: usize, cols: usize) -> Option<Self> {
         let len = rows.checked_mul(cols)?.checked_mul(dtype.size())?;
-        (bytes.len() == len).then_some(Self { dtype, bytes, rows, cols })
+        (bytes.len() == len).then_some(Self { encoding: Encoding::Plain(dtype), bytes, rows, cols })
+    }
+
+    /// Whole numbers times `scales`, which are made for this shape; `None` unless `bytes` holds exactly `rows` rows of
+    /// [`Bits::row_bytes`].
+    pub fn quantized(bits: Bits, bytes: &'a [u8], scales: Scales<'a>, rows: usize, cols: usize) -> Option<Self> {
+        let fits = bytes.len() == rows.checked_mul(bits.row_bytes(cols))?
+            && scales.runs == cols.div_ceil(scales.run)
+            && scales.bytes.len() == rows.checked_mul(scales.runs * scales.dtype.size())?;
+        fits.then_some(Self { encoding: Encoding::Quantized(bits, scales), bytes, rows, cols })
     }
 
     /// A view of f32 values (LoRA's A and B).
@@ -45,12 +139,12 @@ impl<'a> Matrix<'a> {
         assert_eq!(values.len(), rows * cols);
         // SAFETY: f32 has no padding and any byte may be read as u8; the length is in bytes.
         let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) };
-        Self { dtype: Dtype::F32, bytes, rows, cols }
+        Self { encoding: Encoding::Plain(Dtype::F32), bytes, rows, cols }
     }
 
-    /// How its values are encoded.
-    pub fn dtype(&self) -> Dtype {
-        self.dtype
+    /// How its values are stored.
+    pub fn encoding(&self) -> Encoding<'a> {
+        self.encoding
     }
     /// Rows.
     pub fn rows(&self) -> usize {
@@ -60,38 +154,80 @@ impl<'a> Matrix<'a> {
     pub fn cols(&self) -> usize {
         self.cols
     }
-    /// The stored bytes of row `i`.
+    /// Bytes of a row.
+    pub fn row_bytes(&self) -> usize {
+        match self.encoding {
+            Encoding::Plain(dtype) => self.cols * dtype.size(),
+            Encoding::Quantized(bits, _) => bits.row_bytes(self.cols),
+        }
+    }
+    /// The stored bytes of row `i`, without scales.
     pub fn row(&self, i: usize) -> &'a [u8] {
-        let len = self.cols * self.dtype.size();
-        &self.bytes[i * len..][..len]
+        &self.bytes[i * self.row_bytes()..][..self.row_bytes()]
     }
 
     /// Rows `rows` as a matrix of their own.
     pub fn slice_rows(&self, rows: std::ops::Range<usize>) -> Matrix<'a> {
-        let len = self.cols * self.dtype.size();
-        Self { bytes: &self.bytes[rows.start * len..rows.end * len], rows: rows.len(), ..*self }
+        let len = self.row_bytes();
+        let encoding = match self.encoding {
+            Encoding::Plain(dtype) => Encoding::Plain(dtype),
+            Encoding::Quantized(bits, scales) => Encoding::Quantized(bits, scales.slice_rows(rows.clone())),
+        };
+        Self { encoding, bytes: &self.bytes[rows.start * len..rows.end * len], rows: rows.len(), cols: self.cols }
     }
 
     /// Value `(i, j)`, widened exactly. For references and edges; fast paths read whole rows.
     pub fn at<R: Real>(&self, i: usize, j: usize) -> R {
-        let row = self.row(i);
-        match self.dtype {
-            Dtype::F32 => R::from_f32(f32::from_le_bytes([row[4 * j], row[4 * j + 1], row[4 * j + 2], row[4 * j + 3]])),
-            Dtype::F16 => R::from_f32(f16::from_le_bytes([row[2 * j], row[2 * j + 1]]).to_f32()),
-            Dtype::Bf16 => R::from_f32(bf16::from_le_bytes([row[2 * j], row[2 * j + 1]]).to_f32()),
-        }
+        let mut value = [R::ZERO];
+        self.read_row(i, j, &mut value);
+        value[0]
     }
 
-    /// Widens columns `from..from + y.len()` of row `i` into `y`; exact (f64 and f32), in a loop that vectorises.
+    /// Widens columns `from..from + y.len()` of row `i` into `y`: numbers exactly, whole numbers times their scale in f32
+    /// (exact where the scale has 16 bits), in loops that vectorise.
     pub fn read_row<R: Real>(&self, i: usize, from: usize, y: &mut [R]) {
-        let size = self.dtype.size();
-        let bytes = &self.row(i)[from * size..(from + y.len()) * size];
-        match self.dtype {
-            Dtype::F32 => each(y, bytes, |b: [u8; 4]| f32::from_le_bytes(b)),
-            Dtype::F16 => each(y, bytes, |b: [u8; 2]| widen_f16(f16::from_le_bytes(b))),
-            Dtype::Bf16 => each(y, bytes, |b: [u8; 2]| f32::from_bits((u16::from_le_bytes(b) as u32) << 16)),
+        let row = self.row(i);
+        match self.encoding {
+            Encoding::Plain(dtype) => {
+                let bytes = &row[from * dtype.size()..(from + y.len()) * dtype.size()];
+                match dtype {
+                    Dtype::F32 => each(y, bytes, |b: [u8; 4]| f32::from_le_bytes(b)),
+                    Dtype::F16 => each(y, bytes, |b: [u8; 2]| widen_f16(f16::from_le_bytes(b))),
+                    Dtype::Bf16 => each(y, bytes, |b: [u8; 2]| f32::from_bits((u16::from_le_bytes(b) as u32) << 16)),
+                }
+            }
+            Encoding::Quantized(bits, scales) => {
+                let (mut at, last) = (from, from + y.len());
+                assert!(last <= self.cols);
+                for scale in scales.row(i, from / scales.run) {
+                    if at == last {
+                        break;
+                    }
+                    let end = last.min((at / scales.run + 1) * scales.run);
+                    let y = &mut y[at - from..end - from];
+                    match bits {
+                        Bits::Eight => each(y, &row[at..end], |[b]: [u8; 1]| b as i8 as f32 * scale),
+                        Bits::Four => nibbles(y, &row[at / 2..end.div_ceil(2)], at % 2 == 1, scale),
+                    }
+                    at = end;
+                }
+            }
         }
     }
+}
+
+/// A run of halves of bytes, which begins with an upper one where `odd`.
+#[inline(always)]
+fn nibbles<R: Real>(y: &mut [R], bytes: &[u8], odd: bool, scale: f32) {
+    let value = |half: u8| R::from_f32((half as i8 - 8) as f32 * scale);
+    let (first, rest) = y.split_at_mut(odd.into());
+    first.iter_mut().for_each(|y| *y = value(bytes[0] >> 4));
+    let (pairs, last) = rest.as_chunks_mut::<2>();
+    let bytes = &bytes[odd.into()..];
+    for (y, byte) in pairs.iter_mut().zip(bytes) {
+        *y = [value(byte & 15), value(byte >> 4)];
+    }
+    last.iter_mut().for_each(|y| *y = value(bytes[pairs.len()] & 15));
 }
 
 #[inline(always)]

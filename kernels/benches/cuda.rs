@@ -10,17 +10,18 @@ mod driver;
 
 use dialoguellm_kernels::adamw::{self, Options, Step};
 use dialoguellm_kernels::attention::{Heads, cuda as attention};
-use dialoguellm_kernels::bf16;
 use dialoguellm_kernels::cross_entropy::cuda as cross_entropy;
 use dialoguellm_kernels::cuda::{FATBINS, HEADER, Launch, Ptr, SOURCES};
 use dialoguellm_kernels::dropout::cuda as dropout;
 use dialoguellm_kernels::embedding::cuda as embedding;
 use dialoguellm_kernels::linear::{Sum, cuda as linear};
+use dialoguellm_kernels::quantize::cuda as quantize;
 use dialoguellm_kernels::rmsnorm::cuda as rmsnorm;
 use dialoguellm_kernels::rope::cuda as rope;
 use dialoguellm_kernels::swiglu::cuda as swiglu;
 use dialoguellm_kernels::tensor::cuda as tensor;
 use dialoguellm_kernels::testing::Random;
+use dialoguellm_kernels::{Bits, bf16};
 
 type Result<T> = std::result::Result<T, String>;
 
@@ -203,6 +204,14 @@ fn rows_of_the_model(sizes: &'static Sizes, copy: f64) -> Result<()> {
     let (y, table) = (b.real(rows, model)?, b.act(sizes.vocabulary, model)?);
     let ids = b.put((0..rows).map(|row| row.wrapping_mul(2_654_435_761) % sizes.vocabulary));
     b.memory("embedding", &size, 6 * values, &[embedding::forward(y, table, ids, rows, model)])?;
+
+    let mut b = Bench::new("quantize/cuda.cu", sizes, copy)?;
+    let (q, scales, y) = (b.act(rows, model)?, b.real(rows, model.div_ceil(32))?, b.act(rows, model)?);
+    for (bits, run, bytes) in [(Bits::Eight, model, 3.0), (Bits::Four, 32, 2.625)] {
+        let weights = quantize::Quantized { bits, q, scales, cols: model, run };
+        let name = format!("quantize widen, {} bits", bits.count());
+        b.memory(&name, &size, (bytes * values as f64) as usize, &[weights.widen(y, rows)])?;
+    }
 
     let mut b = Bench::new("tensor/cuda.cu", sizes, copy)?;
     let (x, y, z) = (b.real(rows, model)?, b.real(rows, model)?, b.act(rows, model)?);

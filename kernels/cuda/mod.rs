@@ -78,6 +78,7 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("dropout/cuda.cu", include_str!("../dropout/cuda.cu")),
     ("embedding/cuda.cu", include_str!("../embedding/cuda.cu")),
     ("linear/cuda.cu", include_str!("../linear/cuda.cu")),
+    ("quantize/cuda.cu", include_str!("../quantize/cuda.cu")),
     ("rmsnorm/cuda.cu", include_str!("../rmsnorm/cuda.cu")),
     ("rope/cuda.cu", include_str!("../rope/cuda.cu")),
     ("sample/cuda.cu", include_str!("../sample/cuda.cu")),

@@ -164,7 +164,7 @@ pub fn lora_gradient(c: Ptr, a: Ptr, b: Ptr, m: u32, n: u32, rows: u32, transpos
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{Case, gradient};
+    use super::super::tests::{Case, Kind, gradient};
     use super::*;
     use crate::cuda::testing::Gpu;
     use crate::testing::{check, same_bits};
@@ -199,7 +199,7 @@ mod tests {
     }
 
     fn of(rows: usize, n: usize, ks: &[usize], sum: Sum, bias: bool) -> Case<bf16> {
-        Case::of(rows, n, ks, sum, Dtype::Bf16, bias)
+        Case::of(rows, n, ks, sum, Kind::Plain(Dtype::Bf16), bias)
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! ahead: a panel's rows are too many streams for the processor to foresee.
 
 use super::{PANEL, Sum, panel_len};
+use crate::matrix::Encoding;
 use crate::{Dtype, Elem, Matrix, Real};
 
 /// Values of k that are transposed at a time: 32 rows of 64 stay in the first-level cache.
@@ -78,13 +79,16 @@ pub(super) unsafe fn pack<E: Elem, T: Transpose<E>>(panels: &mut [E], w: &Matrix
 /// Whether stored bits are packed as they are: the only two-byte E is bf16.
 #[inline(always)]
 fn verbatim<E: Elem>(w: &Matrix, scale: f32) -> bool {
-    scale == 1.0 && w.dtype() == Dtype::Bf16 && size_of::<E>() == 2 && cfg!(target_endian = "little")
+    scale == 1.0
+        && matches!(w.encoding(), Encoding::Plain(Dtype::Bf16))
+        && size_of::<E>() == 2
+        && cfg!(target_endian = "little")
 }
 
 #[inline(always)]
 unsafe fn over_cols<E: Elem, T: Transpose<E>>(panels: &mut [E], w: &Matrix, n0: usize, scale: f32) {
     let mut rows = [[E::default(); BLOCK]; PANEL];
-    let stride = w.cols() * w.dtype().size();
+    let stride = w.row_bytes();
     for (n0, panel) in (n0..).step_by(PANEL).zip(panels.chunks_mut(panel_len(w.cols()))) {
         let outputs = PANEL.min(w.rows() - n0);
         for (block, panel) in panel.chunks_mut(BLOCK * PANEL).enumerate() {

@@ -1,11 +1,21 @@
 //! Every form of every level present, held to the f64 reference; and what callers rely on: bounds, NaN, same bits.
 
 use super::*;
+use crate::matrix::Scales;
 use crate::testing::{Random, check, same_bits};
-use crate::{Dtype, Real};
+use crate::{Bits, Dtype, Real};
 use half::f16;
 
-const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
+/// How a test's matrix is stored.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kind {
+    Plain(Dtype),
+    Quantized(Bits),
+}
+use Kind::{Plain, Quantized};
+
+const KINDS: [Kind; 5] =
+    [Plain(Dtype::F32), Plain(Dtype::F16), Plain(Dtype::Bf16), Quantized(Bits::Eight), Quantized(Bits::Four)];
 
 fn each_level<E: Elem>(test: impl Fn(&Kernels<E>)) {
     for isa in Isa::available() {
@@ -70,29 +80,37 @@ each_type! {
 
 /// A file's bytes at an odd address, and the same values in f64.
 pub(super) struct File {
-    dtype: Dtype,
+    kind: Kind,
     bytes: Vec<u8>,
+    scales: Vec<u8>,
     rows: usize,
     cols: usize,
 }
 
 impl File {
-    fn random(seed: u64, dtype: Dtype, rows: usize, cols: usize) -> Self {
+    fn random(seed: u64, kind: Kind, rows: usize, cols: usize) -> Self {
         let mut random = Random::new(seed);
-        let mut bytes = vec![0xff];
-        for _ in 0..rows * cols {
-            let x = random.signed() as f32;
-            match dtype {
-                Dtype::F32 => bytes.extend(x.to_le_bytes()),
-                Dtype::F16 => bytes.extend(f16::from_f32(x).to_le_bytes()),
-                Dtype::Bf16 => bytes.extend(bf16::from_f32(x).to_le_bytes()),
+        let (mut bytes, mut scales) = (vec![0xff], vec![0xff]);
+        match kind {
+            Plain(dtype) => bytes.extend((0..rows * cols).flat_map(|_| stored(random.signed() as f32, dtype))),
+            Quantized(bits) => {
+                let runs = cols.div_ceil(bits.run(cols));
+                bytes.extend((0..rows * bits.row_bytes(cols)).map(|_| random.below(256) as u8));
+                let scale = |_| stored(random.signed() as f32 / (1 << (bits.count() - 1)) as f32, Dtype::Bf16);
+                scales.extend((0..rows * runs).flat_map(scale));
             }
         }
-        Self { dtype, bytes, rows, cols }
+        Self { kind, bytes, scales, rows, cols }
     }
 
     pub(super) fn matrix(&self) -> Matrix<'_> {
-        Matrix::new(self.dtype, &self.bytes[1..], self.rows, self.cols).unwrap()
+        let (bytes, rows, cols) = (&self.bytes[1..], self.rows, self.cols);
+        let matrix = match self.kind {
+            Plain(dtype) => Matrix::new(dtype, bytes, rows, cols),
+            Quantized(bits) => Scales::new(Dtype::Bf16, &self.scales[1..], rows, cols, bits.run(cols))
+                .and_then(|scales| Matrix::quantized(bits, bytes, scales, rows, cols)),
+        };
+        matrix.unwrap()
     }
 
     /// [n, k] as the product sees it, rounded to E as packing does.
@@ -101,6 +119,15 @@ impl File {
         let (n, k) = sum.shape(&w);
         let at = |j: usize, c: usize| if sum == Sum::OverCols { w.at(j, c) } else { w.at(c, j) };
         (0..n * k).map(|i| E::narrow(at(i / k, i % k))).collect()
+    }
+}
+
+/// A value's bytes.
+fn stored(x: f32, dtype: Dtype) -> Vec<u8> {
+    match dtype {
+        Dtype::F32 => x.to_le_bytes().to_vec(),
+        Dtype::F16 => f16::from_f32(x).to_le_bytes().to_vec(),
+        Dtype::Bf16 => bf16::from_f32(x).to_le_bytes().to_vec(),
     }
 }
 
@@ -130,15 +157,15 @@ pub(super) struct Case<E: Elem> {
 
 impl<E: Elem> Case<E> {
     fn new(rows: usize, n: usize, ks: &[usize]) -> Self {
-        Self::of(rows, n, ks, Sum::OverCols, Dtype::Bf16, false)
+        Self::of(rows, n, ks, Sum::OverCols, Plain(Dtype::Bf16), false)
     }
 
-    pub(super) fn of(rows: usize, n: usize, ks: &[usize], sum: Sum, dtype: Dtype, bias: bool) -> Self {
+    pub(super) fn of(rows: usize, n: usize, ks: &[usize], sum: Sum, kind: Kind, bias: bool) -> Self {
         let seed = (rows * 10_000 + n * 100 + ks.len()) as u64;
         let mut random = Random::new(seed);
         let a = ks.iter().map(|k| random.vec(rows * k)).collect();
         let shape = |k| if sum == Sum::OverCols { (n, k) } else { (k, n) };
-        let file = |k: &usize| File::random(seed + *k as u64, dtype, shape(*k).0, shape(*k).1);
+        let file = |k: &usize| File::random(seed + *k as u64, kind, shape(*k).0, shape(*k).1);
         let w = ks.iter().map(file).collect();
         Self { rows, n, ks: ks.to_vec(), a, w, sum, bias: bias.then(|| random.vec(n)) }
     }
@@ -216,8 +243,8 @@ fn tile_and_chunk_edges<E: Elem>() {
 fn two_terms_and_a_bias<E: Elem>() {
     let mut pool = Pool::new();
     for (k, r) in [(64, 8), (33, 1), (1, 33), (600, 16)] {
-        for dtype in DTYPES {
-            Case::<E>::of(13, 65, &[k, r], Sum::OverCols, dtype, true).add_to(&mut pool);
+        for kind in KINDS {
+            Case::<E>::of(13, 65, &[k, r], Sum::OverCols, kind, true).add_to(&mut pool);
         }
     }
     pool.check();
@@ -226,15 +253,15 @@ fn two_terms_and_a_bias<E: Elem>() {
 fn transposed_weights<E: Elem>() {
     let mut pool = Pool::new();
     for (n, k) in [(1, 1), (31, 33), (32, 32), (33, 31), (65, 127), (64, 129)] {
-        for dtype in DTYPES {
-            Case::<E>::of(9, n, &[k], Sum::OverRows, dtype, true).add_to(&mut pool);
+        for kind in KINDS {
+            Case::<E>::of(9, n, &[k], Sum::OverRows, kind, true).add_to(&mut pool);
         }
     }
     pool.check();
 }
 
 fn stores_reals_and_adds<E: Elem>() {
-    let case = Case::<E>::of(14, 35, &[50, 4], Sum::OverCols, Dtype::Bf16, true);
+    let case = Case::<E>::of(14, 35, &[50, 4], Sum::OverCols, Plain(Dtype::Bf16), true);
     let (want, plain) = (case.want(), case.plain());
     let twice: Vec<f64> = want.iter().map(|y| 2.0 * y).collect();
     let plain_twice: Vec<_> = plain.iter().map(|y| *y + *y).collect();
@@ -287,7 +314,7 @@ fn nan_stays_in_its_row<E: Elem>() {
 
 fn rows_have_the_same_bits_however_they_are_split<E: Elem>() {
     let (rows, n) = (31, 45);
-    let case = Case::<E>::of(rows, n, &[531, 9], Sum::OverCols, Dtype::F32, true);
+    let case = Case::<E>::of(rows, n, &[531, 9], Sum::OverCols, Plain(Dtype::F32), true);
     each_level::<E>(|kernels| {
         let whole = case.stored(kernels);
         for first in 0..rows {
@@ -332,19 +359,19 @@ fn nothing_to_sum_is_the_bias<E: Elem>() {
 }
 
 fn packing_is_one_rounding_of_every_type_and_alignment<E: Elem>() {
-    for dtype in DTYPES {
+    for kind in KINDS {
         for (n, k) in [(1, 1), (33, 16), (32, 129), (70, 31), (40, 64), (5, 130), (37, 255)] {
             for (sum, scale) in [(Sum::OverCols, 1.0), (Sum::OverRows, 1.0), (Sum::OverCols, 0.5), (Sum::OverRows, 4.0)]
             {
-                packs_every_value::<E>(dtype, n, k, sum, scale);
+                packs_every_value::<E>(kind, n, k, sum, scale);
             }
         }
     }
 }
 
-fn packs_every_value<E: Elem>(dtype: Dtype, n: usize, k: usize, sum: Sum, scale: f32) {
+fn packs_every_value<E: Elem>(kind: Kind, n: usize, k: usize, sum: Sum, scale: f32) {
     let shape = if sum == Sum::OverCols { (n, k) } else { (k, n) };
-    let file = File::random(9, dtype, shape.0, shape.1);
+    let file = File::random(9, kind, shape.0, shape.1);
     let w = file.matrix();
     let at = |j: usize, c: usize| if sum == Sum::OverCols { w.at::<E::Real>(j, c) } else { w.at(c, j) };
     each_level::<E>(|kernels| {
@@ -356,7 +383,7 @@ fn packs_every_value<E: Elem>(dtype: Dtype, n: usize, k: usize, sum: Sum, scale:
                     let (panel, i) = (i / panel_len(k), i % panel_len(k));
                     let (c, j) = (i / (2 * PANEL) * 2 + i % 2, n0 + panel * PANEL + i / 2 % PANEL);
                     let want = if c < k && j < n { at(j, c) * E::Real::from_f32(scale) } else { E::Real::ZERO };
-                    assert_eq!(*got, E::narrow(want), "{} {dtype:?} {sum:?} ({j}, {c})", kernels.isa.name());
+                    assert_eq!(*got, E::narrow(want), "{} {kind:?} {sum:?} ({j}, {c})", kernels.isa.name());
                 }
             }
         }
@@ -433,16 +460,16 @@ fn gradients_keep_within_their_bounds<E: Elem>() {
 
 fn dots_of_every_length<E: Elem>() {
     let mut pool = Pool::new();
-    for dtype in DTYPES {
+    for kind in KINDS {
         for k in (1..=67).chain([127, 128, 129, 576, 1536]) {
-            dots_of::<E>(&mut pool, dtype, k);
+            dots_of::<E>(&mut pool, kind, k);
         }
     }
     pool.check();
 }
 
-fn dots_of<E: Elem>(pool: &mut Pool<E::Real>, dtype: Dtype, k: usize) {
-    let file = File::random(k as u64, dtype, 9, k);
+fn dots_of<E: Elem>(pool: &mut Pool<E::Real>, kind: Kind, k: usize) {
+    let file = File::random(k as u64, kind, 9, k);
     let x: Vec<E> = Random::new(2).vec(k);
     let w: Vec<E::Real> = file.operand(Sum::OverCols);
     let mut want = vec![0.0; 9];
@@ -459,7 +486,7 @@ fn dots_of<E: Elem>(pool: &mut Pool<E::Real>, dtype: Dtype, k: usize) {
 }
 
 fn nan_in_a_dot<E: Elem>() {
-    let file = File::random(1, Dtype::F16, 2, 70);
+    let file = File::random(1, Plain(Dtype::F16), 2, 70);
     for at in [0, 63, 64, 69] {
         let mut x: Vec<E> = Random::new(2).vec(70);
         x[at] = E::narrow(E::Real::from_f64(f64::NAN));
