@@ -84,6 +84,12 @@ impl<'a> Scales<'a> {
         let len = rows.checked_mul(runs)?.checked_mul(dtype.size())?;
         (bytes.len() == len).then_some(Self { dtype, bytes, run, runs })
     }
+    /// The same of values in memory.
+    pub fn of_bf16(scales: &'a [bf16], rows: usize, cols: usize, run: usize) -> Option<Self> {
+        // SAFETY: bf16 has no padding and any byte may be read as u8; the length is in bytes.
+        let bytes = unsafe { std::slice::from_raw_parts(scales.as_ptr().cast(), size_of_val(scales)) };
+        Self::new(Dtype::Bf16, bytes, rows, cols, run)
+    }
     /// Columns that share one.
     pub fn run(&self) -> usize {
         self.run
@@ -145,6 +151,10 @@ impl<'a> Matrix<'a> {
     /// How its values are stored.
     pub fn encoding(&self) -> Encoding<'a> {
         self.encoding
+    }
+    /// Is it stored as numbers?
+    pub fn is_plain(&self) -> bool {
+        matches!(self.encoding, Encoding::Plain(_))
     }
     /// Rows.
     pub fn rows(&self) -> usize {

@@ -15,11 +15,12 @@ use command::{Ran, binary};
 use common::random::{self, Shape};
 use dialoguellm::Code;
 use dialoguellm::conversation::{Conversation, Leaf, Options};
-use dialoguellm::device::{Cpu, Gpu};
+use dialoguellm::device::{Bits, Cpu, Gpu};
 use dialoguellm::files::adapter::LoraConfig;
 use dialoguellm::files::{Access, Config, Tensors};
 use dialoguellm::model::{
-    Adapter, Builder, Cancel, Engine, Forest, Learning, Llama, Model, Noise, OpenOptions, Pass, Place, Target,
+    Adapter, Builder, Cancel, Engine, Forest, Learning, Llama, Model, Noise, OpenOptions, Pass, Place, Precision,
+    Target, Weights,
 };
 use dialoguellm_kernels::testing::Random;
 use dialoguellm_kernels::{adamw, bf16};
@@ -250,6 +251,21 @@ fn logits_and_gradients_are_as_near_to_exact_as_the_cpus() {
     as_near_as_the_cpu([gpu.engine(), cpu.engine(), &exact], &adapter());
 }
 
+#[test]
+fn weights_of_eight_and_four_bits_are_as_near_too() {
+    if !on_the_driver("weights_of_eight_and_four_bits_are_as_near_too") {
+        return;
+    }
+    let tensors = Arc::new(Tensors::open(&model_folder(), Access::Mapped).unwrap());
+    for precision in [Precision::Int8, Precision::Int4] {
+        let open = |device| OpenOptions { device, precision, threads: 1, ..OpenOptions::default() };
+        let [gpu, cpu] = [Place::Cuda, Place::Cpu].map(|place| Model::open(&model_folder(), &open(place)).unwrap());
+        let from = Weights { tensors: &tensors, bits: precision.bits(), cancel: &Cancel::default() };
+        let exact = Llama::open_from(Cpu::<f64>::new(1, None).unwrap(), gpu.config().clone(), &from).unwrap();
+        as_near_as_the_cpu([gpu.engine(), cpu.engine(), &exact], &adapter());
+    }
+}
+
 /// Leaves f32 weights only what bf16 holds: a GPU rounds embeddings too, which the CPU takes as they are.
 fn cut_to_bf16(file: &Path) {
     let mut bytes = std::fs::read(file).unwrap();
@@ -417,7 +433,9 @@ fn a_gpu_that_is_too_small_is_told_with_both_sizes_before_anything_is_loaded() {
         command.args(["info", "--json", "--model", model_folder().to_str().unwrap(), "--device", device]);
         Ran::of(with_driver(&mut command, driver).env("FAKECUDA_MEMORY", "1000").output().unwrap())
     };
-    let sizes = |text: &str| text.contains("bytes in bf16") && text.contains("1000 of the GPU's 1000 bytes are free");
+    let sizes = |text: &str| {
+        text.contains("weights need 1741312 bytes") && text.contains("1000 of the GPU's 1000 bytes are free")
+    };
     let refused = small("cuda").refusal(6);
     assert!(sizes(&refused) && refused.contains("--device cpu"), "{refused}");
     let info = small("auto").json();
@@ -518,7 +536,12 @@ impl Small {
     }
 
     fn open(&self) -> Result<Llama<Gpu>, String> {
-        Llama::open(Gpu::open()?, self.config.clone(), &self.tensors).map_err(told)
+        self.open_as(None)
+    }
+
+    fn open_as(&self, bits: Option<Bits>) -> Result<Llama<Gpu>, String> {
+        let from = Weights { tensors: &self.tensors, bits, cancel: &Cancel::default() };
+        Llama::open_from(Gpu::open()?, self.config.clone(), &from).map_err(told)
     }
 
     /// A forest's gradient and a question to a cache.
@@ -613,6 +636,17 @@ fn a_failure_of_each_call_is_a_status_and_leaves_the_library_usable() {
     let open = |_: &mut ()| small.open().map(|_| 0);
     let (told, calls) = each_call("copy", 1, || (), open, open);
     assert!(told == calls, "{told} of {calls}");
+    // the same with weights that are made on the way, and widened in a pass
+    let open = |_: &mut ()| small.open_as(Some(Bits::Eight)).map(|_| 0);
+    for (class, code) in [("alloc", 2), ("copy", 1)] {
+        let (told, calls) = each_call(class, code, || (), open, open);
+        assert!(calls > 10 && told == calls, "{class}: {told} of {calls}");
+    }
+    let whole = small.open_as(Some(Bits::Eight)).unwrap();
+    (0..3).for_each(|_| assert!(small.pass(&whole).is_ok()));
+    let pass = |_: &mut ()| small.pass(&whole);
+    let (told, calls) = each_call("launch", 1, || (), pass, pass);
+    assert!(calls > 5 && told == calls, "{told} of {calls}");
     // a pass that is asked for piece by piece, since a graph could not be made, and one that is replayed
     let plain = small.open().unwrap();
     assert!(small.pass(&plain).is_ok());

@@ -7,9 +7,10 @@ use common::plain::{Mat, Mode, Plain};
 use common::random::{self, Shape};
 use dialoguellm::device::{Cpu, Device};
 use dialoguellm::files::{Access, Tensors};
-use dialoguellm::model::{Adapter, Builder, Cancel, Learning, Llama, Pass, Target};
+use dialoguellm::model::{Adapter, Builder, Cancel, Learning, Llama, Pass, Target, Weights};
+use dialoguellm_kernels::quantize::quantize;
 use dialoguellm_kernels::testing::{Random, check};
-use dialoguellm_kernels::{Elem, Isa, Real, bf16};
+use dialoguellm_kernels::{Bits, Elem, Isa, Real, bf16};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -184,19 +185,34 @@ fn together<E: Elem>(model: &Llama<Cpu<E>>, case: &Case, adapter: &Adapter, budg
     Answer { log_p: spread(&log_p).concat(), gradient: gradient.values().iter().map(|x| x.to_f64()).collect() }
 }
 
+/// Gives every matrix the values that whole numbers with scales leave it.
+fn quantise(plain: &mut Plain, bits: Bits) {
+    for mat in plain.weights.values_mut().filter(|mat| mat.rows > 1) {
+        for row in mat.values.chunks_exact_mut(mat.cols) {
+            let (mut q, mut scales) = (vec![0; bits.row_bytes(mat.cols)], [bf16::ZERO]);
+            let narrow: Vec<f32> = row.iter().map(|&w| w as f32).collect();
+            quantize(bits, &mut q, &mut scales, &narrow);
+            row.iter_mut().zip(q).for_each(|(w, q)| *w = f64::from(q as i8) * scales[0].to_f64());
+        }
+    }
+}
+
 /// `judge(what, got, plain in the same types, exact)` for every model, kind of loss and random forest.
 fn every_case<E: Elem>(
     isa: Isa,
     mode: Mode,
+    bits: Option<Bits>,
     forests: usize,
     mut judge: impl FnMut(&str, &Adapter, &Answer, &Answer, &Answer),
 ) {
     for (name, shape, targets) in MODELS {
         let folder = tempfile::tempdir().unwrap();
-        let (plain, config, adapter) = random::model(folder.path(), shape, targets);
+        let (mut plain, config, adapter) = random::model(folder.path(), shape, targets);
+        bits.inspect(|bits| quantise(&mut plain, *bits));
         let tensors = Arc::new(Tensors::open(folder.path(), Access::Mapped).unwrap());
         let vocabulary = config.vocab_size;
-        let model = Llama::open(Cpu::<E>::new(2, Some(isa)).unwrap(), config, &tensors).unwrap();
+        let from = Weights { tensors: &tensors, bits, cancel: &Cancel::default() };
+        let model = Llama::open_from(Cpu::<E>::new(2, Some(isa)).unwrap(), config, &from).unwrap();
         for kind in [Kind::Answer, Kind::Whole, Kind::Choice] {
             for seed in 0..forests {
                 let case = case(&mut Random::new(seed as u64 + 100), vocabulary, kind);
@@ -240,7 +256,16 @@ fn the_comparer_sees_a_wrong_value_and_a_nan() {
 
 #[test]
 fn in_f64_to_1e12() {
-    every_case::<f64>(Isa::Portable, Mode::F64, 12, |what, adapter, got, _, exact| {
+    every_case::<f64>(Isa::Portable, Mode::F64, None, 12, |what, adapter, got, _, exact| {
+        for (part, error) in errors(adapter, got, exact) {
+            assert!(error <= 1e-12, "{what}: {part} {error:.2e}");
+        }
+    });
+}
+
+#[test]
+fn in_f64_with_weights_of_eight_bits_to_1e12() {
+    every_case::<f64>(Isa::Portable, Mode::F64, Some(Bits::Eight), 4, |what, adapter, got, _, exact| {
         for (part, error) in errors(adapter, got, exact) {
             assert!(error <= 1e-12, "{what}: {part} {error:.2e}");
         }
@@ -250,7 +275,7 @@ fn in_f64_to_1e12() {
 #[test]
 fn in_f32_to_1e5_on_every_isa() {
     for &isa in Isa::available() {
-        every_case::<f32>(isa, Mode::F32, 4, |what, adapter, got, _, exact| {
+        every_case::<f32>(isa, Mode::F32, None, 4, |what, adapter, got, _, exact| {
             for (part, error) in errors(adapter, got, exact) {
                 assert!(error <= 1e-5, "{what}: {part} {error:.2e}");
             }
@@ -263,7 +288,7 @@ fn in_f32_to_1e5_on_every_isa() {
 fn in_bf16_to_twice_the_plain_error_on_every_isa() {
     for &isa in Isa::available() {
         let mut pools: BTreeMap<String, [Vec<f64>; 3]> = BTreeMap::new();
-        every_case::<bf16>(isa, Mode::Bf16, 8, |what, _, got, plain, exact| {
+        every_case::<bf16>(isa, Mode::Bf16, None, 8, |what, _, got, plain, exact| {
             let model = what.split(" forest").next().unwrap();
             for (part, of) in [("log p", (|a| &a.log_p) as fn(&Answer) -> &Vec<f64>), ("gradient", |a| &a.gradient)] {
                 let pool = pools.entry(format!("{model} {isa:?} {part}")).or_default();

@@ -12,7 +12,7 @@ use crate::Result;
 use crate::conversation::{Conversation, Leaf, Options};
 use crate::emotion::framing;
 use crate::files::{Access, Config, Tensors, hub};
-use crate::model::{Adapter, Model, OpenOptions, Precision};
+use crate::model::{Adapter, Model, OpenOptions, Precision, weights};
 use serde_json::json;
 use std::ffi::c_char;
 use std::sync::Arc;
@@ -21,6 +21,13 @@ use std::sync::Arc;
 pub const DLLM_PRECISION_BF16: u32 = 0;
 /// Everything in f32; on the CPU only.
 pub const DLLM_PRECISION_F32: u32 = 1;
+/// As DLLM_PRECISION_BF16, of weights that are whole numbers of 8 bits with a scale for each output: half the memory. They
+/// are made when the model is opened, unless its folder has them.
+pub const DLLM_PRECISION_INT8: u32 = 2;
+/// The same with linear maps of 4 bits and a scale for every 32 inputs; embedding and head have 8 bits.
+pub const DLLM_PRECISION_INT4: u32 = 3;
+/// In the order of their numbers.
+const PRECISIONS: [Precision; 4] = [Precision::Bf16, Precision::F32, Precision::Int8, Precision::Int4];
 
 /// Text of the caller's.
 #[repr(C)]
@@ -53,7 +60,7 @@ impl dllm_str {
 pub struct dllm_model_options {
     /// sizeof(dllm_model_options).
     pub struct_size: u32,
-    /// DLLM_PRECISION_BF16 or _F32.
+    /// DLLM_PRECISION_BF16, _F32, _INT8 or _INT4.
     pub precision: u32,
     /// 1 reads the weights into memory instead of mapping their file, for files that may change while they are open.
     pub no_map: u32,
@@ -67,7 +74,7 @@ impl dllm_model_options {
         one_of(self.no_map, &[Access::Mapped, Access::Read], "dllm_model_options.no_map")
     }
     fn precision(&self) -> Result<Precision> {
-        one_of(self.precision, &[Precision::Bf16, Precision::F32], "dllm_model_options.precision")
+        one_of(self.precision, &PRECISIONS, "dllm_model_options.precision")
     }
 }
 
@@ -79,7 +86,8 @@ pub struct dllm_memory_report {
     pub struct_size: u32,
     /// 0.
     pub reserved: u32,
-    /// The weights: mapped from their file on the CPU, a copy in the GPU's memory on a GPU.
+    /// The weights: mapped from their file on the CPU (memory of their own where they become whole numbers), a copy in the
+    /// GPU's memory on a GPU.
     pub weights: u64,
     /// Keys and values of one token of a conversation.
     pub cache_per_token: u64,
@@ -202,9 +210,8 @@ pub unsafe extern "C" fn dllm_model_estimate(
         let (dir, options) = unsafe { (hub::resolve(path(dir, "dir")?)?, read(options)?) };
         let config = Config::read(&dir)?;
         let tensors = Tensors::open(&dir, Access::Mapped)?;
-        let weights =
-            tensors.names().map(|name| tensors.get(name).map(|view| view.bytes.len() as u64)).sum::<Result<u64>>()?;
-        let value = if options.precision()? == Precision::F32 { 4 } else { 2 };
+        let precision = options.precision()?;
+        let (weights, value) = (weights::bytes(&tensors, precision.bits(), false) as u64, precision.operand_bytes());
         let cache_per_token = (2 * config.n_layers * config.n_kv_heads * config.head_dim * value) as u64;
         let context = match crate::model::llama::context_length(&config) {
             usize::MAX => u64::MAX,

@@ -13,8 +13,8 @@ mod pool;
 pub use cpu::Cpu;
 #[cfg(feature = "cuda")]
 pub use cuda::Gpu;
-pub use dialoguellm_kernels::Isa;
 pub use dialoguellm_kernels::linear::Sum;
+pub use dialoguellm_kernels::{Bits, Isa};
 pub use plan::{KeyRun, Plan, QueryRun};
 pub use pool::Pool;
 
@@ -146,8 +146,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     type Real: Tensor;
     /// GEMM operands.
     type Act: Tensor;
-    /// A frozen matrix.
-    type Weight: Send + Sync;
+    /// A frozen matrix; a copy is another name for it.
+    type Weight: Clone + Send + Sync;
     /// A frozen vector: norm weight, bias.
     type Vector: Send + Sync;
     /// An adapter's parameters, seen by the device.
@@ -174,8 +174,10 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn precision(&self) -> &'static str;
     /// The host's instruction level in use.
     fn isa(&self) -> Isa;
-    /// Takes a stored matrix; a host device keeps it where it is mapped.
-    fn weight(&self, tensors: &Arc<Tensors>, name: &str, rows: usize, cols: usize) -> Result<Self::Weight>;
+    /// Takes a stored matrix `[rows, cols]`; a host device keeps it where it is mapped. Where `bits` are given and it is
+    /// stored as numbers, whole numbers with scales are made of it.
+    fn weight(&self, tensors: &Arc<Tensors>, name: &str, shape: [usize; 2], bits: Option<Bits>)
+    -> Result<Self::Weight>;
     /// Takes a stored vector.
     fn vector(&self, tensors: &Arc<Tensors>, name: &str, len: usize) -> Result<Self::Vector>;
     /// Makes an adapter's parameters visible.

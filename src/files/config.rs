@@ -260,7 +260,10 @@ fn refuse_other_models(f: &Fields) -> Result<()> {
         None => {}
     }
     f.only("hidden_act", "silu", |v| matches!(v.as_str(), Some("silu" | "swish")))?;
-    f.only("quantization_config", "no quantization", |_| false)?;
+    if let Some(quantization) = f.get("quantization_config") {
+        let told = |text| Error::unsupported(format!("{}: quantization_config: {text}", f.path.display()));
+        super::compressed::check(quantization).map_err(told)?;
+    }
     f.only("sliding_window", "full attention", |_| f.get("use_sliding_window") == Some(&Value::Bool(false)))?;
     f.only("layer_types", "full attention", |v| {
         v.as_array().is_some_and(|all| all.iter().all(|kind| kind == "full_attention"))

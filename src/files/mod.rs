@@ -7,6 +7,7 @@
 
 pub mod adapter;
 mod chat;
+pub(crate) mod compressed;
 pub mod config;
 pub mod dialogues;
 pub mod fingerprint;

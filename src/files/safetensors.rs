@@ -59,6 +59,21 @@ pub struct TensorView<'a> {
     pub bytes: &'a [u8],
 }
 
+/// A tensor without its values.
+#[derive(Clone, Debug)]
+pub struct Described<'a> {
+    /// Its name in the file.
+    pub name: &'a str,
+    /// Its type's: `bf16`, `i8`.
+    pub type_name: String,
+    /// Its type, where that is one of weights as numbers.
+    pub dtype: Option<Dtype>,
+    /// Sizes, outermost first.
+    pub shape: &'a [usize],
+    /// Bytes of its values.
+    pub bytes: usize,
+}
+
 impl Tensors {
     /// The weights of a model folder: `model.safetensors` where it is there (as transformers prefers), else the shards
     /// that the index names.
@@ -146,6 +161,12 @@ impl Tensors {
         Ok(Some(TensorView { name, dtype, shape: &entry.shape, bytes: &file.bytes[entry.range.clone()] }))
     }
 
+    /// Type, shape and bytes of the tensor called `name`, whatever its type.
+    pub(super) fn raw(&self, name: &str) -> Option<(Stored, &[usize], &[u8])> {
+        let entry = self.entries.get(name)?;
+        Some((entry.dtype, &entry.shape, &self.files[entry.file].bytes[entry.range.clone()]))
+    }
+
     /// All names, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
@@ -159,6 +180,17 @@ impl Tensors {
     /// Each file's header, length prefix included: names, types, shapes and offsets.
     pub(crate) fn headers(&self) -> impl Iterator<Item = &[u8]> {
         self.files.iter().map(|f| &f.bytes[..header_end(&f.bytes).unwrap_or(0)])
+    }
+
+    /// What each tensor is, whatever its type, in name order.
+    pub fn described(&self) -> impl Iterator<Item = Described<'_>> {
+        self.entries.iter().map(|(name, entry)| Described {
+            name,
+            type_name: entry.dtype.to_string().to_lowercase(),
+            dtype: supported(entry.dtype),
+            shape: &entry.shape,
+            bytes: entry.range.len(),
+        })
     }
 
     /// Each tensor's stored bytes whatever their type, in name order.

@@ -8,13 +8,12 @@
 
 use super::linear::{Linear, Pull, SavedLora, pull_back, pull_back_rounded};
 use super::pass::{Context, Rows};
+use super::weights::Weights;
 use crate::Result;
 use crate::device::{AttentionSaved, Device, Out, Tensor};
 use crate::files::adapter::Site;
 use crate::files::config::Config;
-use crate::files::safetensors::Tensors;
 use dialoguellm_kernels::attention::Heads;
-use std::sync::Arc;
 
 /// A layer's frozen weights.
 pub struct Block<D: Device> {
@@ -130,10 +129,11 @@ pub enum Depth {
 
 impl<D: Device> Block<D> {
     /// Takes layer `layer`'s weights.
-    pub fn open(device: &D, tensors: &Arc<Tensors>, config: &Config, layer: usize) -> Result<Self> {
-        let norm =
-            |name: &str| device.vector(tensors, &format!("model.layers.{layer}.{name}.weight"), config.hidden_size);
-        let linear = |site| Linear::open(device, tensors, config, layer, site);
+    pub fn open(device: &D, from: &Weights, config: &Config, layer: usize) -> Result<Self> {
+        let norm = |name: &str| {
+            device.vector(from.tensors, &format!("model.layers.{layer}.{name}.weight"), config.hidden_size)
+        };
+        let linear = |site| Linear::open(device, from, config, layer, site);
         Ok(Self {
             attention_norm: norm("input_layernorm")?,
             mlp_norm: norm("post_attention_layernorm")?,

@@ -6,12 +6,11 @@
 
 use super::lora::Slot;
 use super::pass::{Context, Rows};
+use super::weights::Weights;
 use crate::Result;
 use crate::device::{Device, Operand, Out, Sum, Tensor, Term};
 use crate::files::adapter::Site;
 use crate::files::config::Config;
-use crate::files::safetensors::Tensors;
-use std::sync::Arc;
 
 /// One of a layer's seven linear maps.
 pub struct Linear<D: Device> {
@@ -34,13 +33,13 @@ pub struct Pull<'a, D: Device> {
 
 impl<D: Device> Linear<D> {
     /// Takes the weight (and bias, where the config has one) of `site` in `layer`.
-    pub fn open(device: &D, tensors: &Arc<Tensors>, config: &Config, layer: usize, site: Site) -> Result<Self> {
+    pub fn open(device: &D, from: &Weights, config: &Config, layer: usize, site: Site) -> Result<Self> {
         let (outputs, inputs) = site.shape(config);
         let name = site.path(layer);
-        let weight = device.weight(tensors, &format!("{name}.weight"), outputs, inputs)?;
+        let weight = from.linear(device, &format!("{name}.weight"), [outputs, inputs])?;
         let attention = matches!(site, Site::Q | Site::K | Site::V | Site::O);
         let biased = if attention { config.attention_bias } else { config.mlp_bias };
-        let bias = biased.then(|| device.vector(tensors, &format!("{name}.bias"), outputs)).transpose()?;
+        let bias = biased.then(|| device.vector(from.tensors, &format!("{name}.bias"), outputs)).transpose()?;
         Ok(Self { weight, bias, layer, site, outputs })
     }
 

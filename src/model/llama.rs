@@ -5,8 +5,9 @@ use super::block::{Block, Chosen, Depth, KeyValue, Past, Saved, Sequence};
 use super::engine::{Cache, Continued, Engine, Learner, Learning, LossGradient, Moments, Noise, Pass, Target};
 use super::learner::Learned;
 use super::pass::{Context, Rows, plan};
-use super::{Adapter, Forest, rope};
-use crate::device::{Device, HeadTarget, Tensor};
+use super::weights::Weights;
+use super::{Adapter, Cancel, Forest, rope};
+use crate::device::{Bits, Device, HeadTarget, Tensor};
 use crate::files::adapter::Site;
 use crate::files::config::{Config, Scaling};
 use crate::files::safetensors::Tensors;
@@ -19,6 +20,8 @@ use std::sync::Arc;
 pub struct Llama<D: Device> {
     device: Arc<D>,
     config: Config,
+    /// What its weights became.
+    bits: Option<Bits>,
     embedding: D::Weight,
     blocks: Vec<Block<D>>,
     norm: D::Vector,
@@ -35,19 +38,26 @@ enum Kept<D: Device> {
 pub type LossGradient64<'a> = dyn FnMut(&[f64]) -> Result<Vec<f64>> + 'a;
 
 impl<D: Device> Llama<D> {
-    /// Takes every weight that `config` names. Errors: NOT_FOUND, BAD_FILE naming the tensor and both shapes; those of
-    /// [`Device::status`].
+    /// [`Llama::open_from`] with weights as they are stored.
     pub fn open(device: D, config: Config, tensors: &Arc<Tensors>) -> Result<Self> {
+        Self::open_from(device, config, &Weights { tensors, bits: None, cancel: &Cancel::default() })
+    }
+
+    /// Takes every weight that `config` names. Errors: NOT_FOUND, BAD_FILE naming the tensor and both shapes; OUT_OF_MEMORY;
+    /// UNSUPPORTED where weights cannot become whole numbers; CANCELLED; those of [`Device::status`].
+    pub fn open_from(device: D, config: Config, from: &Weights) -> Result<Self> {
         let turn = device.enter()?;
         let (v, d) = (config.vocab_size, config.hidden_size);
-        let embedding = device.weight(tensors, "model.embed_tokens.weight", v, d)?;
-        let head = if config.tie_word_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
-        let head = device.weight(tensors, head, v, d)?;
-        let norm = device.vector(tensors, "model.norm.weight", d)?;
-        let blocks = (0..config.n_layers).map(|layer| Block::open(&device, tensors, &config, layer));
-        let blocks = blocks.collect::<Result<_>>()?;
+        let embedding = from.table(&device, "model.embed_tokens.weight", [v, d])?;
+        let head = match config.tie_word_embeddings {
+            true => embedding.clone(),
+            false => from.table(&device, "lm_head.weight", [v, d])?,
+        };
+        let norm = device.vector(from.tensors, "model.norm.weight", d)?;
+        let block = |layer| from.cancel.check().and_then(|()| Block::open(&device, from, &config, layer));
+        let blocks = (0..config.n_layers).map(block).collect::<Result<_>>()?;
         drop(turn);
-        Ok(Self { device: Arc::new(device), config, embedding, blocks, norm, head })
+        Ok(Self { device: Arc::new(device), config, bits: from.bits, embedding, blocks, norm, head })
     }
 
     /// The device.
@@ -324,7 +334,11 @@ impl<D: Device> Engine for Llama<D> {
     }
 
     fn precision(&self) -> &'static str {
-        self.device.precision()
+        match self.bits {
+            None => self.device.precision(),
+            Some(Bits::Eight) => "int8",
+            Some(Bits::Four) => "int4",
+        }
     }
 
     fn isa(&self) -> Isa {

@@ -13,15 +13,17 @@ pub mod lora;
 pub mod merge;
 mod pass;
 mod rope;
+pub mod weights;
 
 pub use engine::{Cache, Cancel, Engine, Learning, Noise, Pass, Target};
 pub use forest::{Builder, Forest, Span};
 pub use llama::Llama;
 pub use lora::Adapter;
+pub use weights::Weights;
 
 #[cfg(feature = "cuda")]
 use crate::Code;
-use crate::device::{Cpu, Pool};
+use crate::device::{Bits, Cpu, Pool};
 use crate::files::{Access, Config, Tensors, Tokenizer, fingerprint};
 use crate::{Error, Result};
 use dialoguellm_kernels::{Isa, bf16};
@@ -35,6 +37,25 @@ pub enum Precision {
     F32,
     /// Operands rounded to bf16, sums in f32.
     Bf16,
+    /// The same, of weights that are whole numbers of 8 bits with a scale for each output: half the memory of bf16.
+    Int8,
+    /// The same with linear maps of 4 bits and a scale for every 32 inputs, embedding and head of 8 bits.
+    Int4,
+}
+
+impl Precision {
+    /// What weights become that are stored as numbers; weights that are whole numbers in their folder stay as they are.
+    pub fn bits(self) -> Option<Bits> {
+        match self {
+            Precision::F32 | Precision::Bf16 => None,
+            Precision::Int8 => Some(Bits::Eight),
+            Precision::Int4 => Some(Bits::Four),
+        }
+    }
+    /// Bytes of a value of an operand.
+    pub fn operand_bytes(self) -> usize {
+        if self == Precision::F32 { 4 } else { 2 }
+    }
 }
 
 /// Where to compute.
@@ -149,7 +170,7 @@ type Opened = (Box<dyn Engine>, String);
 fn engine(options: &OpenOptions, config: Config, tensors: &Arc<Tensors>) -> Result<Opened> {
     let no_gpu = match options.device {
         Place::Cpu => String::new(),
-        Place::Auto | Place::Cuda => match on_gpu(options.precision, &config, tensors) {
+        Place::Auto | Place::Cuda => match on_gpu(options, &config, tensors) {
             Ok(opened) => return opened,
             Err(reason) if options.device == Place::Auto => format!(" ({})", reason.text()),
             Err(reason) => {
@@ -166,41 +187,38 @@ fn engine(options: &OpenOptions, config: Config, tensors: &Arc<Tensors>) -> Resu
         Some(pool) => pool.clone(),
         None => Pool::shared(options.threads)?,
     };
+    let from = Weights { tensors, bits: options.precision.bits(), cancel: &options.cancel };
     let engine: Box<dyn Engine> = match options.precision {
-        Precision::F32 => Box::new(Llama::open(Cpu::<f32>::on(pool, isa), config, tensors)?),
-        Precision::Bf16 => Box::new(Llama::open(Cpu::<bf16>::on(pool, isa), config, tensors)?),
+        Precision::F32 => Box::new(Llama::open_from(Cpu::<f32>::on(pool, isa), config, &from)?),
+        _ => Box::new(Llama::open_from(Cpu::<bf16>::on(pool, isa), config, &from)?),
     };
     Ok((engine, format!("cpu{no_gpu}")))
 }
 
 /// The same on the GPU; the outer error says why there is none for this model and precision.
 #[cfg(feature = "cuda")]
-fn on_gpu(precision: Precision, config: &Config, tensors: &Arc<Tensors>) -> Result<Result<Opened>> {
+fn on_gpu(options: &OpenOptions, config: &Config, tensors: &Arc<Tensors>) -> Result<Result<Opened>> {
+    let precision = options.precision;
     if precision == Precision::F32 {
         return Err(Error::unsupported("a GPU computes in bf16 only; use --precision bf16"));
     }
     let gpu = crate::device::Gpu::takes_heads_of(config.head_dim).and_then(|()| crate::device::Gpu::open());
     let gpu = gpu.map_err(Error::unsupported)?;
-    let (needed, [free, total]) = (2 * values(tensors)?, gpu.free_and_total()?);
+    let (needed, [free, total]) = (weights::bytes(tensors, precision.bits(), true), gpu.free_and_total()?);
     if needed > free {
         let text = format!(
-            "the model's weights need {needed} bytes in bf16, and {free} of the GPU's {total} bytes are free; end what uses \
-             the GPU or take a smaller model"
+            "the model's weights need {needed} bytes, and {free} of the GPU's {total} bytes are free; end what uses \
+             the GPU, take fewer bits (--precision int8 or int4) or a smaller model"
         );
         return Err(Error::new(Code::OutOfMemory, text));
     }
     let about = format!("cuda ({})", gpu.about());
-    Ok(Llama::open(gpu, config.clone(), tensors).map(|llama| -> Opened { (Box::new(llama), about) }))
-}
-
-/// Numbers in a model folder.
-#[cfg(feature = "cuda")]
-fn values(tensors: &Tensors) -> Result<usize> {
-    tensors.names().map(|name| tensors.get(name).map(|view| view.bytes.len() / view.dtype.size())).sum()
+    let from = Weights { tensors, bits: precision.bits(), cancel: &options.cancel };
+    Ok(Llama::open_from(gpu, config.clone(), &from).map(|llama| -> Opened { (Box::new(llama), about) }))
 }
 
 #[cfg(not(feature = "cuda"))]
-fn on_gpu(_: Precision, _: &Config, _: &Arc<Tensors>) -> Result<Result<Opened>> {
+fn on_gpu(_: &OpenOptions, _: &Config, _: &Arc<Tensors>) -> Result<Result<Opened>> {
     Err(Error::unsupported("this version is built without CUDA"))
 }
 

@@ -31,6 +31,21 @@ enum DeviceName {
 pub enum PrecisionName {
     F32,
     Bf16,
+    /// bf16, of weights that are whole numbers of 8 bits
+    Int8,
+    /// bf16, of weights that are whole numbers of 4 bits, 8 in embedding and head
+    Int4,
+}
+
+impl PrecisionName {
+    pub fn precision(self) -> Precision {
+        match self {
+            PrecisionName::F32 => Precision::F32,
+            PrecisionName::Bf16 => Precision::Bf16,
+            PrecisionName::Int8 => Precision::Int8,
+            PrecisionName::Int4 => Precision::Int4,
+        }
+    }
 }
 
 /// A model, and how this machine runs it.
@@ -45,7 +60,7 @@ pub struct ModelArgs {
     /// Threads; 0 for one per core
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
-    /// Operands of matrix products; sums are f32 either way
+    /// Operands of matrix products, and with int8 or int4 what weights become; sums are f32 in every case
     #[arg(long, value_enum, default_value = "bf16")]
     pub precision: PrecisionName,
     /// Read the weights into memory instead of mapping the file
@@ -66,10 +81,7 @@ impl ModelArgs {
     }
 
     fn options(&self) -> OpenOptions {
-        let precision = match self.precision {
-            PrecisionName::F32 => Precision::F32,
-            PrecisionName::Bf16 => Precision::Bf16,
-        };
+        let precision = self.precision.precision();
         let device = match self.device {
             DeviceName::Auto => Place::Auto,
             DeviceName::Cpu => Place::Cpu,

@@ -1,12 +1,13 @@
 //! `info`: what a model is, and what it needs on this machine.
 
-use crate::args::{ModelArgs, PrecisionName, Style};
+use crate::args::{ModelArgs, Style};
 use crate::out::{self, bytes, thousands};
 use clap::Args;
 use dialoguellm::Result;
 use dialoguellm::device::Isa;
-use dialoguellm::files::{Access, Config, Dtype, Tensors};
-use dialoguellm::model::{Adapter, Model};
+use dialoguellm::files::safetensors::Described;
+use dialoguellm::files::{Access, Config, Tensors};
+use dialoguellm::model::{Adapter, Model, weights as opened};
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 
@@ -26,7 +27,7 @@ pub struct Info {
 /// Weights by type: tensors, values, bytes.
 #[derive(Default)]
 struct Stored {
-    by_type: Vec<(Dtype, usize, usize)>,
+    by_type: Vec<(String, usize, usize)>,
     bytes: usize,
     values: usize,
 }
@@ -34,14 +35,12 @@ struct Stored {
 impl Stored {
     fn of(tensors: &Tensors) -> Self {
         let mut stored = Self::default();
-        for name in tensors.names() {
-            // of a type that no weight of a LLaMA has: not the network's
-            let Ok(view) = tensors.get(name) else { continue };
-            stored.bytes += view.bytes.len();
-            stored.values += view.bytes.len() / view.dtype.size();
-            match stored.by_type.iter_mut().find(|(dtype, ..)| *dtype == view.dtype) {
-                Some((_, n, bytes)) => (*n, *bytes) = (*n + 1, *bytes + view.bytes.len()),
-                None => stored.by_type.push((view.dtype, 1, view.bytes.len())),
+        for Described { name, type_name, shape, bytes, .. } in tensors.described() {
+            stored.bytes += bytes;
+            stored.values += values(name, shape);
+            match stored.by_type.iter_mut().find(|(known, ..)| *known == type_name) {
+                Some((_, n, all)) => (*n, *all) = (*n + 1, *all + bytes),
+                None => stored.by_type.push((type_name, 1, bytes)),
             }
         }
         stored
@@ -78,7 +77,7 @@ impl Info {
             "precision": model.engine().precision(),
             "isa": {"used": Isa::best(limit).name(), "available": available},
             "threads": self.model.threads(),
-            "memory": self.memory(model, &stored),
+            "memory": self.memory(model, tensors),
             "chat_template": model.tokenizer().chat_template().is_some(),
         });
         if let Some(adapter) = adapter {
@@ -88,22 +87,19 @@ impl Info {
                 json!({"pairs": adapter.slots().len(), "parameters": n, "bytes": 4 * n, "training_bytes": 16 * n});
         }
         if self.tensors {
-            value["tensors"] = shapes(tensors)?;
+            value["tensors"] = shapes(tensors);
         }
         Ok(value)
     }
 
-    /// What is held beside the weights' file: keys and values of a conversation.
-    fn memory(&self, model: &Model, stored: &Stored) -> Value {
+    /// The weights, in their file or as what they become, and keys and values of a conversation.
+    fn memory(&self, model: &Model, tensors: &Tensors) -> Value {
         let config = model.config();
-        let size = match self.model.precision {
-            PrecisionName::F32 => 4,
-            PrecisionName::Bf16 => 2,
-        };
-        let per_token = 2 * config.n_layers * config.n_kv_heads * config.head_dim * size;
+        let precision = self.model.precision.precision();
+        let per_token = 2 * config.n_layers * config.n_kv_heads * config.head_dim * precision.operand_bytes();
         let tokens = model.context_length().min(config.max_position_embeddings);
         json!({
-            "weights": stored.bytes,
+            "weights": opened::bytes(tensors, precision.bits(), false),
             "cache_per_token": per_token,
             "cache_full_context": per_token.saturating_mul(tokens),
         })
@@ -127,32 +123,29 @@ fn shape(config: &Config) -> Value {
 }
 
 fn weights(stored: &Stored) -> Value {
-    let part = |(dtype, tensors, bytes): &(Dtype, usize, usize)| {
-        (name(*dtype).to_owned(), json!({"tensors": tensors, "bytes": bytes}))
-    };
+    let part =
+        |(dtype, tensors, bytes): &(String, usize, usize)| (dtype.clone(), json!({"tensors": tensors, "bytes": bytes}));
     stored.by_type.iter().map(part).collect::<Map<_, _>>().into()
 }
 
-fn shapes(tensors: &Tensors) -> Result<Value> {
-    let one = |tensor: &str| {
-        let view = tensors.get(tensor)?;
-        Ok((tensor.to_owned(), json!({"dtype": name(view.dtype), "shape": view.shape})))
-    };
-    Ok(tensors.names().map(one).collect::<Result<Map<_, _>>>()?.into())
-}
-
-fn name(dtype: Dtype) -> &'static str {
-    match dtype {
-        Dtype::F32 => "f32",
-        Dtype::F16 => "f16",
-        Dtype::Bf16 => "bf16",
+/// Weights that a tensor holds: packed ones are eight a word, and scales and sizes are none.
+fn values(name: &str, shape: &[usize]) -> usize {
+    let all = shape.iter().product::<usize>();
+    match name.rsplit_once('_').map(|(_, part)| part) {
+        Some("scale" | "shape") => 0,
+        Some("packed") => 8 * all,
+        _ => all,
     }
 }
 
+fn shapes(tensors: &Tensors) -> Value {
+    let one = |tensor: Described| (tensor.name.to_owned(), json!({"dtype": tensor.type_name, "shape": tensor.shape}));
+    tensors.described().map(one).collect::<Map<_, _>>().into()
+}
+
 fn list(tensors: &Tensors) -> Result<()> {
-    tensors.names().try_for_each(|tensor| {
-        let view = tensors.get(tensor)?;
-        out::line(format_args!("{:5} {:?} {tensor}", name(view.dtype), view.shape))
+    tensors.described().try_for_each(|Described { name, type_name, shape, .. }| {
+        out::line(format_args!("{type_name:5} {shape:?} {name}"))
     })
 }
 

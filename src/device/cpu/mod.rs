@@ -6,9 +6,11 @@
 mod arena;
 mod optimizer;
 mod product;
+mod weight;
 
 pub use arena::Buffer;
 pub use optimizer::Moments;
+pub use weight::Stored;
 
 use arena::Arena;
 use product::Factor;
@@ -19,7 +21,7 @@ use crate::Result;
 use crate::files::safetensors::Tensors;
 use dialoguellm_kernels::attention::Heads;
 use dialoguellm_kernels::sample::{self, Draw};
-use dialoguellm_kernels::{Elem, Isa, Kernels, Matrix, Real, adamw, dropout};
+use dialoguellm_kernels::{Bits, Elem, Isa, Kernels, Matrix, Real, adamw, dropout};
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -43,21 +45,6 @@ const GRADIENT_COLS: usize = 192;
 const PIECE: usize = 4096;
 /// Vocabulary entries whose logits exist at a time.
 const HEAD_COLS: usize = 4096;
-
-/// A weight in its file.
-pub struct Stored {
-    tensors: Arc<Tensors>,
-    name: String,
-    rows: usize,
-    cols: usize,
-}
-
-impl Stored {
-    fn matrix(&self) -> Matrix<'_> {
-        // Checked when the weight was taken; the tensors do not change.
-        self.tensors.get(&self.name).and_then(|view| view.matrix(self.rows, self.cols)).expect("checked at open")
-    }
-}
 
 /// Rotations by position.
 pub struct RopeTable<R> {
@@ -174,9 +161,8 @@ impl<E: Elem> Device for Cpu<E> {
         self.kernels.isa
     }
 
-    fn weight(&self, tensors: &Arc<Tensors>, name: &str, rows: usize, cols: usize) -> Result<Stored> {
-        tensors.get(name)?.matrix(rows, cols)?;
-        Ok(Stored { tensors: tensors.clone(), name: name.to_owned(), rows, cols })
+    fn weight(&self, tensors: &Arc<Tensors>, name: &str, shape: [usize; 2], bits: Option<Bits>) -> Result<Stored> {
+        Stored::open(&self.pool, tensors, name, shape, bits)
     }
 
     fn vector(&self, tensors: &Arc<Tensors>, name: &str, len: usize) -> Result<Self::Vector> {

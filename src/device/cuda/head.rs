@@ -1,6 +1,7 @@
 //! The head on a GPU: logits of a run of the vocabulary at a time, so that they are never stored whole.
 
 use super::super::{Device, HeadTarget, Sum};
+use super::weight::Weight;
 use super::{Array, Gpu};
 use dialoguellm_kernels::cuda::Ptr;
 use dialoguellm_kernels::sample::{self, Draw};
@@ -42,23 +43,18 @@ impl ByRow {
 
 impl Gpu {
     /// Logits of rows `rows` and the vocabulary's entries `cols`.
-    fn logits_of(&self, h: &Array<bf16>, w: &Array<bf16>, rows: Range<usize>, cols: &Range<usize>) -> Array<f32> {
+    fn logits_of(&self, h: &Array<bf16>, w: &Weight, rows: Range<usize>, cols: &Range<usize>) -> Array<f32> {
         assert!(h.cols == w.cols && rows.end <= h.rows && cols.end <= w.rows);
         let logits = self.real(rows.len(), cols.len());
-        let term =
-            linear::cuda::Term { x: h.row(rows.start), w: w.row(cols.start), k: h.cols as u32, sum: Sum::OverCols };
+        let w = w.rows(self, cols.clone());
+        let term = linear::cuda::Term { x: h.row(rows.start), w: w.at, k: h.cols as u32, sum: Sum::OverCols };
         let (m, n) = (logits.rows as u32, logits.cols as u32);
         self.run(&linear::cuda::gemm(linear::cuda::Out::Real(logits.at()), m, n, &[term], None));
         logits
     }
 
     /// [`Device::head`].
-    pub(super) fn head_forward(
-        &self,
-        h: &Array<bf16>,
-        w: &Array<bf16>,
-        targets: &[HeadTarget],
-    ) -> (Vec<f64>, Vec<f64>) {
+    pub(super) fn head_forward(&self, h: &Array<bf16>, w: &Weight, targets: &[HeadTarget]) -> (Vec<f64>, Vec<f64>) {
         let (rows, n) = (h.rows as u32, targets.len() as u32);
         assert!(targets.iter().all(|t| t.row < rows && (t.token as usize) < w.rows));
         let (lse, chosen) = (self.real(h.rows, 1), self.real(targets.len(), 1));
@@ -77,13 +73,7 @@ impl Gpu {
     }
 
     /// [`Device::head_backward`].
-    pub(super) fn head_gradient(
-        &self,
-        h: &Array<bf16>,
-        w: &Array<bf16>,
-        lse: &[f64],
-        targets: &[HeadTarget],
-    ) -> Array<f32> {
+    pub(super) fn head_gradient(&self, h: &Array<bf16>, w: &Weight, lse: &[f64], targets: &[HeadTarget]) -> Array<f32> {
         assert!(lse.len() == h.rows);
         let by_row = ByRow::of(targets, h.rows);
         let lse = self.upload(&lse.iter().map(|&lse| lse as f32).collect::<Vec<_>>(), 1);
@@ -108,14 +98,15 @@ impl Gpu {
                 tokens.at(),
                 weights.at(),
             ));
-            let term = linear::cuda::Term { x: d_logits.at(), w: w.row(cols.start), k: len, sum: Sum::OverRows };
+            let w = w.rows(self, cols);
+            let term = linear::cuda::Term { x: d_logits.at(), w: w.at, k: len, sum: Sum::OverRows };
             self.run(&linear::cuda::gemm(linear::cuda::Out::Add(dh.at()), rows, width, &[term], None));
         }
         dh
     }
 
     /// [`Device::draw`].
-    pub(super) fn head_draw(&self, h: &Array<bf16>, w: &Array<bf16>, draw: &Draw) -> Option<u32> {
+    pub(super) fn head_draw(&self, h: &Array<bf16>, w: &Weight, draw: &Draw) -> Option<u32> {
         assert!(h.rows == 1 && draw.seen.iter().all(|&token| (token as usize) < w.rows));
         let logits = self.logits_of(h, w, 0..1, &(0..w.rows));
         let (token, seen) = (self.array::<u32>(1, 1), self.upload(draw.seen, 1));
@@ -126,7 +117,7 @@ impl Gpu {
     }
 
     /// [`Device::logits`].
-    pub(super) fn head_logits(&self, h: &Array<bf16>, w: &Array<bf16>) -> Vec<f32> {
+    pub(super) fn head_logits(&self, h: &Array<bf16>, w: &Weight) -> Vec<f32> {
         let mut all = Vec::with_capacity(h.rows * w.rows);
         for rows in blocks(h.rows, LOGIT_ROWS) {
             let logits = self.logits_of(h, w, rows, &(0..w.rows));

@@ -1,7 +1,8 @@
 //! An NVIDIA GPU: tensors in its memory, kernels of `kernels/<operation>/cuda.cu`, one stream on which all happens in order.
 //!
 //! `probe` says whether there is one, `driver` has the driver's functions, `module` and `nvrtc` the kernels, `memory` the
-//! tensors' memory and the way there, `queue` the work that waits, `ops` the operations, `head` those of the vocabulary.
+//! tensors' memory and the way there, `weight` what is frozen, `queue` the work that waits, `ops` the operations, `head`
+//! those of the vocabulary.
 //! Operations only ask for work, so the first failure of a pass is kept and the rest of the pass does nothing, until
 //! [`Device::status`] tells.
 //!
@@ -17,8 +18,10 @@ mod nvrtc;
 mod ops;
 mod probe;
 mod queue;
+mod weight;
 
 pub use ops::{LoraValues, Moments, RopeTable, Sight};
+pub use weight::Weight;
 
 use super::Tensor;
 use crate::{Code, Error, Result};
@@ -49,8 +52,6 @@ pub struct Gpu {
     failed: AtomicBool,
     /// How many there were.
     failures: AtomicU64,
-    /// Matrices by name: a tied head is the embedding.
-    weights: Mutex<Vec<(String, Weak<Array<bf16>>)>>,
     /// The adapter of the last pass.
     params: Mutex<Option<LastParams>>,
 }
@@ -66,12 +67,10 @@ pub struct Array<T> {
     values: PhantomData<T>,
 }
 
-/// A frozen matrix, in bf16.
-pub struct Weight(Arc<Array<bf16>>);
-
 /// A number that may be sent to the GPU as it lies in memory.
 trait Number: Copy + Default + Send + Sync + 'static {}
 impl Number for bf16 {}
+impl Number for u8 {}
 impl Number for f32 {}
 impl Number for u32 {}
 impl Number for u64 {}
@@ -146,7 +145,6 @@ impl Gpu {
             failure: Mutex::default(),
             failed: AtomicBool::new(false),
             failures: AtomicU64::new(0),
-            weights: Mutex::default(),
             params: Mutex::default(),
         })
     }

@@ -3,19 +3,16 @@
 use super::super::{
     AttentionGradient, AttentionSaved, Device, HeadTarget, Operand, Out, PairAt, Plan, Sum, Term, room,
 };
-use super::memory::PART;
-use super::{Array, Gpu, Weight, locked};
+use super::weight::{Rows, Weight};
+use super::{Array, Gpu, locked};
+use crate::Result;
 use crate::files::safetensors::Tensors;
-use crate::{Error, Result};
 use dialoguellm_kernels::attention::Heads;
 use dialoguellm_kernels::cuda::Ptr;
 use dialoguellm_kernels::sample::Draw;
-use dialoguellm_kernels::{
-    Dtype, Isa, Matrix, adamw, attention, bf16, dropout, embedding, linear, rmsnorm, rope, swiglu, tensor,
-};
+use dialoguellm_kernels::{Bits, Isa, adamw, attention, bf16, dropout, linear, rmsnorm, rope, swiglu, tensor};
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::marker::PhantomData;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -96,39 +93,22 @@ fn below(indices: &[u32], len: usize) {
     assert!(indices.iter().all(|&index| (index as usize) < len), "an index is outside {len} rows");
 }
 
-/// A stored matrix's rows `from..from + count` in bf16, rounded once.
-fn encode(matrix: &Matrix, from: usize, room: &mut [u8]) {
-    let cols = matrix.cols();
-    let mut wide = vec![0.0f32; if matrix.dtype() == Dtype::Bf16 { 0 } else { cols }];
-    for (i, room) in room.chunks_exact_mut(2 * cols).enumerate() {
-        if matrix.dtype() == Dtype::Bf16 {
-            room.copy_from_slice(matrix.row(from + i));
-            continue;
-        }
-        matrix.read_row(from + i, 0, &mut wide);
-        for (room, &value) in room.as_chunks_mut::<2>().0.iter_mut().zip(&wide) {
-            *room = bf16::from_f32(value).to_le_bytes();
+/// A term's matrix in bf16, until the product has been asked for.
+enum Held {
+    Frozen(Rows),
+    Lora(Arc<Array<bf16>>),
+}
+
+impl Held {
+    fn at(&self) -> Ptr {
+        match self {
+            Held::Frozen(rows) => rows.at,
+            Held::Lora(matrix) => matrix.at(),
         }
     }
 }
 
 impl Gpu {
-    /// Sends a stored matrix.
-    fn send(&self, matrix: &Matrix, name: &str) -> Result<Array<bf16>> {
-        let (rows, cols) = (matrix.rows(), matrix.cols());
-        let block = self.memory(|memory| memory.exactly(2 * rows * cols)).map_err(|error| error.at(name))?;
-        let step = (PART / (2 * cols).max(1)).min(rows);
-        if step == 0 {
-            return Err(Error::unsupported(format!("{name}: rows of {cols} values are too long for a GPU")));
-        }
-        for from in (0..rows).step_by(step) {
-            let len = 2 * cols * step.min(rows - from);
-            self.staging.put(&self.queue, &block, 2 * cols * from, len, |room| encode(matrix, from, room))?;
-        }
-        self.queue.flush()?;
-        Ok(Array { block, rows, cols, values: PhantomData })
-    }
-
     /// A matrix of an adapter, rounded; once a pass, or as long as the adapter stays as it is.
     fn rounded(&self, params: &LoraValues, at: usize, rows: usize, cols: usize, scale: f32) -> Arc<Array<bf16>> {
         assert!(at + rows * cols <= params.values.len());
@@ -149,12 +129,12 @@ impl Gpu {
         array
     }
 
-    /// The matrix of a term, `[rows, cols]`; what was rounded for it lives as long as the adapter's values do.
-    fn operand(&self, operand: &Operand<Self>) -> (Ptr, usize, usize) {
+    /// The matrix of a term, `[rows, cols]`.
+    fn operand(&self, operand: &Operand<Self>) -> (Held, usize, usize) {
         match *operand {
-            Operand::Frozen(weight) => (weight.0.at(), weight.0.rows, weight.0.cols),
+            Operand::Frozen(weight) => (Held::Frozen(weight.rows(self, 0..weight.rows)), weight.rows, weight.cols),
             Operand::Lora { params, at, rows, cols, scale } => {
-                (self.rounded(params, at, rows, cols, scale).at(), rows, cols)
+                (Held::Lora(self.rounded(params, at, rows, cols, scale)), rows, cols)
             }
         }
     }
@@ -196,16 +176,14 @@ impl Device for Gpu {
         Isa::best(None)
     }
 
-    fn weight(&self, tensors: &Arc<Tensors>, name: &str, rows: usize, cols: usize) -> Result<Weight> {
-        let matrix = tensors.get(name)?.matrix(rows, cols)?;
-        let mut weights = locked(&self.weights);
-        let known = weights.iter().find(|(known, _)| known == name).and_then(|(_, weight)| weight.upgrade());
-        if let Some(weight) = known {
-            return Ok(Weight(weight));
-        }
-        let weight = Arc::new(self.send(&matrix, name)?);
-        weights.push((name.to_owned(), Arc::downgrade(&weight)));
-        Ok(Weight(weight))
+    fn weight(
+        &self,
+        tensors: &Arc<Tensors>,
+        name: &str,
+        [rows, cols]: [usize; 2],
+        bits: Option<Bits>,
+    ) -> Result<Weight> {
+        self.send(&tensors.matrix(name, rows, cols)?, bits, name)
     }
 
     fn vector(&self, tensors: &Arc<Tensors>, name: &str, len: usize) -> Result<Array<f32>> {
@@ -367,9 +345,9 @@ impl Device for Gpu {
     }
 
     fn embed(&self, table: &Weight, ids: &[u32]) -> Array<f32> {
-        below(ids, table.0.rows);
-        let (y, at) = (self.real(ids.len(), table.0.cols), self.upload(ids, 1));
-        self.run(&embedding::cuda::forward(y.at(), table.0.at(), at.at(), y.rows as u32, y.cols as u32));
+        below(ids, table.rows);
+        let (y, at) = (self.real(ids.len(), table.cols), self.upload(ids, 1));
+        table.embed(self, &y, &at);
         y
     }
 
@@ -409,14 +387,14 @@ impl Device for Gpu {
             Out::Real(y) => (linear::cuda::Out::Real(y.at()), y.rows, y.cols),
             Out::Add(y) => (linear::cuda::Out::Add(y.at()), y.rows, y.cols),
         };
-        let term = |term: &Term<Self>| {
-            let (w, rows, cols) = self.operand(&term.w);
-            let (width, k) = if term.sum == Sum::OverCols { (rows, cols) } else { (cols, rows) };
+        let operands: Vec<_> = terms.iter().map(|term| self.operand(&term.w)).collect();
+        let term = |(term, (w, rows, cols)): (&Term<Self>, &(Held, usize, usize))| {
+            let (width, k) = if term.sum == Sum::OverCols { (*rows, *cols) } else { (*cols, *rows) };
             assert!(width == n, "{width} columns of a term, {n} of the output");
             is(term.x, m, k);
-            linear::cuda::Term { x: term.x.at(), w, k: k as u32, sum: term.sum }
+            linear::cuda::Term { x: term.x.at(), w: w.at(), k: k as u32, sum: term.sum }
         };
-        let terms: Vec<_> = terms.iter().map(term).collect();
+        let terms: Vec<_> = terms.iter().zip(&operands).map(term).collect();
         bias.inspect(|bias| is(bias, 1, n));
         self.run(&linear::cuda::gemm(out, m as u32, n as u32, &terms, bias.map(Array::at)));
     }
@@ -521,19 +499,19 @@ impl Device for Gpu {
     }
 
     fn head(&self, h: &Array<bf16>, w: &Weight, targets: &[HeadTarget]) -> (Vec<f64>, Vec<f64>) {
-        self.head_forward(h, &w.0, targets)
+        self.head_forward(h, w, targets)
     }
 
     fn head_backward(&self, h: &Array<bf16>, w: &Weight, lse: &[f64], targets: &[HeadTarget]) -> Array<f32> {
-        self.head_gradient(h, &w.0, lse, targets)
+        self.head_gradient(h, w, lse, targets)
     }
 
     fn draw(&self, h: &Array<bf16>, w: &Weight, draw: &Draw) -> Option<u32> {
-        self.head_draw(h, &w.0, draw)
+        self.head_draw(h, w, draw)
     }
 
     fn logits(&self, h: &Array<bf16>, w: &Weight) -> Vec<f32> {
-        self.head_logits(h, &w.0)
+        self.head_logits(h, w)
     }
 }
 
@@ -558,21 +536,6 @@ impl Sight {
 mod tests {
     use super::*;
     use crate::device::KeyRun;
-
-    #[test]
-    fn matrices_are_rounded_as_everywhere_and_bf16_is_copied() {
-        let values = [1.0f32, 1.003_906_3, -2.5, f32::MAX, 0.1, -0.0];
-        let stored: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-        let matrix = Matrix::new(Dtype::F32, &stored, 3, 2).unwrap();
-        let mut room = [0; 8];
-        encode(&matrix, 1, &mut room);
-        let want: Vec<u8> = values[2..].iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect();
-        assert_eq!(room.as_slice(), want);
-        let again = Matrix::new(Dtype::Bf16, &room, 2, 2).unwrap();
-        let mut copied = [0; 8];
-        encode(&again, 0, &mut copied);
-        assert_eq!(copied, room);
-    }
 
     #[test]
     fn a_key_ends_with_its_spans_subtree_and_a_cached_one_never() {
