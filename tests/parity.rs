@@ -61,6 +61,18 @@ fn logits_are_those_of_transformers() {
 }
 
 #[test]
+fn quantised_models_of_compressed_tensors_have_transformers_logits() {
+    for variant in ["int8", "int8_groups", "int4", "int4_channels"] {
+        let (golden, config) = (Golden::read(variant), Config::read(&folder(variant)).unwrap());
+        for &isa in Isa::available() {
+            let model = open(variant, config.clone(), isa);
+            let error = distance(&logits(&model, None, &golden.sequences()), golden.values("logits"));
+            assert!(error <= 1e-4, "{variant} {isa:?}: {error:.2e}");
+        }
+    }
+}
+
+#[test]
 fn gradients_are_those_of_peft() {
     for variant in VARIANTS {
         let (golden, config) = (Golden::read(variant), Config::read(&folder(variant)).unwrap());

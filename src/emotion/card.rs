@@ -5,7 +5,7 @@
 
 use super::labels::Labels;
 use super::template::Template;
-use crate::files::{Access, SETTINGS_LIMIT, Tensors, fingerprint, read_bounded};
+use crate::files::{Access, SETTINGS_LIMIT, Tensors, compressed, fingerprint, read_bounded};
 use crate::{Code, Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -100,6 +100,7 @@ pub fn of_adapter(adapter: &Path, base: &Path) -> Result<Option<Card>> {
         Err(error) => return Err(error),
     };
     let print = fingerprint(base, &Tensors::open(base, Access::Mapped)?)?;
+    let print = compressed::origin(base)?.unwrap_or(print);
     card.check_base(&print).map_err(|error| error.at(adapter.display()))?;
     Ok(Some(card))
 }

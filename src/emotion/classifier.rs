@@ -73,7 +73,7 @@ const AT_ONCE: usize = 64;
 impl Classifier {
     /// A classifier without calibration; with no adapter, the model as it is. Errors: as [`Prompter::new`].
     pub fn new(model: Arc<Model>, adapter: Option<Arc<Adapter>>, template: Template, labels: Labels) -> Result<Self> {
-        let card = Card::new(labels, template, model.fingerprint());
+        let card = Card::new(labels, template, model.base());
         Self::with_card(model, adapter, card)
     }
 
@@ -83,7 +83,7 @@ impl Classifier {
     /// As [`Card::read`], [`Adapter::read`] and [`Prompter::new`]; BAD_FILE for an adapter of another base model.
     pub fn open(model: Arc<Model>, dir: &Path) -> Result<Self> {
         let card = Card::read(dir)?;
-        card.check_base(model.fingerprint()).map_err(|error| error.at(dir.display()))?;
+        card.check_base(model.base()).map_err(|error| error.at(dir.display()))?;
         // a model folder: an adapter's that lost its files must not pass for one
         let is_merged = dir.join(config::FILE).exists();
         let adapter = if is_merged { None } else { Some(Arc::new(Adapter::read(dir, model.config())?)) };
@@ -92,7 +92,7 @@ impl Classifier {
 
     /// A classifier of parts. Errors: as [`Prompter::new`]; BAD_FILE for a card of another base model.
     pub fn with_card(model: Arc<Model>, adapter: Option<Arc<Adapter>>, mut card: Card) -> Result<Self> {
-        card.check_base(model.fingerprint())?;
+        card.check_base(model.base())?;
         let ends = Ends::of(model.tokenizer(), model.config());
         let prompter = Prompter::new(&card.template, card.labels.clone(), model.tokenizer(), ends)?;
         card.labels = prompter.labels().clone();

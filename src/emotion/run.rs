@@ -392,7 +392,7 @@ fn earlier_card(model: &Model, start: Start) -> Result<Option<Card>> {
         Err(error) if error.code() == Code::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    card.check_base(model.fingerprint()).map_err(|error| error.at(dir.display()))?;
+    card.check_base(model.base()).map_err(|error| error.at(dir.display()))?;
     Ok(Some(card))
 }
 
@@ -413,7 +413,7 @@ fn teach(
     let class_weights = recipe.class_weights(prompter.labels(), dialogues)?;
     let lessons = Lessons { loss: recipe.train.loss, class_weights, threads };
     let taught = prompter.groups(model.tokenizer(), dialogues, &lessons)?;
-    Ok((Some(Card::new(prompter.labels().clone(), template, model.fingerprint())), taught))
+    Ok((Some(Card::new(prompter.labels().clone(), template, model.base())), taught))
 }
 
 fn teach_pairs(model: &Model, recipe: &Recipe, pairs: &[Pair], threads: usize) -> Result<Taught> {

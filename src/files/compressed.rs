@@ -10,6 +10,18 @@ use crate::{Code, Error, Result};
 use dialoguellm_kernels::matrix::{Bits, Matrix, Scales};
 use safetensors::tensor::Dtype as Stored;
 use serde_json::{Map, Value, json};
+use std::path::Path;
+
+/// What config.json calls it.
+pub(crate) const FIELD: &str = "quantization_config";
+/// Where `dialoguellm quantize` leaves the fingerprint of the model that it quantised.
+pub(crate) const ORIGIN: &str = "dialoguellm_quantized_from";
+
+/// The fingerprint of the model that this folder's was made of, where it was quantised by this library.
+pub(crate) fn origin(dir: &Path) -> Result<Option<String>> {
+    let settings: Map<String, Value> = super::read_json(&dir.join(super::config::FILE))?;
+    Ok(settings.get(ORIGIN).and_then(Value::as_str).map(str::to_owned))
+}
 
 /// What a `quantization_config` must say; the error names the field and its value.
 pub(super) fn check(config: &Value) -> std::result::Result<(), String> {
@@ -64,6 +76,7 @@ pub(crate) fn config(bits: Bits, run: usize) -> Value {
         "kv_cache_scheme": null,
         "config_groups": {"group_0": {
             "targets": ["Linear"],
+            "format": format,
             "input_activations": null,
             "output_activations": null,
             "weights": {

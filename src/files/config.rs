@@ -4,7 +4,7 @@
 //! (`rope_parameters`), with the defaults of transformers' `LlamaConfig`. What this library would compute differently
 //! from transformers is refused by field and value; fields that do not change what is computed are ignored.
 
-use super::{if_there, read_json};
+use super::{compressed, if_there, read_json};
 use crate::{Error, Result};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -260,9 +260,9 @@ fn refuse_other_models(f: &Fields) -> Result<()> {
         None => {}
     }
     f.only("hidden_act", "silu", |v| matches!(v.as_str(), Some("silu" | "swish")))?;
-    if let Some(quantization) = f.get("quantization_config") {
-        let told = |text| Error::unsupported(format!("{}: quantization_config: {text}", f.path.display()));
-        super::compressed::check(quantization).map_err(told)?;
+    if let Some(quantization) = f.get(compressed::FIELD) {
+        let told = |text| Error::unsupported(format!("{}: {}: {text}", f.path.display(), compressed::FIELD));
+        compressed::check(quantization).map_err(told)?;
     }
     f.only("sliding_window", "full attention", |_| f.get("use_sliding_window") == Some(&Value::Bool(false)))?;
     f.only("layer_types", "full attention", |v| {

@@ -3,7 +3,7 @@
 //! The new folder is written into a hidden, locked neighbour `.NAME.swap-*`, synced, and exchanged with the target by
 //! `renameat2(RENAME_EXCHANGE)`. Where a file system has no exchange, the neighbour stays and the target is a symbolic
 //! link to it, replaced by `rename`. The lock is the kernel's: it ends with its process, so what is unlocked is stale.
-//! This file knows nothing of what the folders hold.
+//! Beyond the names of a model's settings, this file knows nothing of what the folders hold.
 
 use crate::{Error, Result};
 use std::fs::{self, File};
@@ -16,6 +16,56 @@ use std::sync::atomic::{AtomicU32, Ordering};
 const NEW: &str = "new";
 /// One of these marks a folder as something this library (or Hugging Face's) wrote and may replace.
 const MARKS: [&str; 3] = [super::config::FILE, super::adapter::CONFIG_FILE, "dialoguellm.json"];
+
+/// Files of a model folder beside its weights.
+const SETTINGS: [&str; 11] = [
+    super::config::FILE,
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "LICENSE",
+];
+/// Far above any of them.
+const SETTINGS_LIMIT: u64 = 1 << 30;
+
+/// Copies what a model folder has beside its weights, as it is.
+///
+/// # Errors
+/// Io; BadFile where a file is longer than such a file may be.
+pub(crate) fn copy_settings(from: &Path, to: &Path) -> Result<()> {
+    SETTINGS.iter().try_for_each(|name| copy(&from.join(name), &to.join(name)))
+}
+
+/// Copies one file, if it is there.
+///
+/// # Errors
+/// As [`copy_settings`].
+pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
+    if !from.exists() {
+        return Ok(());
+    }
+    let bytes = super::read_bounded(from, SETTINGS_LIMIT)?;
+    fs::write(to, bytes).map_err(|error| Error::io("write", to, &error))
+}
+
+/// Refuses to replace what is still to be read.
+///
+/// # Errors
+/// InvalidArgument.
+pub(crate) fn refuse_source(out: &Path, source: &Path) -> Result<()> {
+    match (out.canonicalize(), source.canonicalize()) {
+        (Ok(a), Ok(b)) if a == b => {
+            Err(Error::invalid(format!("{} is read from and would be replaced; name a new folder", out.display())))
+        }
+        _ => Ok(()),
+    }
+}
 
 /// Gives `write` an empty folder and puts it in `target`'s place. The old folder goes, with everything in it; one that
 /// holds neither a model nor an adapter is refused instead. Parents are made.

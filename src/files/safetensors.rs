@@ -345,7 +345,50 @@ fn push<const N: usize>(out: &mut Vec<u8>, bytes: [u8; N], finite: bool) -> bool
 }
 
 /// A tensor to be written: name, type, shape.
-pub type NewTensor = (String, Dtype, Vec<usize>);
+pub type NewTensor<T = Dtype> = (String, T, Vec<usize>);
+
+/// The type of a tensor to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// Numbers.
+    Number(Dtype),
+    /// Whole numbers.
+    I8,
+    /// Whole numbers.
+    I32,
+    /// Whole numbers.
+    I64,
+}
+
+impl From<Dtype> for Written {
+    fn from(dtype: Dtype) -> Self {
+        Written::Number(dtype)
+    }
+}
+
+impl Written {
+    /// Bytes of one value.
+    pub fn size(self) -> usize {
+        match self {
+            Written::Number(dtype) => dtype.size(),
+            Written::I8 => 1,
+            Written::I32 => 4,
+            Written::I64 => 8,
+        }
+    }
+
+    /// Its name in a header.
+    fn name(self) -> &'static str {
+        match self {
+            Written::Number(Dtype::F32) => "F32",
+            Written::Number(Dtype::F16) => "F16",
+            Written::Number(Dtype::Bf16) => "BF16",
+            Written::I8 => "I8",
+            Written::I32 => "I32",
+            Written::I64 => "I64",
+        }
+    }
+}
 
 /// Writes one safetensors file: the header first, then the tensors' bytes as they come, in the order announced.
 #[derive(Debug)]
@@ -356,12 +399,16 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Creates `path` and writes the header. Readers map the file, so put 4-byte types before 2-byte ones to keep both
+    /// Creates `path` and writes the header. Readers map the file, so put larger types before smaller ones to keep all
     /// aligned. `metadata` is the header's `__metadata__`; transformers wants `("format", "pt")` there.
     ///
     /// # Errors
     /// Io; InvalidArgument where sizes overflow or a name comes twice.
-    pub fn create(path: &Path, entries: &[NewTensor], metadata: &[(&str, &str)]) -> Result<Self> {
+    pub fn create<T: Into<Written> + Copy>(
+        path: &Path,
+        entries: &[NewTensor<T>],
+        metadata: &[(&str, &str)],
+    ) -> Result<Self> {
         let (header, left) = new_header(entries, metadata).map_err(|e| e.at(path.display()))?;
         let file = File::create(path).map_err(|e| Error::io("create", path, &e))?;
         let mut writer = Self { path: path.to_owned(), file: BufWriter::new(file), left };
@@ -400,7 +447,7 @@ impl Writer {
     }
 }
 
-fn new_header(entries: &[NewTensor], metadata: &[(&str, &str)]) -> Result<(String, usize)> {
+fn new_header<T: Into<Written> + Copy>(entries: &[NewTensor<T>], metadata: &[(&str, &str)]) -> Result<(String, usize)> {
     let mut header = serde_json::Map::new();
     let about: serde_json::Map<_, _> = metadata.iter().map(|(k, v)| ((*k).to_owned(), (*v).into())).collect();
     if !about.is_empty() {
@@ -408,11 +455,12 @@ fn new_header(entries: &[NewTensor], metadata: &[(&str, &str)]) -> Result<(Strin
     }
     let mut at = 0usize;
     for (name, dtype, shape) in entries {
+        let dtype: Written = (*dtype).into();
         let len = shape.iter().try_fold(dtype.size(), |n, &s| n.checked_mul(s));
         let end = len.and_then(|n| at.checked_add(n));
         let end =
             end.ok_or_else(|| Error::invalid(format!("tensor {name} of shape {shape:?} is larger than any file")))?;
-        let info = serde_json::json!({"dtype": stored_name(*dtype), "shape": shape, "data_offsets": [at, end]});
+        let info = serde_json::json!({"dtype": dtype.name(), "shape": shape, "data_offsets": [at, end]});
         if header.insert(name.clone(), info).is_some() {
             return Err(Error::invalid(format!("tensor {name} comes twice")));
         }
@@ -422,15 +470,6 @@ fn new_header(entries: &[NewTensor], metadata: &[(&str, &str)]) -> Result<(Strin
     let padded = text.len().next_multiple_of(8); // so that the data begins on 8 bytes
     text.extend(std::iter::repeat_n(' ', padded - text.len()));
     Ok((text, at))
-}
-
-/// A type's name in a header.
-fn stored_name(dtype: Dtype) -> &'static str {
-    match dtype {
-        Dtype::F32 => "F32",
-        Dtype::F16 => "F16",
-        Dtype::Bf16 => "BF16",
-    }
 }
 
 #[cfg(test)]

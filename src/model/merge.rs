@@ -6,27 +6,10 @@
 
 use super::{Adapter, lora::Slot};
 use crate::files::safetensors::{NewTensor, SINGLE, TensorView, Tensors, Writer, encode};
-use crate::files::{Access, Config, folder, read_bounded, room_for};
+use crate::files::{Access, Config, folder, room_for};
 use crate::{Code, Error, Result};
 use std::collections::HashMap;
 use std::path::Path;
-
-/// Files of a model folder beside its weights, copied as they are where they are there.
-const COPIED: [&str; 11] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "LICENSE",
-];
-/// Far above any of them.
-const COPIED_LIMIT: u64 = 1 << 30;
 
 /// What a merge did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,38 +36,19 @@ pub fn merge(
     more: impl FnOnce(&Path) -> Result<()>,
     progress: &mut dyn FnMut(usize, usize) -> bool,
 ) -> Result<Merged> {
-    refuse_same(out, base)?;
-    refuse_same(out, adapter)?;
+    folder::refuse_source(out, base)?;
+    folder::refuse_source(out, adapter)?;
     let config = Config::read(base)?;
     let adapter = Adapter::read(adapter, &config)?;
     let tensors = Tensors::open(base, Access::Mapped)?;
     let plan = Plan::new(&tensors, &adapter)?;
     folder::replace(out, |dir| {
         plan.write(&dir.join(SINGLE), progress)?;
-        COPIED.iter().try_for_each(|name| copy(&base.join(name), &dir.join(name)))?;
+        folder::copy_settings(base, dir)?;
         more(dir)
     })?;
     let bytes = plan.views.iter().map(|view| view.bytes.len()).sum();
     Ok(Merged { tensors: plan.views.len(), changed: adapter.slots().len(), bytes })
-}
-
-/// Replacing one of the sources would lose it.
-fn refuse_same(out: &Path, source: &Path) -> Result<()> {
-    match (out.canonicalize(), source.canonicalize()) {
-        (Ok(a), Ok(b)) if a == b => Err(Error::invalid(format!(
-            "{} is a source of the merge and would be replaced; name a new folder",
-            out.display()
-        ))),
-        _ => Ok(()),
-    }
-}
-
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    if !from.exists() {
-        return Ok(());
-    }
-    let bytes = read_bounded(from, COPIED_LIMIT)?;
-    std::fs::write(to, bytes).map_err(|error| Error::io("write", to, &error))
 }
 
 /// Every tensor in the order it is written, and the pairs by the weight they change.
@@ -99,7 +63,10 @@ impl<'a> Plan<'a> {
         let name = |slot: &Slot| format!("{}.weight", slot.spec.site.path(slot.spec.layer));
         let slots: HashMap<String, &Slot> = adapter.slots().iter().map(|slot| (name(slot), slot)).collect();
         for (name, slot) in &slots {
-            tensors.get(name)?.matrix(slot.at.outputs, slot.at.inputs)?;
+            if !tensors.matrix(name, slot.at.outputs, slot.at.inputs)?.is_plain() {
+                let text = format!("{name} is quantised; merge into the model it was made of, then quantise that");
+                return Err(Error::unsupported(text));
+            }
         }
         let mut views: Vec<TensorView> = tensors.names().map(|name| tensors.get(name)).collect::<Result<_>>()?;
         // 4-byte types first: readers map the file and want every tensor aligned

@@ -12,6 +12,7 @@ pub mod llama;
 pub mod lora;
 pub mod merge;
 mod pass;
+pub mod quantize;
 mod rope;
 pub mod weights;
 
@@ -24,7 +25,7 @@ pub use weights::Weights;
 #[cfg(feature = "cuda")]
 use crate::Code;
 use crate::device::{Bits, Cpu, Pool};
-use crate::files::{Access, Config, Tensors, Tokenizer, fingerprint};
+use crate::files::{Access, Config, Tensors, Tokenizer, compressed, fingerprint};
 use crate::{Error, Result};
 use dialoguellm_kernels::{Isa, bf16};
 use std::path::Path;
@@ -109,6 +110,7 @@ pub struct Model {
     engine: Box<dyn Engine>,
     device: String,
     fingerprint: String,
+    origin: Option<String>,
 }
 
 impl Model {
@@ -124,20 +126,24 @@ impl Model {
         let fingerprint = fingerprint::fingerprint(dir, &tensors)?;
         options.cancel.check()?;
         let (engine, device) = engine(options, config, &tensors)?;
-        Ok(Self { tokenizer, engine, device, fingerprint })
+        Ok(Self { tokenizer, engine, device, fingerprint, origin: compressed::origin(dir)? })
     }
 
     /// A model of parts: an engine of the caller's own behind a tokenizer, told apart from others by `fingerprint`.
     pub fn from_parts(tokenizer: Tokenizer, engine: Box<dyn Engine>, fingerprint: String) -> Self {
-        Self { tokenizer, engine, device: "the caller's own".to_owned(), fingerprint }
+        Self { tokenizer, engine, device: "the caller's own".to_owned(), fingerprint, origin: None }
     }
     /// Where it computes, and why not on a GPU where one might have been meant: a line for people.
     pub fn device(&self) -> &str {
         &self.device
     }
-    /// Which base model this is, as adapters and checkpoints record it: see [`mod@crate::files::fingerprint`].
+    /// Which model this is, as checkpoints record it: see [`mod@crate::files::fingerprint`].
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+    /// Which base model adapters are for: this one, or the one that `dialoguellm quantize` made it of.
+    pub fn base(&self) -> &str {
+        self.origin.as_ref().unwrap_or(&self.fingerprint)
     }
     /// Text to tokens and back.
     pub fn tokenizer(&self) -> &Tokenizer {

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import golden_common as common
 import golden_gguf
+import golden_quantized
 import golden_tokenizer
 import golden_train
 from golden_common import IGNORE
@@ -264,7 +265,7 @@ def make_refused() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ["all", "variants", "train", "gguf", "tokenizer", "refused"]
+    parts = ["all", "variants", "train", "gguf", "tokenizer", "quantized", "refused"]
     parser.add_argument("parts", nargs="+", choices=parts)
     parser.add_argument("--only", help="one variant or training case by its folder's name")
     args = parser.parse_args()
@@ -279,6 +280,8 @@ def main() -> None:
         golden_gguf.make_gguf()
     if "tokenizer" in wanted:
         golden_tokenizer.make_tokenizer()
+    if "quantized" in wanted:
+        golden_quantized.make_quantized()
     if "refused" in wanted:
         make_refused()
 

@@ -145,7 +145,7 @@ impl AskArgs {
         // a card in the model's own folder is of a merged model
         let adapter = match &self.adapter {
             Some(dir) => {
-                card.check_base(model.fingerprint()).map_err(|error| error.at(dir.display()))?;
+                card.check_base(model.base()).map_err(|error| error.at(dir.display()))?;
                 Some(Arc::new(Adapter::read(dir, model.config())?))
             }
             None => None,

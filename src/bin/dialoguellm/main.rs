@@ -14,6 +14,7 @@ mod info;
 mod merge;
 mod out;
 mod progress;
+mod quantize;
 mod score;
 mod train;
 
@@ -59,6 +60,8 @@ enum Command {
     Data(data::Data),
     /// Merge an adapter into its base model
     Merge(merge::Merge),
+    /// Make a smaller copy of a model: weights of 8 or 4 bits
+    Quantize(quantize::Quantize),
     /// Make a model folder of a GGUF file
     Import(import::Import),
     /// What a model is and what it needs
@@ -100,6 +103,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Score(command) => command.run(cli.style),
         Command::Data(command) => command.run(cli.style),
         Command::Merge(command) => command.run(cli.style),
+        Command::Quantize(command) => command.run(cli.style),
         Command::Import(command) => command.run(cli.style),
         Command::Info(command) => command.run(cli.style),
     }
