@@ -117,6 +117,15 @@
 /* Everything in f32; on the CPU only. */
 #define DLLM_PRECISION_F32 1
 
+/*
+ As DLLM_PRECISION_BF16, of weights that are whole numbers of 8 bits with a scale for each output: half the memory. They
+ are made when the model is opened, unless its folder has them.
+ */
+#define DLLM_PRECISION_INT8 2
+
+/* The same with linear maps of 4 bits and a scale for every 32 inputs; embedding and head have 8 bits. */
+#define DLLM_PRECISION_INT4 3
+
 /* The report is of a step of the optimiser. */
 #define DLLM_TRAIN_STEP 0
 
@@ -201,7 +210,7 @@ typedef struct dllm_runtime_options {
 typedef struct dllm_model_options {
     /* sizeof(dllm_model_options). */
     uint32_t struct_size;
-    /* DLLM_PRECISION_BF16 or _F32. */
+    /* DLLM_PRECISION_BF16, _F32, _INT8 or _INT4. */
     uint32_t precision;
     /* 1 reads the weights into memory instead of mapping their file, for files that may change while they are open. */
     uint32_t no_map;
@@ -215,7 +224,10 @@ typedef struct dllm_memory_report {
     uint32_t struct_size;
     /* 0. */
     uint32_t reserved;
-    /* The weights: mapped from their file on the CPU, a copy in the GPU's memory on a GPU. */
+    /*
+     The weights: mapped from their file on the CPU (memory of their own where they become whole numbers), a copy in the
+     GPU's memory on a GPU.
+     */
     uint64_t weights;
     /* Keys and values of one token of a conversation. */
     uint64_t cache_per_token;
@@ -1147,6 +1159,24 @@ dllm_status dllm_merge(const char *model,
                        void *user,
                        const struct dllm_cancel *cancel,
                        struct dllm_error **err);
+
+/*
+ Makes the model folder `out` of a model with its linear maps in whole numbers of `bits` (8 or 4): half or a quarter of
+ bf16 on the disk, which transformers and vLLM read too. Adapters of the model fit it; labels, template and calibration of a
+ merged one come along. A model that is at `out` is replaced in one step. `progress` and `cancel` may be NULL.
+
+ Errors: as dllm_model_open(); INVALID_ARGUMENT where it is quantised already; UNSUPPORTED where a width is no multiple of 32
+         and `bits` is 4; NUMERIC where a weight is not finite; CANCELLED. `out` is then as before.
+ Cost:   memory for one row and the scales of one matrix; `cancel` is read after each matrix.
+ Since:  0.1
+ */
+dllm_status dllm_quantize(const char *model,
+                          const char *out,
+                          uint32_t bits,
+                          dllm_progress_fn progress,
+                          void *user,
+                          const struct dllm_cancel *cancel,
+                          struct dllm_error **err);
 
 #ifdef __cplusplus
 }  // extern "C"

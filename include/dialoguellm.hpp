@@ -514,6 +514,69 @@ private:
     detail::Owner<dllm_trainer, dllm_trainer_free> handle_;
 };
 
+/// Hears how many of how many tensors are done and ends the call by returning false; what it throws goes through.
+using Progress = std::function<bool(uint64_t done, uint64_t all)>;
+
+namespace detail {
+
+/// Runs a call that makes a model folder.
+template <class Call> void making(const Progress &progress, Call call) {
+    // an exception must not cross the library: it waits here
+    struct Hearer {
+        const Progress &progress;
+        std::exception_ptr thrown;
+    } hearer{progress, nullptr};
+    auto hear = [](void *user, uint64_t done, uint64_t all) -> int32_t {
+        auto &hearer = *static_cast<Hearer *>(user);
+        try {
+            return hearer.progress(done, all) ? 0 : 1;
+        } catch (...) {
+            hearer.thrown = std::current_exception();
+            return 1;
+        }
+    };
+    Check check;
+    const dllm_status status = call(progress ? +hear : nullptr, &hearer, check.out());
+    if (hearer.thrown) std::rethrow_exception(hearer.thrown);
+    check(status);
+}
+
+} // namespace detail
+
+/// Makes a model folder of a GGUF file; `dtype` is what quantised tensors become.
+inline void import_gguf(const std::string &file, const std::string &out, uint32_t dtype = DLLM_DTYPE_BF16,
+                        const Progress &progress = {}, const Cancel *cancel = nullptr) {
+    detail::making(progress, [&](dllm_progress_fn hear, void *user, dllm_error **err) {
+        return dllm_import_gguf(file.c_str(), out.c_str(), dtype, hear, user, handle_of(cancel), err);
+    });
+}
+
+/// Makes a model folder of a model with an adapter merged into its weights.
+inline void merge(const std::string &model, const std::string &adapter, const std::string &out, const Progress &progress = {},
+                  const Cancel *cancel = nullptr) {
+    detail::making(progress, [&](dllm_progress_fn hear, void *user, dllm_error **err) {
+        return dllm_merge(model.c_str(), adapter.c_str(), out.c_str(), hear, user, handle_of(cancel), err);
+    });
+}
+
+/// Makes a smaller copy of a model: linear maps in whole numbers of 8 or 4 bits.
+inline void quantize(const std::string &model, const std::string &out, uint32_t bits = 8, const Progress &progress = {},
+                     const Cancel *cancel = nullptr) {
+    detail::making(progress, [&](dllm_progress_fn hear, void *user, dllm_error **err) {
+        return dllm_quantize(model.c_str(), out.c_str(), bits, hear, user, handle_of(cancel), err);
+    });
+}
+
+/// What a model folder will need, without opening it.
+inline dllm_memory_report estimate(const std::string &dir, uint32_t precision = DLLM_PRECISION_BF16) {
+    auto options = detail::sized<dllm_model_options>();
+    options.precision = precision;
+    auto report = detail::sized<dllm_memory_report>();
+    detail::Check check;
+    check(dllm_model_estimate(dir.c_str(), &options, &report, check.out()));
+    return report;
+}
+
 #ifdef __cpp_lib_expected
 /// What a call gives, or its failure.
 template <class Call> auto attempt(Call call) -> std::expected<decltype(call()), Error> {

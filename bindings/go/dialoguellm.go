@@ -183,10 +183,16 @@ type Model struct {
 	cleanup runtime.Cleanup
 }
 
-// Open opens a model folder; r may be nil.
+// Open opens a model folder in bf16; r may be nil.
 func Open(ctx context.Context, r *Runtime, dir string) (*Model, error) {
+	return OpenAs(ctx, r, dir, BF16)
+}
+
+// OpenAs opens a model folder to compute in another precision; r may be nil.
+func OpenAs(ctx context.Context, r *Runtime, dir string, precision Precision) (*Model, error) {
 	path, free := owned(dir)
 	defer free()
+	options := C.dllm_model_options{struct_size: C.sizeof_dllm_model_options, precision: C.uint32_t(precision)}
 	var made *C.dllm_model
 	var on *C.dllm_runtime
 	if r != nil {
@@ -194,7 +200,7 @@ func Open(ctx context.Context, r *Runtime, dir string) (*Model, error) {
 	}
 	err := once(ctx, func(cancel *C.dllm_cancel) error {
 		var err *C.dllm_error
-		status := C.dllm_model_open(on, path, nil, cancel, &made, &err)
+		status := C.dllm_model_open(on, path, &options, cancel, &made, &err)
 		return errorOf(status, err)
 	})
 	runtime.KeepAlive(r)

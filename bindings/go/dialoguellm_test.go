@@ -161,6 +161,33 @@ func TestTrainingIsALoopAndResumes(t *testing.T) {
 	if !reflect.DeepEqual(rows(whole), rows(resumed)) {
 		t.Error("a resumed run made another adapter")
 	}
+	merged, small := filepath.Join(work, "merged"), filepath.Join(work, "small")
+	if err := dllm.Merge(ctx, tiny(), whole, merged, nil); err != nil {
+		t.Fatal(err)
+	}
+	heard := 0
+	count := func(done, all int) bool { heard++; return all == 28 }
+	if err := dllm.Quantize(ctx, merged, small, 8, count); err != nil || heard != 29 {
+		t.Fatal(err, heard)
+	}
+	labels := must(must(dllm.Open(ctx, nil, small)).OpenClassifier(small)).Labels()
+	if want := must(m.OpenClassifier(whole)).Labels(); !reflect.DeepEqual(labels, want) {
+		t.Error(labels, want)
+	}
+	err := dllm.Quantize(ctx, merged, small, 4, func(done, all int) bool { return false })
+	if !errors.Is(err, dllm.ErrCancelled) {
+		t.Error(err)
+	}
+	if err := dllm.ImportGGUF(ctx, "no/such/file", small, nil); !errors.Is(err, dllm.ErrNotFound) {
+		t.Error(err)
+	}
+	bf16, int8 := must(dllm.Estimate(tiny(), dllm.BF16)), must(dllm.Estimate(tiny(), dllm.Int8))
+	if int8.Weights >= bf16.Weights || int8.CachePerToken != bf16.CachePerToken {
+		t.Error(bf16, int8)
+	}
+	if info := must(must(dllm.OpenAs(ctx, nil, tiny(), dllm.Int4)).Info()); !strings.Contains(info, "int4") {
+		t.Error(info)
+	}
 	if report := must(must(m.OpenClassifier(whole)).Evaluate(ctx, set)); !strings.Contains(report, "weighted_f1") {
 		t.Error(report)
 	}

@@ -3,11 +3,14 @@
 use super::boundary::{guard, one_of, path};
 use super::cancel::{cancel_of, dllm_cancel};
 use super::error::{dllm_error, dllm_status};
+use crate::Error;
+use crate::device::Bits;
 use crate::emotion::card;
 use crate::files::gguf::import;
 use crate::files::{Dtype, hub};
 use crate::model::Cancel;
 use crate::model::merge::merge;
+use crate::model::quantize::quantize;
 use std::ffi::{c_char, c_void};
 
 /// Quantised tensors become bf16.
@@ -78,5 +81,35 @@ pub unsafe extern "C" fn dllm_merge(
         let base = hub::resolve(model)?;
         let card = card::of_adapter(adapter, &base)?;
         merge(&base, adapter, out, |dir| card::write_merged(card, dir), &mut told(progress, user, cancel)).map(drop)
+    })
+}
+
+/// Makes the model folder `out` of a model with its linear maps in whole numbers of `bits` (8 or 4): half or a quarter of
+/// bf16 on the disk, which transformers and vLLM read too. Adapters of the model fit it; labels, template and calibration of a
+/// merged one come along. A model that is at `out` is replaced in one step. `progress` and `cancel` may be NULL.
+///
+/// Errors: as dllm_model_open(); INVALID_ARGUMENT where it is quantised already; UNSUPPORTED where a width is no multiple of 32
+///         and `bits` is 4; NUMERIC where a weight is not finite; CANCELLED. `out` is then as before.
+/// Cost:   memory for one row and the scales of one matrix; `cancel` is read after each matrix.
+/// Since:  0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dllm_quantize(
+    model: *const c_char,
+    out: *const c_char,
+    bits: u32,
+    progress: dllm_progress_fn,
+    user: *mut c_void,
+    cancel: *const dllm_cancel,
+    err: *mut *mut dllm_error,
+) -> dllm_status {
+    guard(err, || {
+        // SAFETY: as the header says.
+        let (model, out, cancel) = unsafe { (path(model, "model")?, path(out, "out")?, cancel_of(cancel)?) };
+        let bits = match bits {
+            8 => Bits::Eight,
+            4 => Bits::Four,
+            _ => return Err(Error::invalid(format!("bits is {bits}, must be 8 or 4"))),
+        };
+        quantize(&hub::resolve(model)?, out, bits, &[card::FILE], &mut told(progress, user, cancel)).map(drop)
     })
 }

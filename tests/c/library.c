@@ -322,7 +322,7 @@ static void data_are_counted_judged_and_compared(void) {
 }
 
 /* Needs `whole` of the fact about training. */
-static void a_trained_folder_is_judged_calibrated_saved_and_merged(void) {
+static void a_trained_folder_is_judged_calibrated_saved_merged_and_quantised(void) {
     dllm_model *model = open_model();
     dllm_classifier *trained = NULL, *calibrated = NULL, *saved = NULL, *merged = NULL;
     dllm_dataset *data = dataset();
@@ -348,6 +348,42 @@ static void a_trained_folder_is_judged_calibrated_saved_and_merged(void) {
     OK(dllm_classifier_open(whole, in_work("merged"), &merged, &err));
     OK(dllm_classifier_predict_all(merged, data, NULL, again, 7 * LABELS, &err));
     for (int i = 0; i < 7 * LABELS; i++) CHECK(all[i] - again[i] < 0.02f && again[i] - all[i] < 0.02f);
+    /* smaller folders: labels come along, and an adapter of the model fits the model in fewer bits */
+    dllm_model *small = NULL;
+    dllm_classifier *less = NULL;
+    OK(dllm_quantize(in_work("merged"), in_work("small"), 8, NULL, NULL, NULL, &err));
+    OK(dllm_model_open(NULL, in_work("small"), NULL, NULL, &small, &err));
+    OK(dllm_classifier_open(small, in_work("small"), &less, &err));
+    OK(dllm_classifier_predict_all(less, data, NULL, again, 7 * LABELS, &err));
+    for (int i = 0; i < 7 * LABELS; i++) CHECK(all[i] - again[i] < 0.05f && again[i] - all[i] < 0.05f);
+    dllm_classifier_free(less);
+    dllm_model_free(small);
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "quantised already",
+          dllm_quantize(in_work("small"), in_work("smaller"), 4, NULL, NULL, NULL, &err));
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "bits is 3", dllm_quantize(model_dir, in_work("smaller"), 3, NULL, NULL, NULL, &err));
+    OK(dllm_quantize(model_dir, in_work("small"), 4, NULL, NULL, NULL, &err));
+    OK(dllm_model_open(NULL, in_work("small"), NULL, NULL, &small, &err));
+    OK(dllm_classifier_open(small, in_work("calibrated"), &less, &err));
+    dllm_classifier_free(less);
+    dllm_model_free(small);
+    dllm_memory_report needs[4];
+    for (uint32_t precision = DLLM_PRECISION_BF16; precision <= DLLM_PRECISION_INT4; precision++) {
+        dllm_model_options how;
+        memset(&how, 0, sizeof how);
+        how.struct_size = sizeof how;
+        how.precision = precision;
+        memset(&needs[precision], 0, sizeof needs[precision]);
+        needs[precision].struct_size = sizeof needs[precision];
+        OK(dllm_model_estimate(model_dir, &how, &needs[precision], &err));
+        OK(dllm_model_open(NULL, model_dir, &how, NULL, &small, &err));
+        OK(dllm_classifier_open(small, in_work("calibrated"), &less, &err));
+        OK(dllm_classifier_predict_all(less, data, NULL, again, 7 * LABELS, &err));
+        for (int i = 0; i < 7 * LABELS; i++) CHECK(all[i] - again[i] < 0.3f && again[i] - all[i] < 0.3f);
+        dllm_classifier_free(less);
+        dllm_model_free(small);
+    }
+    CHECK(needs[DLLM_PRECISION_INT4].weights < needs[DLLM_PRECISION_INT8].weights);
+    CHECK(needs[DLLM_PRECISION_INT8].weights < needs[DLLM_PRECISION_BF16].weights);
     /* without its adapter a folder must not be taken for the model alone */
     CHECK(unlink(in_work("stopped/adapter_config.json")) == 0);
     dllm_classifier *broken = NULL;
@@ -535,6 +571,8 @@ static void null_for_every_pointer_that_is_needed_is_an_invalid_argument(void) {
     NEEDED(dllm_merge(NULL, dir, dir, NULL, NULL, NULL, &err));
     NEEDED(dllm_merge(model_dir, NULL, dir, NULL, NULL, NULL, &err));
     NEEDED(dllm_merge(model_dir, dir, NULL, NULL, NULL, NULL, &err));
+    NEEDED(dllm_quantize(NULL, dir, 8, NULL, NULL, NULL, &err));
+    NEEDED(dllm_quantize(model_dir, NULL, 8, NULL, NULL, NULL, &err));
     CHECK(dllm_model_vocab_size(NULL) == 0 && dllm_adapter_n_parameters(NULL) == 0 && dllm_classifier_n_labels(NULL) == 0);
     CHECK(dllm_classifier_label(NULL, 0) == NULL && dllm_classifier_temperature(NULL) != dllm_classifier_temperature(NULL));
     CHECK(dllm_conversation_n_turns(NULL) == 0 && dllm_conversation_n_tokens(NULL) == 0);
@@ -780,7 +818,7 @@ int main(int argc, char **argv) {
     RUN(training_by_steps_is_the_whole_run_and_resumes_to_the_same_bits);
     RUN(a_callback_stops_a_run_which_is_saved_and_goes_on);
     RUN(data_are_counted_judged_and_compared);
-    RUN(a_trained_folder_is_judged_calibrated_saved_and_merged);
+    RUN(a_trained_folder_is_judged_calibrated_saved_merged_and_quantised);
     RUN(what_cannot_be_is_a_sentence);
     RUN(null_for_every_pointer_that_is_needed_is_an_invalid_argument);
     RUN(options_of_older_and_newer_headers_are_understood);

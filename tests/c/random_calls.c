@@ -96,7 +96,7 @@ static void call(uint32_t which) {
     }
     case 1: {
         ANY_OPTIONS(dllm_model_options, options);
-        options.precision = below(3), options.no_map = below(3);
+        options.precision = below(6), options.no_map = below(3);
         dllm_model *made = NULL;
         status = dllm_model_open(ANY(runtimes), below(3) ? model_dir : any_path(), below(3) ? &options : NULL, ANY(cancels), &made, error);
         KEEP(models, dllm_model_free, made);

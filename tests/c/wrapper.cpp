@@ -76,6 +76,28 @@ static void training_is_a_loop_over_events() {
     auto trained = dllm::Classifier::open(model, work_dir + "/cpp");
     CHECK(trained.labels().size() == 2 && trained.predict_all(data).size() == 2);
     CHECK(trained.evaluate(data).find("accuracy") != std::string::npos);
+    const std::string merged = work_dir + "/cpp-merged", small = work_dir + "/cpp-small";
+    dllm::merge(model_dir, work_dir + "/cpp", merged);
+    uint64_t heard = 0;
+    dllm::quantize(merged, small, 4, [&](uint64_t, uint64_t all) { return ++heard <= all + 1; });
+    CHECK(heard == 29);
+    dllm::Model less(small);
+    CHECK(dllm::Classifier::open(less, small).labels() == trained.labels());
+    CHECK(dllm::Model(model_dir, nullptr, nullptr, DLLM_PRECISION_INT8).info().find("\"int8\"") != std::string::npos);
+    CHECK(dllm::estimate(small).weights < dllm::estimate(merged).weights);
+    CHECK(dllm::estimate(model_dir, DLLM_PRECISION_INT8).weights < dllm::estimate(model_dir).weights);
+    try {
+        dllm::quantize(merged, small, 8, [](uint64_t, uint64_t) -> bool { throw std::string("mine"); });
+        CHECK(false);
+    } catch (const std::string &mine) {
+        CHECK(mine == "mine");
+    }
+    try {
+        dllm::import_gguf("no/such/file", small);
+        CHECK(false);
+    } catch (const dllm::Error &error) {
+        CHECK(error.status() == DLLM_STATUS_NOT_FOUND);
+    }
     dllm::Cancel cancel;
     cancel.set();
     try {

@@ -23,12 +23,12 @@ from ._c import Error, call, lib, new
 
 __all__ = [
     "Adapter", "Cancel", "Classifier", "Conversation", "Dataset", "Error", "Event", "Model", "Runtime", "Trainer", "Turn",
-    "estimate", "import_gguf", "merge", "paired_bootstrap", "version",
+    "estimate", "import_gguf", "merge", "paired_bootstrap", "quantize", "version",
 ]  # fmt: skip
 
 _Path = str | os.PathLike[str]
 _DEVICES = {"auto": 0, "cpu": 1, "cuda": 2}
-_PRECISIONS = {"bf16": 0, "f32": 1}
+_PRECISIONS = {"bf16": 0, "f32": 1, "int8": 2, "int4": 3}
 
 
 def version() -> str:
@@ -500,3 +500,10 @@ def merge(
 ) -> None:
     """Makes a model folder of a model with an adapter merged into it."""
     call("merge", _path(model), _path(adapter), _path(out), _progress(on_progress), None, _of(cancel))
+
+
+def quantize(
+    model: _Path, out: _Path, bits: int = 8, on_progress: Callable[[int, int], object] | None = None, cancel: Cancel | None = None
+) -> None:
+    """Makes a smaller copy of a model: linear maps in whole numbers of 8 or 4 bits."""
+    call("quantize", _path(model), _path(out), bits, _progress(on_progress), None, _of(cancel))

@@ -73,7 +73,7 @@ CALLS = {
     "paired_bootstrap": [_n, _h, _h, _h, _n, _h, _n, _n, c.c_uint64, _o],
     "trainer_new": [_h, _h, _h, _s, _n, _h, _o], "trainer_step": [_h, _h], "trainer_save": [_h, _s],
     "trainer_adapter": [_h, _o], "trainer_finish": [_h, _s, _o], "import_gguf": [_s, _s, _u, PROGRESS_FN, _h, _h],
-    "merge": [_s, _s, _s, PROGRESS_FN, _h, _h],
+    "merge": [_s, _s, _s, PROGRESS_FN, _h, _h], "quantize": [_s, _s, _u, PROGRESS_FN, _h, _h],
 }  # fmt: skip
 
 # Functions that answer something else: what, and their arguments.

@@ -90,6 +90,11 @@ class Facts(unittest.TestCase):
             self.assertGreater(trained.calibrated(data).temperature, 0)
             dllm.merge(TINY, work / "whole", work / "merged")
             self.assertEqual(dllm.Model(work / "merged").classifier(work / "merged").labels, trained.labels)
+            heard = []
+            dllm.quantize(work / "merged", work / "small", 4, on_progress=lambda done, all: heard.append((done, all)))
+            self.assertEqual(heard, [(done, 28) for done in range(29)])
+            self.assertEqual(dllm.Model(work / "small").classifier(work / "small").labels, trained.labels)
+            self.assertEqual(dllm.Model(TINY, precision="int8").info["precision"], "int8")
 
     def test_a_cancel_from_another_thread_ends_a_call(self):
         cancel = dllm.Cancel()

@@ -118,9 +118,12 @@ public final class Runtime: Sendable {
 /// Weights and tokenizer; it never changes, and any number of tasks may use it at once.
 public final class Model: Sendable {
     let handle: Handle
-    public init(_ dir: String, runtime: Runtime? = nil) throws {
+    public init(_ dir: String, runtime: Runtime? = nil, precision: Precision = .bf16) throws {
+        var options = dllm_model_options()
+        options.struct_size = UInt32(MemoryLayout.size(ofValue: options))
+        options.precision = precision.rawValue
         var made: OpaquePointer?
-        try check { dllm_model_open(runtime?.handle.pointer, dir, nil, nil, &made, &$0) }
+        try check { dllm_model_open(runtime?.handle.pointer, dir, &options, nil, &made, &$0) }
         handle = Handle(made, dllm_model_free)
     }
 

@@ -81,6 +81,15 @@ func probabilitiesHaveTheBitsOfAllLanguages() async throws {
     try await second.finish(work + "/resumed")
     let rows = try await [Classifier(model, work + "/whole").predictAll(set), Classifier(model, work + "/resumed").predictAll(set)]
     #expect(rows[0] == rows[1])
+    let tiny = ProcessInfo.processInfo.environment["DLLM_TINY"] ?? "../../examples/tiny/model"
+    try await merge(model: tiny, adapter: work + "/whole", to: work + "/merged")
+    try await quantize(model: work + "/merged", to: work + "/small", bits: 4) { done, all in all == 28 && done <= all }
+    let small = try Classifier(Model(work + "/small"), work + "/small")
+    #expect(try small.labels == Classifier(model, work + "/whole").labels)
+    await #expect(throws: DialoguellmError.self) { try await quantize(model: work + "/merged", to: work + "/none") { _, _ in false } }
+    await #expect(throws: DialoguellmError.self) { try await importGGUF("no/such/file", to: work + "/none") }
+    #expect(try estimate(tiny, precision: .int8).weights < estimate(tiny).weights)
+    _ = try Model(tiny, precision: .int8)
 }
 
 @Test func aCancelledTaskEndsTheCall() async throws {
