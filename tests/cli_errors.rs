@@ -210,6 +210,15 @@ fn a_full_disk_leaves_nothing_of_a_merge() {
 }
 
 #[test]
+fn a_full_disk_leaves_nothing_of_a_quantised_model() {
+    let place = Place::new();
+    let (model, small) = (place.arg("model"), place.arg("small"));
+    let ran = run_on_a_full_disk(&owned(&["quantize", "--model", &model, "--out", &small]));
+    assert_says(&ran.refusal(3), &["cannot write", "model.safetensors"]);
+    assert_eq!(names(place.0.path()), ["model"]);
+}
+
+#[test]
 fn a_full_disk_is_found_out_before_the_first_step() {
     let place = Place::new();
     let (data, out) = (place.dialogues(), place.arg("out"));
