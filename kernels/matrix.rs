@@ -195,6 +195,7 @@ impl<'a> Matrix<'a> {
 
     /// Widens columns `from..from + y.len()` of row `i` into `y`: numbers exactly, whole numbers times their scale in f32
     /// (exact where the scale has 16 bits), in loops that vectorise.
+    #[inline(always)]
     pub fn read_row<R: Real>(&self, i: usize, from: usize, y: &mut [R]) {
         let row = self.row(i);
         match self.encoding {
