@@ -3,6 +3,7 @@
 
 use crate::Real;
 use half::{bf16, f16};
+use std::ops::Range;
 
 /// How a stored value is encoded, little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +101,17 @@ impl<'a> Scales<'a> {
         let values = (i * self.runs + first) * size..(i + 1) * self.runs * size;
         self.bytes[values].chunks_exact(size).map(move |bytes| dtype.decode(bytes))
     }
-    fn slice_rows(&self, rows: std::ops::Range<usize>) -> Self {
+    /// Columns `cols` of row `i`, cut where another scale begins, with it.
+    #[inline(always)]
+    pub(crate) fn cut(&self, i: usize, cols: Range<usize>) -> impl Iterator<Item = (Range<usize>, f32)> + use<'a> {
+        let (run, mut at) = (self.run, cols.start);
+        self.row(i, at / run).map_while(move |scale| {
+            let piece = at..cols.end.min((at / run + 1) * run);
+            at = piece.end;
+            (!piece.is_empty()).then_some((piece, scale))
+        })
+    }
+    fn slice_rows(&self, rows: Range<usize>) -> Self {
         let len = self.runs * self.dtype.size();
         Self { bytes: &self.bytes[rows.start * len..rows.end * len], ..*self }
     }
@@ -177,7 +188,7 @@ impl<'a> Matrix<'a> {
     }
 
     /// Rows `rows` as a matrix of their own.
-    pub fn slice_rows(&self, rows: std::ops::Range<usize>) -> Matrix<'a> {
+    pub fn slice_rows(&self, rows: Range<usize>) -> Matrix<'a> {
         let len = self.row_bytes();
         let encoding = match self.encoding {
             Encoding::Plain(dtype) => Encoding::Plain(dtype),
@@ -208,19 +219,15 @@ impl<'a> Matrix<'a> {
                 }
             }
             Encoding::Quantized(bits, scales) => {
-                let (mut at, last) = (from, from + y.len());
-                assert!(last <= self.cols);
-                for scale in scales.row(i, from / scales.run) {
-                    if at == last {
-                        break;
-                    }
-                    let end = last.min((at / scales.run + 1) * scales.run);
-                    let y = &mut y[at - from..end - from];
+                assert!(from + y.len() <= self.cols);
+                for (cols, scale) in scales.cut(i, from..from + y.len()) {
+                    let y = &mut y[cols.start - from..cols.end - from];
                     match bits {
-                        Bits::Eight => each(y, &row[at..end], |[b]: [u8; 1]| b as i8 as f32 * scale),
-                        Bits::Four => nibbles(y, &row[at / 2..end.div_ceil(2)], at % 2 == 1, scale),
+                        Bits::Eight => each(y, &row[cols], |[b]: [u8; 1]| b as i8 as f32 * scale),
+                        Bits::Four => {
+                            nibbles(y, &row[cols.start / 2..cols.end.div_ceil(2)], cols.start % 2 == 1, scale)
+                        }
                     }
-                    at = end;
                 }
             }
         }

@@ -5,7 +5,7 @@ use super::avx2::Avx2;
 use super::pack::{self as packing, Transpose};
 use super::tile::{Pairs, Simd, Tile};
 use super::{Forms, Out, Sum, Term, gemv, tile, tn, tn_dot};
-use crate::{Elem, Matrix, bf16};
+use crate::{Bits, Elem, Matrix, bf16};
 use std::arch::x86_64::*;
 
 pub(super) struct Avx512;
@@ -13,7 +13,8 @@ pub(super) struct Dot;
 
 pub(super) const F32: Forms<f32> = forms();
 pub(super) const BF16: Forms<bf16> = forms();
-pub(super) const BF16_DOT: Forms<bf16> = Forms { rows: Dot::ROWS, gemm: gemm_dot, gemm_tn: tn_dot::gemm_tn, ..BF16 };
+pub(super) const BF16_DOT: Forms<bf16> =
+    Forms { rows: Dot::ROWS, pack: pack_dot, gemm: gemm_dot, gemm_tn: tn_dot::gemm_tn, ..BF16 };
 
 const fn forms<E: Elem<Real = f32>>() -> Forms<E>
 where
@@ -134,6 +135,57 @@ simd!(bf16, |p: *const bf16| widen(_mm256_loadu_si256(p.cast())));
 #[target_feature(enable = "avx512f")]
 fn widen(x: __m256i) -> __m512 {
     _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x)))
+}
+
+#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+unsafe fn pack_dot(panel: &mut [bf16], w: &Matrix, sum: Sum, n0: usize, scale: f32) {
+    // SAFETY: see `pack`.
+    unsafe { packing::pack::<bf16, Dot>(panel, w, sum, n0, scale) }
+}
+
+/// As [`Avx2`], with whole numbers through vcvtne2ps2bf16, which rounds as [`Elem::narrow`] does but for denormals.
+impl Transpose<bf16> for Dot {
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn interleave(to: &mut [bf16; packing::PAIRS], even: *const bf16, odd: *const bf16) {
+        // SAFETY: see `pack`.
+        unsafe { <Avx2 as Transpose<bf16>>::interleave(to, even, odd) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn pairs(panel: &mut [bf16], rows: *const bf16, stride: usize) {
+        // SAFETY: see `pack`.
+        unsafe { <Avx2 as Transpose<bf16>>::pairs(panel, rows, stride) }
+    }
+    #[inline(always)]
+    fn fetch(line: *const u8) {
+        <Avx2 as Transpose<bf16>>::fetch(line)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2")]
+    unsafe fn widen(to: &mut [bf16], bits: Bits, q: &[u8], scale: f32) {
+        let by = _mm512_set1_ps(scale);
+        for (i, to) in to.chunks_mut(32).enumerate() {
+            let ends = u32::MAX >> (32 - to.len()); // a bit for each value
+            let q = &q[4 * bits.count() * i..];
+            // SAFETY: masked loads and stores touch only what is in the slices, which hold that many values.
+            unsafe {
+                let bytes = match bits {
+                    Bits::Eight => _mm256_maskz_loadu_epi8(ends, q.as_ptr().cast()),
+                    Bits::Four => {
+                        let ends = (u16::MAX as u32 >> (16 - to.len().div_ceil(2))) as u16;
+                        let wide = _mm256_cvtepu8_epi16(_mm_maskz_loadu_epi8(ends, q.as_ptr().cast()));
+                        let halves = _mm256_or_si256(wide, _mm256_slli_epi16::<4>(wide)); // the low half below the high one
+                        _mm256_sub_epi8(_mm256_and_si256(halves, _mm256_set1_epi8(15)), _mm256_set1_epi8(8))
+                    }
+                };
+                let real = |bytes| _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)), by);
+                let (low, high) = (_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes));
+                let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(real(high), real(low)));
+                _mm512_mask_storeu_epi16(to.as_mut_ptr().cast(), ends, both);
+            }
+        }
+    }
 }
 
 #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]

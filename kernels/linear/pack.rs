@@ -6,7 +6,7 @@
 
 use super::{PANEL, Sum, panel_len};
 use crate::matrix::Encoding;
-use crate::{Dtype, Elem, Matrix, Real};
+use crate::{Bits, Dtype, Elem, Matrix, Real};
 
 /// Values of k that are transposed at a time: 32 rows of 64 stay in the first-level cache.
 const BLOCK: usize = 64;
@@ -36,6 +36,21 @@ pub(super) trait Transpose<E: Elem> {
     }
     /// Begins to load a cache line that is read soon; any address will do.
     fn fetch(_line: *const u8) {}
+    /// to = narrow(q scale): whole numbers of one run of a row, `q` from the byte of the first on.
+    ///
+    /// # Safety
+    /// The instructions of its level must be there.
+    #[inline(always)]
+    unsafe fn widen(to: &mut [E], bits: Bits, q: &[u8], scale: f32) {
+        let value = |q: i8| E::narrow(E::Real::from_f32(q as f32 * scale));
+        match bits {
+            Bits::Eight => to.iter_mut().zip(q).for_each(|(to, q)| *to = value(*q as i8)),
+            Bits::Four => to.chunks_mut(2).zip(q).for_each(|(to, q)| {
+                let halves = [(q & 15) as i8 - 8, (q >> 4) as i8 - 8];
+                to.iter_mut().zip(halves).for_each(|(to, q)| *to = value(q));
+            }),
+        }
+    }
 }
 
 /// One pair at a time.
@@ -94,16 +109,17 @@ unsafe fn over_cols<E: Elem, T: Transpose<E>>(panels: &mut [E], w: &Matrix, n0: 
         for (block, panel) in panel.chunks_mut(BLOCK * PANEL).enumerate() {
             let from = block * BLOCK;
             let len = BLOCK.min(w.cols() - from);
+            let block_bytes = BLOCK * stride / w.cols() * PANEL;
+            fetch_part::<E, T>(w.row(n0).as_ptr().wrapping_add(PANEL * stride + block * block_bytes), block_bytes);
             // SAFETY: whole rows of so many values, in the file or staged; the rest is the caller's.
             unsafe {
                 if verbatim::<E>(w, scale) && outputs == PANEL && len.is_multiple_of(2) {
                     let first = w.row(n0).as_ptr().add(from * size_of::<E>());
-                    fetch_part::<E, T>(w.row(n0).as_ptr().wrapping_add(PANEL * stride), block);
                     T::pairs(panel, first.cast(), stride);
                     continue;
                 }
                 for (j, row) in rows[..outputs].iter_mut().enumerate() {
-                    read(&mut row[..len], w, n0 + j, from, scale);
+                    read::<E, T>(&mut row[..len], w, n0 + j, from, scale);
                     // The pad of an odd k: the block before left a value there.
                     row[len..].fill(E::default());
                 }
@@ -114,12 +130,10 @@ unsafe fn over_cols<E: Elem, T: Transpose<E>>(panels: &mut [E], w: &Matrix, n0: 
     }
 }
 
-/// Begins to load part `part` of the rows of the panel at `n0`: they lie one after the other in memory.
+/// Begins to load as much of the next panel's rows, which lie one after the other in memory, as a block of this one's takes.
 #[inline(always)]
-fn fetch_part<E: Elem, T: Transpose<E>>(next: *const u8, part: usize) {
-    for line in (0..BLOCK * PANEL * size_of::<E>()).step_by(64) {
-        T::fetch(next.wrapping_add(part * BLOCK * PANEL * size_of::<E>() + line));
-    }
+fn fetch_part<E: Elem, T: Transpose<E>>(next: *const u8, bytes: usize) {
+    (0..bytes).step_by(64).for_each(|line| T::fetch(next.wrapping_add(line)));
 }
 
 #[inline(always)]
@@ -157,7 +171,8 @@ unsafe fn run<E: Elem, T: Transpose<E>>(panel: &mut [[E; PAIRS]], w: &Matrix, k:
         for (k, row) in (k..).zip(&mut pair) {
             row.fill(E::default());
             if k < w.rows() {
-                read(&mut row[..outputs], w, k, n0, scale);
+                // SAFETY: the caller's.
+                unsafe { read::<E, T>(&mut row[..outputs], w, k, n0, scale) };
             }
         }
         // SAFETY: both are a panel wide.
@@ -165,11 +180,22 @@ unsafe fn run<E: Elem, T: Transpose<E>>(panel: &mut [[E; PAIRS]], w: &Matrix, k:
     }
 }
 
-/// y = narrow(w * scale), from column `from` of row `i` on.
+/// y = narrow(w * scale), from column `from`, an even one, of row `i` on.
+///
+/// # Safety
+/// The level of `T` must be there.
 #[inline(always)]
-fn read<E: Elem>(y: &mut [E], w: &Matrix, i: usize, from: usize, scale: f32) {
+unsafe fn read<E: Elem, T: Transpose<E>>(y: &mut [E], w: &Matrix, i: usize, from: usize, scale: f32) {
     if verbatim::<E>(w, scale) {
         return copy_bits(y, &w.row(i)[2 * from..][..2 * y.len()]);
+    }
+    if let (Encoding::Quantized(bits, scales), 1.0) = (w.encoding(), scale) {
+        for (cols, scale) in scales.cut(i, from..from + y.len()) {
+            let q = &w.row(i)[bits.count() * cols.start / 8..(bits.count() * cols.end).div_ceil(8)];
+            // SAFETY: the caller's.
+            unsafe { T::widen(&mut y[cols.start - from..cols.end - from], bits, q, scale) };
+        }
+        return;
     }
     let mut wide = [E::Real::ZERO; BLOCK];
     let wide = &mut wide[..y.len()];
