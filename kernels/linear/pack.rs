@@ -180,7 +180,7 @@ unsafe fn run<E: Elem, T: Transpose<E>>(panel: &mut [[E; PAIRS]], w: &Matrix, k:
     }
 }
 
-/// y = narrow(w * scale), from column `from`, an even one, of row `i` on.
+/// y = narrow(w * scale), from column `from` of row `i` on.
 ///
 /// # Safety
 /// The level of `T` must be there.
@@ -189,7 +189,8 @@ unsafe fn read<E: Elem, T: Transpose<E>>(y: &mut [E], w: &Matrix, i: usize, from
     if verbatim::<E>(w, scale) {
         return copy_bits(y, &w.row(i)[2 * from..][..2 * y.len()]);
     }
-    if let (Encoding::Quantized(bits, scales), 1.0) = (w.encoding(), scale) {
+    let whole_bytes = from.is_multiple_of(2) || !matches!(w.encoding(), Encoding::Quantized(Bits::Four, _));
+    if let (Encoding::Quantized(bits, scales), 1.0, true) = (w.encoding(), scale, whole_bytes) {
         for (cols, scale) in scales.cut(i, from..from + y.len()) {
             let q = &w.row(i)[bits.count() * cols.start / 8..(bits.count() * cols.end).div_ceil(8)];
             // SAFETY: the caller's.
