@@ -2,6 +2,7 @@
 //! alignment.
 
 use crate::Real;
+use crate::quantize::packed::Packed;
 use half::{bf16, f16};
 use std::ops::Range;
 
@@ -85,11 +86,9 @@ impl<'a> Scales<'a> {
         let len = rows.checked_mul(runs)?.checked_mul(dtype.size())?;
         (bytes.len() == len).then_some(Self { dtype, bytes, run, runs })
     }
-    /// The same of values in memory.
-    pub fn of_bf16(scales: &'a [bf16], rows: usize, cols: usize, run: usize) -> Option<Self> {
-        // SAFETY: bf16 has no padding and any byte may be read as u8; the length is in bytes.
-        let bytes = unsafe { std::slice::from_raw_parts(scales.as_ptr().cast(), size_of_val(scales)) };
-        Self::new(Dtype::Bf16, bytes, rows, cols, run)
+    /// How they are encoded.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
     }
     /// Columns that share one.
     pub fn run(&self) -> usize {
@@ -122,8 +121,10 @@ impl<'a> Scales<'a> {
 pub enum Encoding<'a> {
     /// As numbers.
     Plain(Dtype),
-    /// As whole numbers times scales.
+    /// As whole numbers times scales, row after row.
     Quantized(Bits, Scales<'a>),
+    /// The same in the order of a product.
+    Packed(Packed<'a>),
 }
 
 /// A row-major `[rows, cols]` matrix in a mapped file. `bytes` may be unaligned: files come from strangers.
@@ -151,6 +152,12 @@ impl<'a> Matrix<'a> {
         fits.then_some(Self { encoding: Encoding::Quantized(bits, scales), bytes, rows, cols })
     }
 
+    /// Whole numbers in the order of a product.
+    pub fn packed(packed: Packed<'a>) -> Self {
+        let [rows, cols] = packed.shape();
+        Self { encoding: Encoding::Packed(packed), bytes: &[], rows, cols }
+    }
+
     /// A view of f32 values (LoRA's A and B).
     pub fn of_f32(values: &'a [f32], rows: usize, cols: usize) -> Self {
         assert_eq!(values.len(), rows * cols);
@@ -175,24 +182,26 @@ impl<'a> Matrix<'a> {
     pub fn cols(&self) -> usize {
         self.cols
     }
-    /// Bytes of a row.
+    /// Bytes of a row; none where rows do not lie together.
     pub fn row_bytes(&self) -> usize {
         match self.encoding {
             Encoding::Plain(dtype) => self.cols * dtype.size(),
             Encoding::Quantized(bits, _) => bits.row_bytes(self.cols),
+            Encoding::Packed(_) => 0,
         }
     }
-    /// The stored bytes of row `i`, without scales.
+    /// The stored bytes of row `i`, without scales; none where rows do not lie together.
     pub fn row(&self, i: usize) -> &'a [u8] {
         &self.bytes[i * self.row_bytes()..][..self.row_bytes()]
     }
 
-    /// Rows `rows` as a matrix of their own.
+    /// Rows `rows` as a matrix of their own; packed ones begin with a panel.
     pub fn slice_rows(&self, rows: Range<usize>) -> Matrix<'a> {
         let len = self.row_bytes();
         let encoding = match self.encoding {
             Encoding::Plain(dtype) => Encoding::Plain(dtype),
             Encoding::Quantized(bits, scales) => Encoding::Quantized(bits, scales.slice_rows(rows.clone())),
+            Encoding::Packed(packed) => Encoding::Packed(packed.slice_rows(rows.clone())),
         };
         Self { encoding, bytes: &self.bytes[rows.start * len..rows.end * len], rows: rows.len(), cols: self.cols }
     }
@@ -230,6 +239,7 @@ impl<'a> Matrix<'a> {
                     }
                 }
             }
+            Encoding::Packed(packed) => packed.read_row(i, from, y),
         }
     }
 }

@@ -143,6 +143,18 @@ unsafe fn pack_dot(panel: &mut [bf16], w: &Matrix, sum: Sum, n0: usize, scale: f
     unsafe { packing::pack::<bf16, Dot>(panel, w, sum, n0, scale) }
 }
 
+/// Bytes from what is widened to what is fetched.
+const AHEAD: usize = 4096;
+
+/// Halves of bytes, the lower one first, as bytes from -8 to 7.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn signed(halves: __m128i) -> __m256i {
+    let wide = _mm256_cvtepu8_epi16(halves);
+    let both = _mm256_or_si256(wide, _mm256_slli_epi16::<4>(wide)); // the low half below the high one
+    _mm256_sub_epi8(_mm256_and_si256(both, _mm256_set1_epi8(15)), _mm256_set1_epi8(8))
+}
+
 /// As [`Avx2`], with whole numbers through vcvtne2ps2bf16, which rounds as [`Elem::narrow`] does but for denormals.
 impl Transpose<bf16> for Dot {
     #[inline]
@@ -163,26 +175,31 @@ impl Transpose<bf16> for Dot {
     }
     #[inline]
     #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2")]
-    unsafe fn widen(to: &mut [bf16], bits: Bits, q: &[u8], scale: f32) {
-        let by = _mm512_set1_ps(scale);
-        for (i, to) in to.chunks_mut(32).enumerate() {
-            let ends = u32::MAX >> (32 - to.len()); // a bit for each value
-            let q = &q[4 * bits.count() * i..];
-            // SAFETY: masked loads and stores touch only what is in the slices, which hold that many values.
+    unsafe fn widen_pairs(to: &mut [[bf16; packing::PAIRS]], bits: Bits, q: &[u8], scales: &[bf16; super::PANEL]) {
+        // Eight outputs' scales, each for both values of a pair.
+        let twice = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+        let scale = |at: usize| {
+            // SAFETY: eight of the 32 scales.
+            let bits = unsafe { _mm_loadu_si128(scales.as_ptr().add(8 * at).cast()) };
+            let wide = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits));
+            _mm512_castsi512_ps(_mm512_permutexvar_epi32(twice, _mm512_castsi256_si512(wide)))
+        };
+        let scales = [scale(0), scale(1), scale(2), scale(3)];
+        let real = |q, by| _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q)), by);
+        for (to, q) in to.iter_mut().zip(q.chunks_exact(super::PANEL * bits.count() / 4)) {
+            <Self as Transpose<bf16>>::fetch(q.as_ptr().wrapping_add(AHEAD));
+            // SAFETY: a pair's 64 or 32 bytes of all outputs are read, and its 64 values written.
             unsafe {
-                let bytes = match bits {
-                    Bits::Eight => _mm256_maskz_loadu_epi8(ends, q.as_ptr().cast()),
-                    Bits::Four => {
-                        let ends = (u16::MAX as u32 >> (16 - to.len().div_ceil(2))) as u16;
-                        let wide = _mm256_cvtepu8_epi16(_mm_maskz_loadu_epi8(ends, q.as_ptr().cast()));
-                        let halves = _mm256_or_si256(wide, _mm256_slli_epi16::<4>(wide)); // the low half below the high one
-                        _mm256_sub_epi8(_mm256_and_si256(halves, _mm256_set1_epi8(15)), _mm256_set1_epi8(8))
-                    }
-                };
-                let real = |bytes| _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)), by);
-                let (low, high) = (_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes));
-                let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(real(high), real(low)));
-                _mm512_mask_storeu_epi16(to.as_mut_ptr().cast(), ends, both);
+                for half in 0..2 {
+                    let bytes = match bits {
+                        Bits::Eight => _mm256_loadu_si256(q.as_ptr().add(32 * half).cast()),
+                        Bits::Four => signed(_mm_loadu_si128(q.as_ptr().add(16 * half).cast())),
+                    };
+                    let low = real(_mm256_castsi256_si128(bytes), scales[2 * half]);
+                    let high = real(_mm256_extracti128_si256::<1>(bytes), scales[2 * half + 1]);
+                    let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
+                    _mm512_storeu_si512(to.as_mut_ptr().add(32 * half).cast(), both);
+                }
             }
         }
     }

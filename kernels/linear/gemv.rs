@@ -18,7 +18,7 @@ pub(super) unsafe fn dots<E: Elem>(y: &mut [E::Real], w: &Matrix, n0: usize, x: 
             Encoding::Plain(Dtype::F32) => dot(row, x, f32::from_le_bytes),
             Encoding::Plain(Dtype::F16) => dot(row, x, |b| matrix::widen_f16(f16::from_le_bytes(b))),
             Encoding::Plain(Dtype::Bf16) => dot(row, x, |b| bf16::from_le_bytes(b).widen()),
-            Encoding::Quantized(..) => dot_quantized(w, n0 + j, x),
+            Encoding::Quantized(..) | Encoding::Packed(_) => dot_quantized(w, n0 + j, x),
         };
     }
 }

@@ -6,7 +6,7 @@
 
 use super::{PANEL, Sum, panel_len};
 use crate::matrix::Encoding;
-use crate::{Bits, Dtype, Elem, Matrix, Real};
+use crate::{Bits, Dtype, Elem, Matrix, Real, bf16};
 
 /// Values of k that are transposed at a time: 32 rows of 64 stay in the first-level cache.
 const BLOCK: usize = 64;
@@ -36,19 +36,21 @@ pub(super) trait Transpose<E: Elem> {
     }
     /// Begins to load a cache line that is read soon; any address will do.
     fn fetch(_line: *const u8) {}
-    /// to = narrow(q scale): whole numbers of one run of a row, `q` from the byte of the first on.
+    /// to = narrow(q scale): pair after pair of whole numbers of a packed panel, and its outputs' scales.
     ///
     /// # Safety
     /// The instructions of its level must be there.
     #[inline(always)]
-    unsafe fn widen(to: &mut [E], bits: Bits, q: &[u8], scale: f32) {
-        let value = |q: i8| E::narrow(E::Real::from_f32(q as f32 * scale));
-        match bits {
-            Bits::Eight => to.iter_mut().zip(q).for_each(|(to, q)| *to = value(*q as i8)),
-            Bits::Four => to.chunks_mut(2).zip(q).for_each(|(to, q)| {
-                let halves = [(q & 15) as i8 - 8, (q >> 4) as i8 - 8];
-                to.iter_mut().zip(halves).for_each(|(to, q)| *to = value(q));
-            }),
+    unsafe fn widen_pairs(to: &mut [[E; PAIRS]], bits: Bits, q: &[u8], scales: &[bf16; PANEL]) {
+        let value = |q: i8, scale: &bf16| E::narrow(E::Real::from_f32(q as f32 * scale.widen()));
+        for (to, q) in to.iter_mut().zip(q.chunks_exact(PANEL * bits.count() / 4)) {
+            for (j, (to, scale)) in to.as_chunks_mut::<2>().0.iter_mut().zip(scales).enumerate() {
+                let pair = match bits {
+                    Bits::Eight => [q[2 * j] as i8, q[2 * j + 1] as i8],
+                    Bits::Four => [(q[j] & 15) as i8 - 8, (q[j] >> 4) as i8 - 8],
+                };
+                *to = pair.map(|q| value(q, scale));
+            }
         }
     }
 }
@@ -102,6 +104,18 @@ fn verbatim<E: Elem>(w: &Matrix, scale: f32) -> bool {
 
 #[inline(always)]
 unsafe fn over_cols<E: Elem, T: Transpose<E>>(panels: &mut [E], w: &Matrix, n0: usize, scale: f32) {
+    if let (Encoding::Packed(packed), 1.0, true) = (w.encoding(), scale, n0.is_multiple_of(PANEL)) {
+        for (at, panel) in (n0 / PANEL..).zip(panels.chunks_mut(panel_len(w.cols()))) {
+            let mut to = panel.as_chunks_mut::<PAIRS>().0;
+            for (bits, q, scales) in packed.panel(at) {
+                let (now, later) = to.split_at_mut(q.len() / (PANEL * bits.count() / 4));
+                // SAFETY: the caller's.
+                unsafe { T::widen_pairs(now, bits, q, scales) };
+                to = later;
+            }
+        }
+        return;
+    }
     let mut rows = [[E::default(); BLOCK]; PANEL];
     let stride = w.row_bytes();
     for (n0, panel) in (n0..).step_by(PANEL).zip(panels.chunks_mut(panel_len(w.cols()))) {
@@ -119,7 +133,7 @@ unsafe fn over_cols<E: Elem, T: Transpose<E>>(panels: &mut [E], w: &Matrix, n0: 
                     continue;
                 }
                 for (j, row) in rows[..outputs].iter_mut().enumerate() {
-                    read::<E, T>(&mut row[..len], w, n0 + j, from, scale);
+                    read(&mut row[..len], w, n0 + j, from, scale);
                     // The pad of an odd k: the block before left a value there.
                     row[len..].fill(E::default());
                 }
@@ -171,8 +185,7 @@ unsafe fn run<E: Elem, T: Transpose<E>>(panel: &mut [[E; PAIRS]], w: &Matrix, k:
         for (k, row) in (k..).zip(&mut pair) {
             row.fill(E::default());
             if k < w.rows() {
-                // SAFETY: the caller's.
-                unsafe { read::<E, T>(&mut row[..outputs], w, k, n0, scale) };
+                read(&mut row[..outputs], w, k, n0, scale);
             }
         }
         // SAFETY: both are a panel wide.
@@ -181,22 +194,10 @@ unsafe fn run<E: Elem, T: Transpose<E>>(panel: &mut [[E; PAIRS]], w: &Matrix, k:
 }
 
 /// y = narrow(w * scale), from column `from` of row `i` on.
-///
-/// # Safety
-/// The level of `T` must be there.
 #[inline(always)]
-unsafe fn read<E: Elem, T: Transpose<E>>(y: &mut [E], w: &Matrix, i: usize, from: usize, scale: f32) {
+fn read<E: Elem>(y: &mut [E], w: &Matrix, i: usize, from: usize, scale: f32) {
     if verbatim::<E>(w, scale) {
         return copy_bits(y, &w.row(i)[2 * from..][..2 * y.len()]);
-    }
-    let whole_bytes = from.is_multiple_of(2) || !matches!(w.encoding(), Encoding::Quantized(Bits::Four, _));
-    if let (Encoding::Quantized(bits, scales), 1.0, true) = (w.encoding(), scale, whole_bytes) {
-        for (cols, scale) in scales.cut(i, from..from + y.len()) {
-            let q = &w.row(i)[bits.count() * cols.start / 8..(bits.count() * cols.end).div_ceil(8)];
-            // SAFETY: the caller's.
-            unsafe { T::widen(&mut y[cols.start - from..cols.end - from], bits, q, scale) };
-        }
-        return;
     }
     let mut wide = [E::Real::ZERO; BLOCK];
     let wide = &mut wide[..y.len()];

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::matrix::Scales;
+use crate::quantize::{packed, quantize};
 use crate::testing::{Random, check, same_bits};
 use crate::{Bits, Dtype, Real};
 use half::f16;
@@ -11,11 +12,19 @@ use half::f16;
 pub(super) enum Kind {
     Plain(Dtype),
     Quantized(Bits),
+    Packed(Bits),
 }
-use Kind::{Plain, Quantized};
+use Kind::{Packed, Plain, Quantized};
 
-const KINDS: [Kind; 5] =
-    [Plain(Dtype::F32), Plain(Dtype::F16), Plain(Dtype::Bf16), Quantized(Bits::Eight), Quantized(Bits::Four)];
+const KINDS: [Kind; 7] = [
+    Plain(Dtype::F32),
+    Plain(Dtype::F16),
+    Plain(Dtype::Bf16),
+    Quantized(Bits::Eight),
+    Quantized(Bits::Four),
+    Packed(Bits::Eight),
+    Packed(Bits::Four),
+];
 
 fn each_level<E: Elem>(test: impl Fn(&Kernels<E>)) {
     for isa in Isa::available() {
@@ -83,6 +92,7 @@ pub(super) struct File {
     kind: Kind,
     bytes: Vec<u8>,
     scales: Vec<u8>,
+    panel_scales: Vec<bf16>,
     rows: usize,
     cols: usize,
 }
@@ -90,7 +100,7 @@ pub(super) struct File {
 impl File {
     fn random(seed: u64, kind: Kind, rows: usize, cols: usize) -> Self {
         let mut random = Random::new(seed);
-        let (mut bytes, mut scales) = (vec![0xff], vec![0xff]);
+        let (mut bytes, mut scales, mut panel_scales) = (vec![0xff], vec![0xff], vec![]);
         match kind {
             Plain(dtype) => bytes.extend((0..rows * cols).flat_map(|_| stored(random.signed() as f32, dtype))),
             Quantized(bits) => {
@@ -99,8 +109,22 @@ impl File {
                 let scale = |_| stored(random.signed() as f32 / (1 << (bits.count() - 1)) as f32, Dtype::Bf16);
                 scales.extend((0..rows * runs).flat_map(scale));
             }
+            Packed(bits) => {
+                let sizes = packed::panel_sizes(bits, cols, bits.run(cols));
+                for first in (0..rows).step_by(PANEL) {
+                    let (mut q, mut s) = (vec![0; sizes.0], vec![bf16::ZERO; sizes.1]);
+                    for at in 0..PANEL.min(rows - first) {
+                        let row: Vec<f32> = random.vec(cols);
+                        let (mut row_q, mut row_s) = (vec![0; bits.row_bytes(cols)], vec![bf16::ZERO; sizes.1 / PANEL]);
+                        quantize(bits, &mut row_q, &mut row_s, &row);
+                        packed::put(bits, (&mut q, &mut s), at, &row_q, &row_s);
+                    }
+                    bytes.extend(q);
+                    panel_scales.extend(s);
+                }
+            }
         }
-        Self { kind, bytes, scales, rows, cols }
+        Self { kind, bytes, scales, panel_scales, rows, cols }
     }
 
     pub(super) fn matrix(&self) -> Matrix<'_> {
@@ -109,6 +133,9 @@ impl File {
             Plain(dtype) => Matrix::new(dtype, bytes, rows, cols),
             Quantized(bits) => Scales::new(Dtype::Bf16, &self.scales[1..], rows, cols, bits.run(cols))
                 .and_then(|scales| Matrix::quantized(bits, bytes, scales, rows, cols)),
+            Packed(bits) => {
+                packed::Packed::new(bits, bytes, &self.panel_scales, [rows, cols], bits.run(cols)).map(Matrix::packed)
+            }
         };
         matrix.unwrap()
     }

@@ -13,6 +13,7 @@
 //! ```
 
 pub mod cuda;
+pub mod packed;
 
 use crate::{Bits, bf16};
 
@@ -214,6 +215,34 @@ mod tests {
                 matrix.slice_rows(1..2).read_row(0, from, &mut alone);
                 assert_eq!(alone, part);
             }
+        }
+    }
+
+    #[test]
+    fn packed_rows_are_what_they_were() {
+        for (bits, cols) in [(Bits::Eight, 50), (Bits::Eight, 51), (Bits::Four, 50), (Bits::Four, 97)] {
+            let (rows, run) = (70, bits.run(cols));
+            let w = Random::new(4).vec::<f32>(rows * cols);
+            let (row_q, row_scales, wide) = quantized(bits, &w, cols);
+            let (bytes, runs, sizes) = (bits.row_bytes(cols), cols.div_ceil(run), packed::panel_sizes(bits, cols, run));
+            let (mut q, mut scales) = (vec![0; 3 * sizes.0], vec![bf16::ZERO; 3 * sizes.1]);
+            for i in 0..rows {
+                let to = (&mut q[i / 32 * sizes.0..][..sizes.0], &mut scales[i / 32 * sizes.1..][..sizes.1]);
+                let stored = row_scales[2 * i * runs..][..2 * runs].as_chunks().0;
+                let stored: Vec<bf16> = stored.iter().map(|b| bf16::from_le_bytes(*b)).collect();
+                packed::put(bits, to, i % 32, &row_q[i * bytes..][..bytes], &stored);
+            }
+            let matrix = Matrix::packed(packed::Packed::new(bits, &q, &scales, [rows, cols], run).unwrap());
+            for (matrix, first) in [(matrix, 0), (matrix.slice_rows(32..70), 32)] {
+                for (i, from) in (first..rows).flat_map(|i| [0, 1, 33].map(|from| (i, from))) {
+                    let mut got = vec![0.0f32; cols - from];
+                    matrix.read_row(i - first, from, &mut got);
+                    assert_eq!(got, wide[i * cols + from..(i + 1) * cols], "{bits:?}, row {i} from {from} of {cols}");
+                }
+            }
+            assert!(packed::Packed::new(bits, &q[1..], &scales, [rows, cols], run).is_none());
+            assert!(packed::Packed::new(bits, &q, &scales[1..], [rows, cols], run).is_none());
+            assert!(packed::Packed::new(bits, &q, &scales, [rows, cols], 7).is_none());
         }
     }
 

@@ -1,16 +1,15 @@
-//! Frozen matrices: in their file where they are mapped, or whole numbers in memory that were made of them.
+//! Frozen matrices: in their file where they are mapped, or whole numbers in memory, packed as products read them.
 
 use super::super::pool::{Chunks, Pool};
 use crate::Result;
 use crate::files::room_for;
 use crate::files::safetensors::Tensors;
-use dialoguellm_kernels::matrix::Scales;
+use dialoguellm_kernels::linear::PANEL;
+use dialoguellm_kernels::matrix::Encoding;
+use dialoguellm_kernels::quantize::packed::{Packed, panel_sizes, put};
 use dialoguellm_kernels::quantize::quantize;
-use dialoguellm_kernels::{Bits, Matrix, bf16};
+use dialoguellm_kernels::{Bits, Dtype, Matrix, bf16};
 use std::sync::Arc;
-
-/// Rows that one task quantises.
-const ROWS: usize = 64;
 
 /// A frozen matrix.
 #[derive(Clone)]
@@ -23,11 +22,12 @@ pub struct Stored {
 #[derive(Clone)]
 enum Values {
     File { tensors: Arc<Tensors>, name: String },
-    Made { bits: Bits, q: Arc<Vec<u8>>, scales: Arc<Vec<bf16>> },
+    Packed { bits: Bits, run: usize, q: Arc<Vec<u8>>, scales: Arc<Vec<bf16>> },
 }
 
 impl Stored {
-    /// The matrix `name`, as whole numbers of `bits` where they are given and it is stored as other numbers.
+    /// The matrix `name`. Whole numbers that are stored with scales in bf16 are packed, and so are those of `bits` that are made
+    /// of numbers where `bits` are given.
     pub(super) fn open(
         pool: &Pool,
         tensors: &Arc<Tensors>,
@@ -36,40 +36,54 @@ impl Stored {
         bits: Option<Bits>,
     ) -> Result<Self> {
         let matrix = tensors.matrix(name, rows, cols)?;
-        let values = match bits {
-            Some(bits) if matrix.is_plain() => made(pool, &matrix, bits, name)?,
+        let values = match (matrix.encoding(), bits) {
+            (Encoding::Plain(_), Some(bits)) => packed(pool, &matrix, bits, bits.run(cols), name)?,
+            (Encoding::Quantized(bits, scales), _) if scales.dtype() == Dtype::Bf16 => {
+                packed(pool, &matrix, bits, scales.run(), name)?
+            }
             _ => Values::File { tensors: tensors.clone(), name: name.to_owned() },
         };
         Ok(Self { values, rows, cols })
     }
 
     pub(super) fn matrix(&self) -> Matrix<'_> {
-        let (rows, cols) = (self.rows, self.cols);
+        let shape @ [rows, cols] = [self.rows, self.cols];
         match &self.values {
             // Checked when the weight was taken; the tensors do not change.
             Values::File { tensors, name } => tensors.matrix(name, rows, cols).expect("checked at open"),
-            Values::Made { bits, q, scales } => Scales::of_bf16(scales, rows, cols, bits.run(cols))
-                .and_then(|scales| Matrix::quantized(*bits, q, scales, rows, cols))
-                .expect("made for this shape"),
+            Values::Packed { bits, run, q, scales } => {
+                Matrix::packed(Packed::new(*bits, q, scales, shape, *run).expect("made for this shape"))
+            }
         }
     }
 }
 
-fn made(pool: &Pool, matrix: &Matrix, bits: Bits, name: &str) -> Result<Values> {
+/// The matrix as whole numbers in the order of a product; a task makes a panel.
+fn packed(pool: &Pool, matrix: &Matrix, bits: Bits, run: usize, name: &str) -> Result<Values> {
     let (rows, cols) = (matrix.rows(), matrix.cols());
-    let (bytes, runs) = (bits.row_bytes(cols), cols.div_ceil(bits.run(cols)));
-    let (mut q, mut scales) = (room_for(rows * bytes, name)?, room_for(rows * runs, name)?);
-    q.resize(rows * bytes, 0);
-    scales.resize(rows * runs, bf16::ZERO);
-    let (q_rows, scale_rows) = (Chunks::new(&mut q, bytes), Chunks::new(&mut scales, runs));
-    pool.run(rows.div_ceil(ROWS), |task| {
-        let mut row = vec![0.0; cols];
-        for i in task * ROWS..rows.min((task + 1) * ROWS) {
-            matrix.read_row(i, 0, &mut row);
-            // SAFETY: row i belongs to one task.
-            let (q, scales) = unsafe { (q_rows.get(i), scale_rows.get(i)) };
-            quantize(bits, q, scales, &row);
+    let (panels, sizes) = (rows.div_ceil(PANEL), panel_sizes(bits, cols, run));
+    let (mut q, mut scales) = (room_for(panels * sizes.0, name)?, room_for(panels * sizes.1, name)?);
+    q.resize(panels * sizes.0, 0);
+    scales.resize(panels * sizes.1, bf16::ZERO);
+    let (q_panels, scale_panels) = (Chunks::new(&mut q, sizes.0), Chunks::new(&mut scales, sizes.1));
+    pool.run(panels, |task| {
+        // SAFETY: a panel belongs to one task.
+        let (q, scales) = unsafe { (q_panels.get(task), scale_panels.get(task)) };
+        let (mut row, mut row_q, mut row_scales) =
+            (vec![0.0; cols], vec![0; bits.row_bytes(cols)], vec![bf16::ZERO; cols.div_ceil(run)]);
+        for (at, i) in (task * PANEL..rows.min((task + 1) * PANEL)).enumerate() {
+            match matrix.encoding() {
+                Encoding::Quantized(_, stored) => {
+                    row_q.copy_from_slice(matrix.row(i));
+                    row_scales.iter_mut().zip(stored.row(i, 0)).for_each(|(to, from)| *to = bf16::from_f32(from));
+                }
+                _ => {
+                    matrix.read_row(i, 0, &mut row);
+                    quantize(bits, &mut row_q, &mut row_scales, &row);
+                }
+            }
+            put(bits, (&mut *q, &mut *scales), at, &row_q, &row_scales);
         }
     });
-    Ok(Values::Made { bits, q: Arc::new(q), scales: Arc::new(scales) })
+    Ok(Values::Packed { bits, run, q: Arc::new(q), scales: Arc::new(scales) })
 }

@@ -98,7 +98,7 @@ fn whole(matrix: &Matrix, i: usize, bits: Bits, q: &mut [u8], scales: &mut [f32]
             q.copy_from_slice(matrix.row(i));
             scales.iter_mut().zip(stored.row(i, 0)).for_each(|(to, from)| *to = from);
         }
-        Encoding::Plain(_) => {
+        Encoding::Plain(_) | Encoding::Packed(_) => {
             let (mut row, mut narrow) = (vec![0.0; matrix.cols()], vec![bf16::ZERO; scales.len()]);
             matrix.read_row(i, 0, &mut row);
             quantize(bits, q, &mut narrow, &row);
@@ -115,6 +115,7 @@ impl Gpu {
             (Encoding::Plain(_), None) => Values::Numbers(Arc::new(self.send_numbers(matrix, name)?)),
             (Encoding::Plain(_), Some(bits)) => self.send_whole(matrix, bits, bits.run(cols), name)?,
             (Encoding::Quantized(bits, scales), _) => self.send_whole(matrix, bits, scales.run(), name)?,
+            (Encoding::Packed(_), _) => return Err(Error::internal(format!("{name} is packed for a CPU"))),
         };
         self.queue.flush()?;
         Ok(Weight { rows, cols, values })
