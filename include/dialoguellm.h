@@ -225,7 +225,7 @@ typedef struct dllm_memory_report {
     /* 0. */
     uint32_t reserved;
     /*
-     The weights: mapped from their file on the CPU (memory of their own where they become whole numbers), a copy in the
+     The weights: mapped from their file on the CPU (memory of their own where they are whole numbers), a copy in the
      GPU's memory on a GPU.
      */
     uint64_t weights;

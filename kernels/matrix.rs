@@ -3,7 +3,7 @@
 
 use crate::Real;
 use crate::quantize::packed::Packed;
-use half::{bf16, f16};
+use half::f16;
 use std::ops::Range;
 
 /// How a stored value is encoded, little-endian.
@@ -26,15 +26,14 @@ impl Dtype {
         }
     }
 
-    /// The value of exactly that many bytes, widened exactly.
-    fn decode(self, bytes: &[u8]) -> f32 {
-        let mut value = [0.0];
+    /// The values of `bytes`, widened exactly.
+    #[inline(always)]
+    fn read<R: Real>(self, y: &mut [R], bytes: &[u8]) {
         match self {
-            Dtype::F32 => each(&mut value, bytes, f32::from_le_bytes),
-            Dtype::F16 => each(&mut value, bytes, |b: [u8; 2]| widen_f16(f16::from_le_bytes(b))),
-            Dtype::Bf16 => each(&mut value, bytes, |b: [u8; 2]| bf16::from_le_bytes(b).to_f32()),
+            Dtype::F32 => each(y, bytes, f32::from_le_bytes),
+            Dtype::F16 => each(y, bytes, |b: [u8; 2]| widen_f16(f16::from_le_bytes(b))),
+            Dtype::Bf16 => each(y, bytes, |b: [u8; 2]| f32::from_bits((u16::from_le_bytes(b) as u32) << 16)),
         }
-        value[0]
     }
 }
 
@@ -98,7 +97,11 @@ impl<'a> Scales<'a> {
     pub fn row(&self, i: usize, first: usize) -> impl Iterator<Item = f32> + use<'a> {
         let (dtype, size) = (self.dtype, self.dtype.size());
         let values = (i * self.runs + first) * size..(i + 1) * self.runs * size;
-        self.bytes[values].chunks_exact(size).map(move |bytes| dtype.decode(bytes))
+        self.bytes[values].chunks_exact(size).map(move |bytes| {
+            let mut scale = [0.0];
+            dtype.read(&mut scale, bytes);
+            scale[0]
+        })
     }
     /// Columns `cols` of row `i`, cut where another scale begins, with it.
     #[inline(always)]
@@ -219,14 +222,7 @@ impl<'a> Matrix<'a> {
     pub fn read_row<R: Real>(&self, i: usize, from: usize, y: &mut [R]) {
         let row = self.row(i);
         match self.encoding {
-            Encoding::Plain(dtype) => {
-                let bytes = &row[from * dtype.size()..(from + y.len()) * dtype.size()];
-                match dtype {
-                    Dtype::F32 => each(y, bytes, |b: [u8; 4]| f32::from_le_bytes(b)),
-                    Dtype::F16 => each(y, bytes, |b: [u8; 2]| widen_f16(f16::from_le_bytes(b))),
-                    Dtype::Bf16 => each(y, bytes, |b: [u8; 2]| f32::from_bits((u16::from_le_bytes(b) as u32) << 16)),
-                }
-            }
+            Encoding::Plain(dtype) => dtype.read(y, &row[from * dtype.size()..(from + y.len()) * dtype.size()]),
             Encoding::Quantized(bits, scales) => {
                 assert!(from + y.len() <= self.cols);
                 for (cols, scale) in scales.cut(i, from..from + y.len()) {

@@ -5,6 +5,7 @@ use super::avx2::Avx2;
 use super::pack::{self as packing, Transpose};
 use super::tile::{Pairs, Simd, Tile};
 use super::{Forms, Out, Sum, Term, gemv, tile, tn, tn_dot};
+use crate::quantize::packed;
 use crate::{Bits, Elem, Matrix, bf16};
 use std::arch::x86_64::*;
 
@@ -186,7 +187,7 @@ impl Transpose<bf16> for Dot {
         };
         let scales = [scale(0), scale(1), scale(2), scale(3)];
         let real = |q, by| _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q)), by);
-        for (to, q) in to.iter_mut().zip(q.chunks_exact(super::PANEL * bits.count() / 4)) {
+        for (to, q) in to.iter_mut().zip(q.chunks_exact(packed::pairs(bits))) {
             <Self as Transpose<bf16>>::fetch(q.as_ptr().wrapping_add(AHEAD));
             // SAFETY: a pair's 64 or 32 bytes of all outputs are read, and its 64 values written.
             unsafe {

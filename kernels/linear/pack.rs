@@ -6,6 +6,7 @@
 
 use super::{PANEL, Sum, panel_len};
 use crate::matrix::Encoding;
+use crate::quantize::packed;
 use crate::{Bits, Dtype, Elem, Matrix, Real, bf16};
 
 /// Values of k that are transposed at a time: 32 rows of 64 stay in the first-level cache.
@@ -43,7 +44,7 @@ pub(super) trait Transpose<E: Elem> {
     #[inline(always)]
     unsafe fn widen_pairs(to: &mut [[E; PAIRS]], bits: Bits, q: &[u8], scales: &[bf16; PANEL]) {
         let value = |q: i8, scale: &bf16| E::narrow(E::Real::from_f32(q as f32 * scale.widen()));
-        for (to, q) in to.iter_mut().zip(q.chunks_exact(PANEL * bits.count() / 4)) {
+        for (to, q) in to.iter_mut().zip(q.chunks_exact(packed::pairs(bits))) {
             for (j, (to, scale)) in to.as_chunks_mut::<2>().0.iter_mut().zip(scales).enumerate() {
                 let pair = match bits {
                     Bits::Eight => [q[2 * j] as i8, q[2 * j + 1] as i8],
@@ -108,7 +109,7 @@ unsafe fn over_cols<E: Elem, T: Transpose<E>>(panels: &mut [E], w: &Matrix, n0: 
         for (at, panel) in (n0 / PANEL..).zip(panels.chunks_mut(panel_len(w.cols()))) {
             let mut to = panel.as_chunks_mut::<PAIRS>().0;
             for (bits, q, scales) in packed.panel(at) {
-                let (now, later) = to.split_at_mut(q.len() / (PANEL * bits.count() / 4));
+                let (now, later) = to.split_at_mut(q.len() / packed::pairs(bits));
                 // SAFETY: the caller's.
                 unsafe { T::widen_pairs(now, bits, q, scales) };
                 to = later;

@@ -24,15 +24,20 @@ const fn pair(bits: Bits) -> usize {
     bits.count() / 4
 }
 
+/// Bytes of a pair of all outputs of a panel.
+pub(crate) const fn pairs(bits: Bits) -> usize {
+    PANEL * pair(bits)
+}
+
 /// Bytes and scales of a panel over `cols` columns.
 pub fn panel_sizes(bits: Bits, cols: usize, run: usize) -> (usize, usize) {
-    (cols.div_ceil(2) * PANEL * pair(bits), cols.div_ceil(run) * PANEL)
+    (cols.div_ceil(2) * pairs(bits), cols.div_ceil(run) * PANEL)
 }
 
 /// Puts a row, as [`super::quantize`] makes it, into a panel's place `at`; lengths as [`panel_sizes`] says.
 pub fn put(bits: Bits, panel: (&mut [u8], &mut [bf16]), at: usize, q: &[u8], scales: &[bf16]) {
     let size = pair(bits);
-    for (to, q) in panel.0.chunks_exact_mut(PANEL * size).zip(q.chunks(size)) {
+    for (to, q) in panel.0.chunks_exact_mut(pairs(bits)).zip(q.chunks(size)) {
         to[at * size..][..q.len()].copy_from_slice(q); // an odd row of 8 bits ends with half a pair
     }
     panel.1.chunks_exact_mut(PANEL).zip(scales).for_each(|(to, scale)| to[at] = *scale);
@@ -58,7 +63,7 @@ impl<'a> Packed<'a> {
     pub(crate) fn panel(&self, at: usize) -> impl Iterator<Item = (Bits, &'a [u8], &'a [bf16; PANEL])> + use<'a> {
         let (q, scales) = panel_sizes(self.bits, self.cols, self.run);
         let (bits, scales) = (self.bits, self.scales[at * scales..][..scales].as_chunks::<PANEL>().0);
-        let piece = self.run.div_ceil(2) * PANEL * pair(bits);
+        let piece = self.run.div_ceil(2) * pairs(bits);
         self.q[at * q..][..q].chunks(piece.max(1)).zip(scales).map(move |(q, scales)| (bits, q, scales))
     }
 

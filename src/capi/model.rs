@@ -86,7 +86,7 @@ pub struct dllm_memory_report {
     pub struct_size: u32,
     /// 0.
     pub reserved: u32,
-    /// The weights: mapped from their file on the CPU (memory of their own where they become whole numbers), a copy in the
+    /// The weights: mapped from their file on the CPU (memory of their own where they are whole numbers), a copy in the
     /// GPU's memory on a GPU.
     pub weights: u64,
     /// Keys and values of one token of a conversation.

@@ -174,7 +174,7 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn precision(&self) -> &'static str;
     /// The host's instruction level in use.
     fn isa(&self) -> Isa;
-    /// Takes a stored matrix `[rows, cols]`; a host device keeps it where it is mapped. Where `bits` are given and it is
+    /// Takes a stored matrix `[rows, cols]`; a host device keeps numbers where they are mapped. Where `bits` are given and it is
     /// stored as numbers, whole numbers with scales are made of it.
     fn weight(&self, tensors: &Arc<Tensors>, name: &str, shape: [usize; 2], bits: Option<Bits>)
     -> Result<Self::Weight>;

@@ -1,5 +1,5 @@
 //! A model folder whose linear maps are whole numbers, as compressed-tensors has them: half or a quarter of bf16 on the disk,
-//! read where it is mapped, and by transformers and vLLM as well.
+//! read by transformers and vLLM as well.
 //!
 //! Rows pass through one at a time, so memory is bounded by a row and a matrix's scales, not by the model. Embedding, head, norms
 //! and biases are copied bit for bit: other readers expect them so, and `--precision int8` makes whole numbers of the first
@@ -8,9 +8,7 @@
 use super::weights::refuse_width;
 use crate::files::adapter::Site;
 use crate::files::safetensors::{NewTensor, SINGLE, TensorView, Tensors, Writer, Written};
-use crate::files::{
-    Access, Config, Dtype, SETTINGS_LIMIT, compressed, config, fingerprint, folder, read_bounded, room_for,
-};
+use crate::files::{Access, Config, Dtype, compressed, config, fingerprint, folder, read_json, room_for};
 use crate::{Code, Error, Result};
 use dialoguellm_kernels::quantize::{RUN, quantize as quantize_row};
 use dialoguellm_kernels::{Bits, Matrix, bf16};
@@ -62,8 +60,7 @@ pub fn quantize(
 /// config.json with what the new weights are, and whose they were.
 fn settings(base: &Path, bits: Bits, origin: &str) -> Result<String> {
     let path = base.join(config::FILE);
-    let mut map: Map<String, Value> = serde_json::from_slice(&read_bounded(&path, SETTINGS_LIMIT)?)
-        .map_err(|_| Error::bad_file(&path, "is not JSON"))?;
+    let mut map: Map<String, Value> = read_json(&path)?;
     if map.get(compressed::FIELD).is_some_and(|value| !value.is_null()) {
         return Err(Error::invalid(format!("{} is quantised already: take the model it was made of", base.display())));
     }

@@ -1,8 +1,8 @@
 //! `import`: a GGUF file to a model folder.
 
-use crate::args::{Style, cancelled_by_ctrl_c};
+use crate::args::Style;
 use crate::out::{self, bytes, thousands};
-use crate::progress::Progress;
+use crate::progress::making;
 use clap::{Args, ValueEnum};
 use dialoguellm::Result;
 use dialoguellm::files::Dtype;
@@ -40,14 +40,7 @@ impl Import {
             DtypeName::F16 => Dtype::F16,
             DtypeName::Bf16 => Dtype::Bf16,
         };
-        let cancel = cancelled_by_ctrl_c()?;
-        let mut progress: Option<Progress> = None;
-        let mut show = |done: usize, all: usize| {
-            progress.get_or_insert_with(|| Progress::new(style, "tensors", 0, all as u64)).at(done as u64, "");
-            !cancel.is_set()
-        };
-        let imported = import(&self.file, &self.out, dtype, &mut show);
-        progress.iter().for_each(Progress::end);
+        let imported = making(style, "tensors", |show| import(&self.file, &self.out, dtype, show));
         let Report { tensors, dequantised, vocabulary, tokens, bytes: size, .. } = imported?;
         if style.json {
             return out::json(&json!({

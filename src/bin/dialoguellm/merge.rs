@@ -1,8 +1,8 @@
 //! `merge`: an adapter into its base model.
 
-use crate::args::{Style, cancelled_by_ctrl_c};
+use crate::args::Style;
 use crate::out::{self, bytes};
-use crate::progress::Progress;
+use crate::progress::making;
 use clap::Args;
 use dialoguellm::Result;
 use dialoguellm::emotion::card;
@@ -32,14 +32,9 @@ impl Merge {
     pub fn run(&self, style: Style) -> Result<()> {
         let base = hub::resolve(&self.model)?;
         let card = card::of_adapter(&self.adapter, &base)?;
-        let cancel = cancelled_by_ctrl_c()?;
-        let mut progress: Option<Progress> = None;
-        let mut show = |done: usize, all: usize| {
-            progress.get_or_insert_with(|| Progress::new(style, "tensors", 0, all as u64)).at(done as u64, "");
-            !cancel.is_set()
-        };
-        let merged = merge(&base, &self.adapter, &self.out, |dir| card::write_merged(card, dir), &mut show);
-        progress.iter().for_each(Progress::end);
+        let merged = making(style, "tensors", |show| {
+            merge(&base, &self.adapter, &self.out, |dir| card::write_merged(card, dir), show)
+        });
         let Merged { tensors, changed, bytes: size } = merged?;
         if style.json {
             return out::json(&json!({"tensors": tensors, "changed": changed, "bytes": size, "out": self.out}));

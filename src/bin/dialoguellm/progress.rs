@@ -1,13 +1,30 @@
 //! Progress on standard error: a bar where a person looks on, else a plain line every few seconds.
 
-use crate::args::Style;
+use crate::args::{Style, cancelled_by_ctrl_c};
 use crate::out::duration;
+use dialoguellm::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 /// Between two plain lines.
 const PAUSE: Duration = Duration::from_secs(5);
+
+/// Makes a model folder with a `work` that tells how many of how many `what` are done; Ctrl-C stops it.
+pub fn making<T>(
+    style: Style,
+    what: &'static str,
+    work: impl FnOnce(&mut dyn FnMut(usize, usize) -> bool) -> Result<T>,
+) -> Result<T> {
+    let cancel = cancelled_by_ctrl_c()?;
+    let mut progress: Option<Progress> = None;
+    let made = work(&mut |done, all| {
+        progress.get_or_insert_with(|| Progress::new(style, what, 0, all as u64)).at(done as u64, "");
+        !cancel.is_set()
+    });
+    progress.iter().for_each(Progress::end);
+    made
+}
 
 /// How far something is.
 pub struct Progress {

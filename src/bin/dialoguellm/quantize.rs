@@ -1,8 +1,8 @@
 //! `quantize`: a model's linear maps as whole numbers.
 
-use crate::args::{Style, cancelled_by_ctrl_c};
+use crate::args::Style;
 use crate::out::{self, bytes};
-use crate::progress::Progress;
+use crate::progress::making;
 use clap::{Args, ValueEnum};
 use dialoguellm::Result;
 use dialoguellm::device::Bits;
@@ -43,14 +43,8 @@ impl Quantize {
             BitsName::Eight => Bits::Eight,
             BitsName::Four => Bits::Four,
         };
-        let cancel = cancelled_by_ctrl_c()?;
-        let mut progress: Option<Progress> = None;
-        let mut show = |done: usize, all: usize| {
-            progress.get_or_insert_with(|| Progress::new(style, "matrices", 0, all as u64)).at(done as u64, "");
-            !cancel.is_set()
-        };
-        let made = quantize(&hub::resolve(&self.model)?, &self.out, bits, &[card::FILE], &mut show);
-        progress.iter().for_each(Progress::end);
+        let base = hub::resolve(&self.model)?;
+        let made = making(style, "matrices", |show| quantize(&base, &self.out, bits, &[card::FILE], show));
         let Quantized { tensors, quantized, bytes: size } = made?;
         if style.json {
             return out::json(&json!({"tensors": tensors, "quantized": quantized, "bytes": size, "out": self.out}));
