@@ -160,6 +160,11 @@ impl Context {
         Ok(10 * major? + minor?)
     }
 
+    /// The stream, for a library that puts work there.
+    pub fn stream(&self) -> sys::CUstream {
+        self.stream
+    }
+
     /// Makes the context current in this thread.
     pub fn bind(&self) -> Result<()> {
         // SAFETY: the context is retained until `self` is dropped.

@@ -48,8 +48,7 @@ impl Gpu {
         let logits = self.real(rows.len(), cols.len());
         let w = w.rows(self, cols.clone());
         let term = linear::cuda::Term { x: h.row(rows.start), w: w.at, k: h.cols as u32, sum: Sum::OverCols };
-        let (m, n) = (logits.rows as u32, logits.cols as u32);
-        self.run(&linear::cuda::gemm(linear::cuda::Out::Real(logits.at()), m, n, &[term], None));
+        self.product(linear::cuda::Out::Real(logits.at()), logits.rows, logits.cols, &[term], None);
         logits
     }
 
@@ -80,7 +79,7 @@ impl Gpu {
         let (totals, first) = (self.upload(&by_row.totals, 1), self.upload(&by_row.first, 1));
         let (tokens, weights) = (self.upload(&by_row.tokens, 1), self.upload(&by_row.weights, 1));
         let dh = self.zeros(h.rows, h.cols);
-        let (rows, width) = (h.rows as u32, h.cols as u32);
+        let rows = h.rows as u32;
         for cols in blocks(w.rows, HEAD_COLS) {
             let logits = self.logits_of(h, w, 0..h.rows, &cols);
             let d_logits = self.act(h.rows, cols.len());
@@ -100,7 +99,7 @@ impl Gpu {
             ));
             let w = w.rows(self, cols);
             let term = linear::cuda::Term { x: d_logits.at(), w: w.at, k: len, sum: Sum::OverRows };
-            self.run(&linear::cuda::gemm(linear::cuda::Out::Add(dh.at()), rows, width, &[term], None));
+            self.product(linear::cuda::Out::Add(dh.at()), h.rows, h.cols, &[term], None);
         }
         dh
     }

@@ -2,13 +2,14 @@
 //!
 //! `probe` says whether there is one, `driver` has the driver's functions, `module` and `nvrtc` the kernels, `memory` the
 //! tensors' memory and the way there, `weight` what is frozen, `queue` the work that waits, `ops` the operations, `head`
-//! those of the vocabulary.
+//! those of the vocabulary, `product` who multiplies: own kernels or `blaslt`.
 //! Operations only ask for work, so the first failure of a pass is kept and the rest of the pass does nothing, until
 //! [`Device::status`] tells.
 //!
 //! [`Device::status`]: super::Device::status
 #![allow(unsafe_code)] // the driver's functions; every use says why it is sound
 
+mod blaslt;
 mod cache;
 mod driver;
 mod head;
@@ -17,7 +18,9 @@ mod module;
 mod nvrtc;
 mod ops;
 mod probe;
+mod product;
 mod queue;
+mod toolkit;
 mod weight;
 
 pub use ops::{LoraValues, Moments, RopeTable, Sight};
@@ -25,6 +28,7 @@ pub use weight::Weight;
 
 use super::Tensor;
 use crate::{Code, Error, Result};
+use blaslt::Library;
 use dialoguellm_kernels::cuda::{Launch, Ptr};
 use dialoguellm_kernels::{adamw, attention, bf16};
 use driver::{About, Context};
@@ -40,6 +44,8 @@ pub struct Gpu {
     about: About,
     driver: u32,
     queue: Queue,
+    /// cuBLASLt, or why it is not used.
+    library: Result<Arc<Library>, String>,
     modules: Modules,
     staging: Staging,
     memory: Arc<Memory>,
@@ -133,10 +139,12 @@ impl Gpu {
         let context = Arc::new(context);
         let modules = Modules::open(&context, &about, driver)?;
         let staging = Staging::new(&context).map_err(say)?;
+        let library = Library::open().map(Arc::new);
         Ok(Self {
             about,
             driver,
-            queue: Queue::new(&context),
+            queue: Queue::new(&context, library.as_ref().ok()),
+            library,
             modules,
             staging,
             memory: Memory::new(&context),
@@ -162,7 +170,12 @@ impl Gpu {
     /// What it is, for people.
     pub fn about(&self) -> String {
         let About { name, capability } = &self.about;
-        format!("{name}, compute capability {}, driver for CUDA {}", shown(*capability), probe::shown(self.driver))
+        let products = match &self.library {
+            Ok(library) => format!("cuBLASLt {}", library.version()),
+            Err(reason) => format!("own products: {reason}"),
+        };
+        let (capability, driver) = (shown(*capability), probe::shown(self.driver));
+        format!("{name}, compute capability {capability}, driver for CUDA {driver}, {products}")
     }
 
     /// Bytes of its memory that are free, and all there are. Errors: those of [`Device::status`].

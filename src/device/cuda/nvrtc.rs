@@ -1,26 +1,21 @@
 //! NVRTC, the compiler in a library: kernel sources to what the driver loads.
 
+use super::toolkit;
 use cudarc::nvrtc::{result, sys};
 use dialoguellm_kernels::cuda::HEADER;
-use std::ffi::{CString, OsStr, c_char};
-use std::os::unix::ffi::OsStrExt;
+use std::ffi::{CString, c_char};
 use std::panic::catch_unwind;
-use std::path::{Path, PathBuf};
 
 /// The compiler that was found.
 pub(super) struct Compiler {
     version: u32,
 }
 
-/// Where a toolkit keeps its libraries: unpacked Python packages, and an installation.
-const LIBRARIES: [&str; 4] = ["nvidia/cu13/lib", "lib64", "lib", ""];
-
 impl Compiler {
     /// The library in the toolkit that `DLLM_CUDA_TOOLKIT` names, or the system's.
     pub fn find() -> Result<Self, String> {
-        if let Some(folder) = std::env::var_os("DLLM_CUDA_TOOLKIT").filter(|folder| !folder.is_empty()) {
-            open_in(Path::new(&folder));
-        }
+        // the built-in functions first: the compiler asks for them by name, and would not look beside itself
+        toolkit::open(&["libnvrtc-builtins.so", "libnvrtc.so"]);
         // SAFETY: opening a library runs its initialisers; the compiler's are made for that.
         if !unsafe { sys::is_culib_present() } {
             return Err("there is no compiler (libnvrtc.so) on this machine".to_owned());
@@ -66,31 +61,6 @@ impl Compiler {
 /// `sm_90a` of 90: Hopper's own instructions are in its architecture-specific form.
 fn architecture(capability: u32) -> String {
     format!("sm_{capability}{}", if capability == 90 { "a" } else { "" })
-}
-
-/// Opens the toolkit's compiler by its path, so that its name finds it from now on. The built-in functions come first:
-/// the compiler asks for them by name, and would not look beside itself.
-fn open_in(toolkit: &Path) {
-    for folder in LIBRARIES.map(|folder| toolkit.join(folder)) {
-        for name in ["libnvrtc-builtins.so", "libnvrtc.so"] {
-            if let Some(path) = newest(&folder, name) {
-                open(&path);
-            }
-        }
-    }
-}
-
-/// `name` or `name.13.0` in a folder.
-fn newest(folder: &Path, name: &str) -> Option<PathBuf> {
-    let entries = std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
-    let named = |path: &PathBuf| path.file_name().and_then(OsStr::to_str).is_some_and(|file| file.starts_with(name));
-    entries.filter(named).max()
-}
-
-fn open(path: &Path) {
-    let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return };
-    // SAFETY: opening a library runs its initialisers; it stays open. Where it fails, the search by name decides.
-    unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
 }
 
 /// The cubin and the PTX of one program.

@@ -396,7 +396,7 @@ impl Device for Gpu {
         };
         let terms: Vec<_> = terms.iter().zip(&operands).map(term).collect();
         bias.inspect(|bias| is(bias, 1, n));
-        self.run(&linear::cuda::gemm(out, m as u32, n as u32, &terms, bias.map(Array::at)));
+        self.product(out, m, n, &terms, bias.map(Array::at));
     }
 
     fn rope_table(&self, cos: &[f64], sin: &[f64], half: usize) -> RopeTable {

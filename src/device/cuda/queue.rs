@@ -5,8 +5,9 @@
 //! driver makes none, every piece is asked for by itself as before. A graph names addresses and holds nothing: it runs only
 //! where the same work was asked for again, of whoever has those addresses now.
 
+use super::blaslt::{Algorithm, Library, Operands, Shape};
 use super::driver::{Context, Function, Graph};
-use crate::Result;
+use crate::{Error, Result};
 use dialoguellm_kernels::cuda::{Launch, Ptr};
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
@@ -17,6 +18,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub(super) enum Work {
     /// A kernel.
     Launch(Function, Launch),
+    /// A product of cuBLASLt.
+    Multiply(Shape, Algorithm, Operands),
     /// Bytes inside the GPU, ranges apart.
     Copy { to: Ptr, from: Ptr, bytes: usize },
     /// Bytes that become zero.
@@ -28,6 +31,7 @@ pub(super) enum Work {
 /// The work of one stream.
 pub(super) struct Queue {
     context: Arc<Context>,
+    library: Option<Arc<Library>>,
     state: Mutex<State>,
 }
 
@@ -55,8 +59,8 @@ const SEEN: usize = 256;
 const GRAPHS: usize = 32;
 
 impl Queue {
-    pub fn new(context: &Arc<Context>) -> Self {
-        Self { context: context.clone(), state: Mutex::default() }
+    pub fn new(context: &Arc<Context>, library: Option<&Arc<Library>>) -> Self {
+        Self { context: context.clone(), library: library.cloned(), state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -66,7 +70,7 @@ impl Queue {
     /// Puts work behind what waits.
     ///
     /// # Safety
-    /// As the driver's function of its kind asks ([`Context`]), from now until it was asked for and done.
+    /// As the function of its kind asks ([`Context`], [`Library`]), from now until it was asked for and done.
     pub unsafe fn push(&self, work: Work) {
         self.state().waiting.push(work);
     }
@@ -110,11 +114,20 @@ impl Queue {
         work.iter().try_for_each(|work| unsafe {
             match work {
                 Work::Launch(function, launch) => self.context.launch(*function, launch),
+                Work::Multiply(shape, algorithm, at) => self.multiply(shape, algorithm, at),
                 Work::Copy { to, from, bytes } => self.context.copy(*to, *from, *bytes),
                 Work::Zero { at, bytes } => self.context.zero(*at, *bytes),
                 Work::Upload { to, from, bytes } => self.context.upload(*to, *from, *bytes),
             }
         })
+    }
+
+    /// # Safety
+    /// As [`Library::multiply`].
+    unsafe fn multiply(&self, shape: &Shape, algorithm: &Algorithm, at: &Operands) -> Result<()> {
+        let library = self.library.as_ref().ok_or_else(|| Error::internal("cuBLASLt is not open"))?;
+        // SAFETY: the caller's promise.
+        unsafe { library.multiply(&self.context, shape, algorithm, at) }
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Work is done when it is asked for: streams order nothing further and a wait finds everything done.
 
+use crate::blaslt::Multiply;
 use crate::codes::{Answer, Code};
 use crate::failures::{Class, Failures};
 use ptxsim::{Launch, Memory, Module};
@@ -88,6 +89,8 @@ pub enum Task {
         /// The parameter buffer.
         params: Vec<u8>,
     },
+    /// A product of cuBLASLt.
+    Multiply(Multiply),
     /// A function of the host.
     Host {
         /// The function.
@@ -381,7 +384,7 @@ impl Driver {
 
     fn perform(&mut self, task: &Task) -> Answer {
         match task {
-            Task::Launch { .. } => self.plan(Class::Launch)?,
+            Task::Launch { .. } | Task::Multiply(_) => self.plan(Class::Launch)?,
             Task::Upload { .. } | Task::Download { .. } | Task::Copy { .. } => self.plan(Class::Copy)?,
             Task::Fill { .. } | Task::Host { .. } => {}
         }
@@ -408,6 +411,7 @@ impl Driver {
                 self.memory.write(*to, &bytes).map_err(wild)
             }
             Task::Fill { to, pattern, count } => self.memory.write(*to, &pattern.repeat(*count)).map_err(wild),
+            Task::Multiply(product) => product.effect(&mut self.memory),
             Task::Host { function, data } => {
                 function(*data as *mut _);
                 Ok(())

@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A handle: a number that [`Driver`] knows, never an address.
-type Handle = *mut c_void;
+pub(crate) type Handle = *mut c_void;
 
 /// The only context.
 const CONTEXT: usize = 0x100;
@@ -38,7 +38,7 @@ fn after_init(call: impl FnOnce(&mut Driver) -> Answer) -> u32 {
 }
 
 /// A call of a thread with a context, on a device that is not lost.
-fn with_context(call: impl FnOnce(&mut Driver) -> Answer) -> u32 {
+pub(crate) fn with_context(call: impl FnOnce(&mut Driver) -> Answer) -> u32 {
     after_init(|driver| {
         driver.lost()?;
         if CURRENT.get() == CONTEXT { call(driver) } else { Err(Code::INVALID_CONTEXT) }
@@ -49,7 +49,7 @@ fn with_context(call: impl FnOnce(&mut Driver) -> Answer) -> u32 {
 ///
 /// # Safety
 /// `to` is null or points to room for a `T`.
-unsafe fn put<T>(to: *mut T, value: T) -> Answer {
+pub(crate) unsafe fn put<T>(to: *mut T, value: T) -> Answer {
     if to.is_null() {
         return Err(Code::INVALID_VALUE);
     }

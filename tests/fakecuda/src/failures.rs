@@ -7,7 +7,7 @@ use crate::codes::Code;
 pub enum Class {
     /// Allocations of device memory.
     Alloc,
-    /// Kernel launches, those of a replayed graph among them.
+    /// Kernel launches and products of cuBLASLt, those of a replayed graph among them.
     Launch,
     /// Copies in any direction.
     Copy,

@@ -12,12 +12,16 @@
 //! After a failed launch or an illegal address the device is lost: every later call answers the same code. Handles and
 //! addresses of the device that are not its own are error codes, never a crash.
 //!
+//! The same library under the name `libcublasLt.so.13` is a cuBLASLt on this driver, as far as one product goes.
+//!
 //! Not here: images for real devices (`CUDA_ERROR_NO_BINARY_FOR_GPU`, as a driver answers that finds none of its own),
 //! managed memory, textures, peers, cooperative launches, clusters.
 
+mod blaslt;
 mod codes;
 mod driver;
 mod exports;
 mod failures;
 
+pub use blaslt::*;
 pub use exports::*;
