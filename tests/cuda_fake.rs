@@ -62,21 +62,29 @@ fn toolkit() -> PathBuf {
 /// where nothing could compile the kernels.
 fn driver() -> Option<&'static Path> {
     static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let make = || {
-        if on_this_machines_driver() {
-            return Some(PathBuf::new());
-        }
-        toolkit().join("nvidia/cu13/lib/libnvrtc.so.13").exists().then_some(())?;
-        let beside = std::env::current_exe().unwrap().with_file_name("libfakecuda.so");
-        assert!(beside.exists(), "{} was not built", beside.display());
-        let folder = beside.with_file_name("cuda_fake_driver");
-        std::fs::create_dir_all(&folder).unwrap();
-        for name in ["libcuda.so", "libcuda.so.1"] {
-            let _ = std::os::unix::fs::symlink(&beside, folder.join(name)); // there from an earlier run
-        }
-        Some(folder)
-    };
-    FOLDER.get_or_init(make).as_deref()
+    FOLDER.get_or_init(|| driver_as("cuda_fake_driver", &["libcuda.so", "libcuda.so.1"])).as_deref()
+}
+
+/// The same with a cuBLASLt.
+fn driver_with_cublaslt() -> Option<&'static Path> {
+    static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let names = ["libcuda.so", "libcuda.so.1", "libcublasLt.so.13"];
+    FOLDER.get_or_init(|| driver_as("cuda_fake_cublaslt", &names)).as_deref()
+}
+
+fn driver_as(folder: &str, names: &[&str]) -> Option<PathBuf> {
+    if on_this_machines_driver() {
+        return Some(PathBuf::new());
+    }
+    toolkit().join("nvidia/cu13/lib/libnvrtc.so.13").exists().then_some(())?;
+    let beside = std::env::current_exe().unwrap().with_file_name("libfakecuda.so");
+    assert!(beside.exists(), "{} was not built", beside.display());
+    let folder = beside.with_file_name(folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    for name in names {
+        let _ = std::os::unix::fs::symlink(&beside, folder.join(name)); // there from an earlier run
+    }
+    Some(folder)
 }
 
 /// The command's or a test's environment with the driver in it.
@@ -118,12 +126,23 @@ fn again(name: &str, folder: &Path, environment: &[(&str, &str)]) -> String {
 /// Whether this process has the driver; if not, one that has it runs the test, every launch under the checker of
 /// races, bounds and values never written.
 fn on_the_driver(name: &str) -> bool {
+    on_drivers(name, &[driver()])
+}
+
+/// The same once more with a driver beside which there is a cuBLASLt.
+fn on_both_drivers(name: &str) -> bool {
+    on_drivers(name, &[driver(), driver_with_cublaslt()])
+}
+
+fn on_drivers(name: &str, folders: &[Option<&Path>]) -> bool {
     if std::env::var_os(CHILD).is_some() || on_this_machines_driver() {
         return true;
     }
-    match driver() {
-        Some(folder) => drop(again(name, folder, &[("FAKECUDA_CHECK", "1")])),
-        None => skipped(),
+    for folder in folders {
+        match folder {
+            Some(folder) => drop(again(name, folder, &[("FAKECUDA_CHECK", "1")])),
+            None => skipped(),
+        }
     }
     false
 }
@@ -242,13 +261,17 @@ fn as_near_as_the_cpu([gpu, cpu, exact]: [&dyn Engine; 3], adapter: &Adapter) {
 
 #[test]
 fn logits_and_gradients_are_as_near_to_exact_as_the_cpus() {
-    if !on_the_driver("logits_and_gradients_are_as_near_to_exact_as_the_cpus") {
+    if !on_both_drivers("logits_and_gradients_are_as_near_to_exact_as_the_cpus") {
         return;
     }
     let (gpu, cpu) = (open(Place::Cuda), open(Place::Cpu));
     let tensors = Arc::new(Tensors::open(&model_folder(), Access::Mapped).unwrap());
     let exact = Llama::open(Cpu::<f64>::new(1, None).unwrap(), gpu.config().clone(), &tensors).unwrap();
     as_near_as_the_cpu([gpu.engine(), cpu.engine(), &exact], &adapter());
+    if !on_this_machines_driver() {
+        let there = gpu.device().contains("cuBLASLt 13.0.2");
+        assert_eq!(fail("product", 0, 0) > 0, there, "products of {}", gpu.device());
+    }
 }
 
 #[test]
@@ -281,7 +304,7 @@ fn biases_f32_weights_and_odd_widths_are_as_near_too() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let shape = Shape { heads: 3, kv_heads: 1, head_dim: 16, layers: 2, tied: false, bias: true };
+    let shape = Shape { hidden: 40, heads: 3, kv_heads: 1, head_dim: 16, layers: 2, tied: false, bias: true };
     let (_, config, adapter) = random::model(folder.path(), shape, "q_proj k_proj down_proj");
     cut_to_bf16(&folder.path().join("model.safetensors"));
     let tensors = Arc::new(Tensors::open(folder.path(), Access::Mapped).unwrap());
@@ -293,7 +316,7 @@ fn biases_f32_weights_and_odd_widths_are_as_near_too() {
 
 #[test]
 fn the_same_pass_gives_the_same_bits_again() {
-    if !on_the_driver("the_same_pass_gives_the_same_bits_again") {
+    if !on_both_drivers("the_same_pass_gives_the_same_bits_again") {
         return;
     }
     let (gpu, adapter) = (open(Place::Cuda), adapter());
@@ -415,6 +438,24 @@ fn the_command_classifies_on_the_gpu_and_says_where_it_computes() {
 }
 
 #[test]
+fn info_tells_whether_cublaslt_multiplies_and_if_not_why() {
+    if only_the_fake_driver("info_tells_whether_cublaslt_multiplies_and_if_not_why") {
+        return;
+    }
+    let (Some(without), Some(with)) = (driver(), driver_with_cublaslt()) else { return skipped() };
+    let told = |folder, wanted: &str| {
+        let mut command = Command::new(command_path());
+        command.args(["info", "--json", "--device", "cuda", "--model", model_folder().to_str().unwrap()]);
+        let ran = with_driver(&mut command, folder).env("DLLM_CUBLASLT", wanted).output().unwrap();
+        Ran::of(ran).json()["device"].as_str().unwrap().to_owned()
+    };
+    let [without, with, left_out] = [(without, ""), (with, ""), (with, "0")].map(|(folder, on)| told(folder, on));
+    assert!(without.contains("own products: ") && !without.contains("cuBLASLt 1"), "{without}");
+    assert!(with.contains("cuBLASLt 13.0.2"), "{with}");
+    assert!(left_out.contains("own products: DLLM_CUBLASLT is 0"), "{left_out}");
+}
+
+#[test]
 fn f32_is_refused_on_a_gpu_and_computed_on_the_cpu() {
     let Some(refused) = run(&["info", "--precision", "f32"], "cuda") else {
         return skipped();
@@ -524,15 +565,25 @@ struct Small {
     config: Config,
     tensors: Arc<Tensors>,
     adapter: Adapter,
+    prompts: Vec<Vec<u32>>,
 }
 
 impl Small {
     fn new() -> Self {
+        Self::of(40, vec![vec![3, 1, 4, 1], vec![3, 1, 5, 9, 2]])
+    }
+
+    /// Wide and long enough for cuBLASLt: the second half's rows are asked, and all that the last layer computes.
+    fn wide() -> Self {
+        Self::of(64, vec![(0..40).collect()])
+    }
+
+    fn of(hidden: usize, prompts: Vec<Vec<u32>>) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let shape = Shape { heads: 2, kv_heads: 1, head_dim: 16, layers: 1, tied: true, bias: false };
+        let shape = Shape { hidden, heads: 2, kv_heads: 1, head_dim: 16, layers: 1, tied: true, bias: false };
         let (_, config, adapter) = random::model(folder.path(), shape, "q_proj v_proj down_proj");
         let tensors = Arc::new(Tensors::open(folder.path(), Access::Mapped).unwrap());
-        Self { _folder: folder, config, tensors, adapter }
+        Self { _folder: folder, config, tensors, adapter, prompts }
     }
 
     fn open(&self) -> Result<Llama<Gpu>, String> {
@@ -547,7 +598,7 @@ impl Small {
     /// A forest's gradient and a question to a cache.
     fn pass(&self, gpu: &Llama<Gpu>) -> Result<u64, String> {
         let learning = Learning { noise: None, activation_bytes: usize::MAX };
-        let answer = answer(gpu, &[vec![3, 1, 4, 1], vec![3, 1, 5, 9, 2]], &self.adapter, &learning);
+        let answer = answer(gpu, &self.prompts, &self.adapter, &learning);
         let (mut cache, cancel) = (gpu.cache(), Cancel::default());
         let kept = Forest::chain(&[2, 7, 1], 0);
         let pass = |forest| Pass { forest, adapter: Some(&self.adapter), cancel: &cancel };
@@ -658,6 +709,32 @@ fn a_failure_of_each_call_is_a_status_and_leaves_the_library_usable() {
         let pass = |_: &mut ()| small.pass(gpu);
         let (told, calls) = each_call(class, 1, || (), pass, pass);
         assert!(calls > 5 && told == calls, "{class}: {told} of {calls}");
+    }
+}
+
+#[test]
+fn a_failure_of_each_product_of_cublaslt_is_one_too_and_a_replayed_one_has_the_same_bits() {
+    const NAME: &str = "a_failure_of_each_product_of_cublaslt_is_one_too_and_a_replayed_one_has_the_same_bits";
+    if std::env::var_os(CHILD).is_none() {
+        match driver_with_cublaslt() {
+            _ if only_the_fake_driver(NAME) => {}
+            Some(folder) => print!("{}", again(NAME, folder, &[])),
+            None => skipped(),
+        }
+        return;
+    }
+    let small = Small::wide();
+    let plain = small.open().unwrap();
+    let first = small.pass(&plain);
+    fail("graph", 1, 1);
+    assert!(first.is_ok() && small.pass(&plain) == first && fail("graph", 0, 0) == 1);
+    let replayed = small.open().unwrap();
+    let again = [(); 3].map(|()| small.pass(&replayed));
+    assert!(again.iter().all(|pass| *pass == first) && fail("graph", 0, 0) > 3);
+    for gpu in [&plain, &replayed] {
+        let pass = |_: &mut ()| small.pass(gpu);
+        let (told, calls) = each_call("product", 13, || (), pass, pass);
+        assert!(calls >= 5 && told == calls, "{told} of {calls}");
     }
 }
 

@@ -16,14 +16,26 @@ use std::sync::Arc;
 
 /// Grouped queries, biases, tied embeddings, all seven maps and few: between them every path of a layer.
 const MODELS: [(&str, Shape, &str); 4] = [
-    ("grouped", Shape { heads: 6, kv_heads: 2, head_dim: 8, layers: 3, tied: false, bias: false }, "q_proj v_proj"),
-    ("tied", Shape { heads: 4, kv_heads: 4, head_dim: 12, layers: 2, tied: true, bias: false }, "all-linear"),
+    (
+        "grouped",
+        Shape { hidden: 40, heads: 6, kv_heads: 2, head_dim: 8, layers: 3, tied: false, bias: false },
+        "q_proj v_proj",
+    ),
+    (
+        "tied",
+        Shape { hidden: 40, heads: 4, kv_heads: 4, head_dim: 12, layers: 2, tied: true, bias: false },
+        "all-linear",
+    ),
     (
         "biased",
-        Shape { heads: 3, kv_heads: 1, head_dim: 16, layers: 2, tied: false, bias: true },
+        Shape { hidden: 40, heads: 3, kv_heads: 1, head_dim: 16, layers: 2, tied: false, bias: true },
         "k_proj o_proj gate_proj",
     ),
-    ("shallow", Shape { heads: 4, kv_heads: 2, head_dim: 8, layers: 1, tied: true, bias: true }, "up_proj down_proj"),
+    (
+        "shallow",
+        Shape { hidden: 40, heads: 4, kv_heads: 2, head_dim: 8, layers: 1, tied: true, bias: true },
+        "up_proj down_proj",
+    ),
 ];
 
 /// Prompts of one random forest and what each asks.

@@ -6,6 +6,9 @@
 // Sums: one f32 accumulator an output, terms in order, k rising by 16 (mma m16n8k16); the tile's shape and a row's index
 // change no bit. A sum over rows of w reads w as it lies through ldmatrix.trans.
 // LoRA's gradients are the same product with x transposed too and k = rows, cut in parts whose sums are added in order.
+// Bytes of LoRA of rank r on w [n, k] for m rows, beside those of the product: forward x A^T 2 (m k + r k + m r), and in the
+// product's sum 2 r (m + n); backward dy B 2 (m n + r n + m r), in dx's sum 2 r (m + k), dA and dB 2 m (k + n + 2 r) read and
+// 4 r (k + n) written. Where cuBLASLt takes the product, LoRA's part passes through memory as y: 4 m n more.
 //   tile             registers sm_80, sm_90a   shared   for
 //   large 128x128x32      115, 112             64 KiB   many rows: bound by the matrix units
 //   small  64x64x32        79, 72              32 KiB   too few large tiles to fill a GPU; gradients of rank > 16

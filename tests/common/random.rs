@@ -12,6 +12,7 @@ use std::path::Path;
 /// What differs between the models.
 #[derive(Clone, Copy)]
 pub struct Shape {
+    pub hidden: usize,
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
@@ -21,7 +22,6 @@ pub struct Shape {
 }
 
 const VOCABULARY: usize = 61;
-const HIDDEN: usize = 40;
 const FEED_FORWARD: usize = 72;
 
 /// Writes a model into `dir` and returns it in every form; the adapter's B is not zero. Weights keep the size of what
@@ -31,7 +31,7 @@ pub fn model(dir: &Path, shape: Shape, targets: &str) -> (Plain, Config, Adapter
     write(dir, &weights);
     let config = serde_json::json!({
         "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "vocab_size": VOCABULARY,
-        "hidden_size": HIDDEN, "intermediate_size": FEED_FORWARD, "num_hidden_layers": shape.layers,
+        "hidden_size": shape.hidden, "intermediate_size": FEED_FORWARD, "num_hidden_layers": shape.layers,
         "num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads, "head_dim": shape.head_dim,
         "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 128,
         "tie_word_embeddings": shape.tied, "attention_bias": shape.bias, "mlp_bias": shape.bias,
@@ -69,16 +69,17 @@ fn weights(shape: Shape) -> BTreeMap<String, Mat> {
         let values = (0..rows * cols).map(|_| (centre + size * random.signed()) as f32 as f64).collect();
         weights.insert(name, Mat::new(rows, cols, values));
     };
+    let hidden = shape.hidden;
     let (q, kv) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
     for layer in 0..shape.layers {
         let maps = [
-            ("self_attn.q_proj", q, HIDDEN),
-            ("self_attn.k_proj", kv, HIDDEN),
-            ("self_attn.v_proj", kv, HIDDEN),
-            ("self_attn.o_proj", HIDDEN, q),
-            ("mlp.gate_proj", FEED_FORWARD, HIDDEN),
-            ("mlp.up_proj", FEED_FORWARD, HIDDEN),
-            ("mlp.down_proj", HIDDEN, FEED_FORWARD),
+            ("self_attn.q_proj", q, hidden),
+            ("self_attn.k_proj", kv, hidden),
+            ("self_attn.v_proj", kv, hidden),
+            ("self_attn.o_proj", hidden, q),
+            ("mlp.gate_proj", FEED_FORWARD, hidden),
+            ("mlp.up_proj", FEED_FORWARD, hidden),
+            ("mlp.down_proj", hidden, FEED_FORWARD),
         ];
         for (name, rows, cols) in maps {
             add(format!("model.layers.{layer}.{name}.weight"), rows, cols, 0.0, (3.0 / cols as f64).sqrt());
@@ -86,13 +87,13 @@ fn weights(shape: Shape) -> BTreeMap<String, Mat> {
                 add(format!("model.layers.{layer}.{name}.bias"), 1, rows, 0.0, 0.3);
             }
         }
-        add(format!("model.layers.{layer}.input_layernorm.weight"), 1, HIDDEN, 1.0, 0.2);
-        add(format!("model.layers.{layer}.post_attention_layernorm.weight"), 1, HIDDEN, 1.0, 0.2);
+        add(format!("model.layers.{layer}.input_layernorm.weight"), 1, hidden, 1.0, 0.2);
+        add(format!("model.layers.{layer}.post_attention_layernorm.weight"), 1, hidden, 1.0, 0.2);
     }
-    add("model.norm.weight".to_owned(), 1, HIDDEN, 1.0, 0.2);
+    add("model.norm.weight".to_owned(), 1, hidden, 1.0, 0.2);
     let head = if shape.tied { None } else { Some("lm_head.weight") };
     for name in ["model.embed_tokens.weight"].into_iter().chain(head) {
-        add(name.to_owned(), VOCABULARY, HIDDEN, 0.0, 0.5);
+        add(name.to_owned(), VOCABULARY, hidden, 0.0, 0.5);
     }
     weights
 }

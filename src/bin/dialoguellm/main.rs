@@ -30,7 +30,8 @@ context holds, 9 stopped as asked (Ctrl-C), 10 the GPU is lost, 11 a weight, los
 13 an error of this program: please report it.
 
 DLLM_ISA=portable|neon|avx2|avx512|avx512bf16|amx keeps to that level of instructions or below.
-DLLM_CUDA_TOOLKIT=DIR is where the CUDA compiler is, if the system does not find it.";
+DLLM_CUDA_TOOLKIT=DIR is where the CUDA compiler and cuBLASLt are, if the system does not find them;
+DLLM_CUBLASLT=0 multiplies with own kernels alone.";
 
 /// Emotion in conversation: train, ask and look into LLaMA models, on this machine alone.
 #[derive(Parser)]

@@ -1,7 +1,7 @@
 //! cuBLASLt on this driver, so that what calls it is tested too: the functions that one product needs, by the names and in
 //! the C form of `cublasLt.h`. A program finds them in the same library under the name `libcublasLt.so.13`.
 //!
-//! A product is work of its stream as a launch is, counted as one by `FAKECUDA_FAIL`, and kept by a graph. It fills its
+//! A product is work of its stream as a launch is, counted by `FAKECUDA_FAIL`, and kept by a graph. It fills its
 //! workspace with NaN, refuses an algorithm of another shape, and addresses that are less aligned than was promised.
 
 use crate::codes::{Answer, Code};

@@ -384,7 +384,8 @@ impl Driver {
 
     fn perform(&mut self, task: &Task) -> Answer {
         match task {
-            Task::Launch { .. } | Task::Multiply(_) => self.plan(Class::Launch)?,
+            Task::Launch { .. } => self.plan(Class::Launch)?,
+            Task::Multiply(_) => self.plan(Class::Product)?,
             Task::Upload { .. } | Task::Download { .. } | Task::Copy { .. } => self.plan(Class::Copy)?,
             Task::Fill { .. } | Task::Host { .. } => {}
         }

@@ -7,8 +7,10 @@ use crate::codes::Code;
 pub enum Class {
     /// Allocations of device memory.
     Alloc,
-    /// Kernel launches and products of cuBLASLt, those of a replayed graph among them.
+    /// Kernel launches, those of a replayed graph among them.
     Launch,
+    /// Products of cuBLASLt, those of a replayed graph among them.
+    Product,
     /// Copies in any direction.
     Copy,
     /// Waits for a stream, an event or the context.
@@ -23,6 +25,7 @@ impl Class {
         Some(match name {
             "alloc" => Self::Alloc,
             "launch" => Self::Launch,
+            "product" => Self::Product,
             "copy" => Self::Copy,
             "sync" => Self::Sync,
             "graph" => Self::Graph,
@@ -43,14 +46,14 @@ struct Planned {
 #[derive(Debug, Default)]
 pub struct Failures {
     planned: Vec<Planned>,
-    calls: [u64; 5],
+    calls: [u64; 6],
 }
 
 impl Failures {
     /// From `class:n` or `class:n:code`, several separated by commas.
     pub fn parse(text: &str) -> Result<Self, String> {
         let planned = text.split(',').filter(|part| !part.is_empty()).map(plan).collect::<Result<_, _>>()?;
-        Ok(Self { planned, calls: [0; 5] })
+        Ok(Self { planned, calls: [0; 6] })
     }
 
     /// Counts the calls of `class` anew: the `at`-th from now answers `code`, and no other but those of other classes. How
@@ -71,13 +74,15 @@ impl Failures {
 }
 
 fn plan(text: &str) -> Result<Planned, String> {
-    let wrong =
-        || format!("FAKECUDA_FAIL: \"{text}\" is not alloc, launch, copy, sync or graph, a number and perhaps a code");
+    let wrong = || {
+        let classes = "alloc, launch, product, copy, sync or graph";
+        format!("FAKECUDA_FAIL: \"{text}\" is not {classes}, a number and perhaps a code")
+    };
     let mut parts = text.split(':');
     let class = parts.next().and_then(Class::named).ok_or_else(wrong)?;
     let code = match class {
         Class::Alloc => Code::OUT_OF_MEMORY,
-        Class::Launch | Class::Sync => Code::LAUNCH_FAILED,
+        Class::Launch | Class::Product | Class::Sync => Code::LAUNCH_FAILED,
         Class::Copy => Code::ILLEGAL_ADDRESS,
         Class::Graph => Code::INVALID_VALUE,
     };

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `FAKECUDA_MEMORY` | the device's bytes; an allocation past them is out of memory (default 4 GiB) |
 //! | `FAKECUDA_CHECK` | `1`: launches run under the checker; its report goes to stderr, the launch fails |
-//! | `FAKECUDA_FAIL` | `alloc:7`, `launch:12`, `copy:3`, `sync:2`: that call fails; `class:n:code` names the code |
+//! | `FAKECUDA_FAIL` | `alloc:7`, `launch:12`, `product:1`, `copy:3`, `sync:2`, `graph:4`: that call fails; `class:n:code` names the code |
 //!
 //! After a failed launch or an illegal address the device is lost: every later call answers the same code. Handles and
 //! addresses of the device that are not its own are error codes, never a crash.
