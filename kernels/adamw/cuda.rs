@@ -141,6 +141,11 @@ mod tests {
         let faults = [
             ("= x;\n    __syncthreads();", "= x;", "race"), // block_sum without its barrier
             ("if (threadIdx.x % WARP == 0) parts", "if (threadIdx.x == 0) parts", "uninitialised read"),
+            (
+                "x += __shfl_xor_sync(FULL, x, lane);",
+                "if (threadIdx.x % 32 < 16) x += __shfl_xor_sync(FULL, x, lane);",
+                "shfl",
+            ),
             ("(u32)(len - at) : run_length()", "(u32)(len - at + 1) : run_length()", "buffer"),
             ("i < n; i += THREADS", "i <= n; i += THREADS", "buffer"),
             ("if (threadIdx.x == 0) partials", "if (threadIdx.x < 2) partials", "race"),

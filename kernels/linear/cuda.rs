@@ -349,6 +349,7 @@ mod tests {
             ("the wait", "copy_wait<STAGES - 2>();", "copy_wait<STAGES - 1>();"),
             ("the barrier", "        __syncthreads();\n        // Into", "        // Into"),
             ("a row too many", "row < source.rows &&", "row <= source.rows &&"),
+            ("a stage not whole", "i < ROWS * CHUNKS / THREADS;", "i < ROWS * CHUNKS / THREADS - 1;"),
             ("a column too many", "if (r < m && c < n)", "if (r < m && c <= n)"),
         ];
         let sound = |gpu: &mut Gpu| {

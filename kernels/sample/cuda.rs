@@ -102,6 +102,16 @@ mod tests {
     fn seeded_faults_on_cuda_are_found() {
         let faults = [
             ("    __syncthreads(); // the last pass's", "    // the last pass's", "race"),
+            (
+                "if (threadIdx.x % WARP == 0) parts[threadIdx.x / WARP] = x",
+                "if (threadIdx.x == 0) parts[0] = x",
+                "uninitialised",
+            ),
+            (
+                "x += __shfl_xor_sync(FULL, x, lane);",
+                "if (threadIdx.x % 32 < 16) x += __shfl_xor_sync(FULL, x, lane);",
+                "shfl",
+            ),
             ("if (at + i < row.count) f(", "if (at + i <= row.count) x[i] = row.logits[at + i], f(", "buffer"),
             ("if (threadIdx.x == 0) *token", "if (threadIdx.x % 512 == 0) *token", "race"),
         ];
