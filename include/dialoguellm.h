@@ -940,30 +940,35 @@ void dllm_conversation_free(struct dllm_conversation *conversation);
  ---- Dataset: dialogues ----
 
  Reads data: `spec` is "meld:DIR", "jsonl:FILE", "log:FILE" or "pairs:FILE", `split` "train", "dev" or "test" where the
- data have them. A label that is not among `labels` is an error; NULL takes MELD's for MELD and any for other data.
+ data have them. A label that is not among `labels` is an error; NULL takes MELD's for MELD and any for other data. `cancel`
+ may be NULL.
 
  Ownership: the caller's.
- Errors:    NOT_FOUND, IO; BAD_FILE with the line, never with its text.
+ Errors:    NOT_FOUND, IO; BAD_FILE with the line, never with its text; CANCELLED.
+ Cost:      memory for the file and for what it holds; `cancel` is read between lines.
  Since:     0.1
  */
 dllm_status dllm_dataset_open(const char *spec,
                               const char *split,
                               const struct dllm_str *labels,
                               size_t n_labels,
+                              const struct dllm_cancel *cancel,
                               struct dllm_dataset **dataset,
                               struct dllm_error **err);
 
 /*
- Dialogues from JSON lines in memory, as the files of "jsonl:FILE" have them; `labels` as for dllm_dataset_open().
+ Dialogues from JSON lines in memory, as the files of "jsonl:FILE" have them; `labels` and `cancel` as for
+ dllm_dataset_open().
 
  Ownership: the caller's.
- Errors:    BAD_FILE with the line, never with its text.
+ Errors:    BAD_FILE with the line, never with its text; CANCELLED.
  Since:     0.1
  */
 dllm_status dllm_dataset_parse(const char *json_lines,
                                size_t json_lines_len,
                                const struct dllm_str *labels,
                                size_t n_labels,
+                               const struct dllm_cancel *cancel,
                                struct dllm_dataset **dataset,
                                struct dllm_error **err);
 

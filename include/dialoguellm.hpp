@@ -236,19 +236,21 @@ inline std::string Model::generate(std::string_view prompt, const dllm_generate_
 class Dataset {
 public:
     /// "meld:DIR", "jsonl:FILE", "log:FILE" or "pairs:FILE", and "train", "dev" or "test".
-    explicit Dataset(const std::string &spec, const std::string &split = "train", const std::vector<std::string> &labels = {}) {
+    explicit Dataset(const std::string &spec, const std::string &split = "train", const std::vector<std::string> &labels = {},
+                     const Cancel *cancel = nullptr) {
         std::vector<dllm_str> views;
         for (const auto &label : labels) views.push_back(detail::view(label));
         detail::Check check;
         dllm_dataset *made = nullptr;
-        check(dllm_dataset_open(spec.c_str(), split.c_str(), views.empty() ? nullptr : views.data(), views.size(), &made, check.out()));
+        check(dllm_dataset_open(spec.c_str(), split.c_str(), views.empty() ? nullptr : views.data(), views.size(), handle_of(cancel),
+                                &made, check.out()));
         handle_.reset(made);
     }
     /// JSON lines in memory.
-    static Dataset parse(std::string_view json_lines) {
+    static Dataset parse(std::string_view json_lines, const Cancel *cancel = nullptr) {
         detail::Check check;
         dllm_dataset *made = nullptr;
-        check(dllm_dataset_parse(json_lines.data(), json_lines.size(), nullptr, 0, &made, check.out()));
+        check(dllm_dataset_parse(json_lines.data(), json_lines.size(), nullptr, 0, handle_of(cancel), &made, check.out()));
         return Dataset(made);
     }
     const dllm_dataset *get() const noexcept { return handle_.get(); }

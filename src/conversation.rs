@@ -8,9 +8,9 @@ mod streamed;
 
 pub use streamed::Streamed;
 
-use crate::model::engine::{Cache, Cancel, Continued, Engine, Pass, Target};
+use crate::model::engine::{Cache, Continued, Engine, Pass, Target};
 use crate::model::{Adapter, Builder, Forest, Model};
-use crate::{Code, Error, Result};
+use crate::{Cancel, Code, Error, Result};
 use dialoguellm_kernels::dropout;
 use dialoguellm_kernels::sample::{self, Draw};
 use serde::{Deserialize, Serialize};

@@ -68,7 +68,11 @@ impl Error {
     }
     /// The system's refusal to `doing` (such as "read") at `path`.
     pub fn io(doing: &str, path: &Path, error: &std::io::Error) -> Self {
-        let code = if error.kind() == std::io::ErrorKind::NotFound { Code::NotFound } else { Code::Io };
+        let code = match error.kind() {
+            std::io::ErrorKind::NotFound => Code::NotFound,
+            std::io::ErrorKind::OutOfMemory => Code::OutOfMemory,
+            _ => Code::Io,
+        };
         Self::new(code, format!("cannot {doing} {}: {error}", path.display()))
     }
     /// A broken promise of the library's own.
@@ -111,9 +115,10 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_is_not_found_and_a_forbidden_one_is_io() {
+    fn a_missing_file_is_not_found_a_forbidden_one_is_io_and_no_memory_is_that() {
         let code = |kind| Error::io("read", Path::new("x"), &std::io::Error::from(kind)).code();
         assert_eq!(code(std::io::ErrorKind::NotFound), Code::NotFound);
         assert_eq!(code(std::io::ErrorKind::PermissionDenied), Code::Io);
+        assert_eq!(code(std::io::ErrorKind::OutOfMemory), Code::OutOfMemory);
     }
 }

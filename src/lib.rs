@@ -3,6 +3,7 @@
 //! Read the modules in this order; each uses only those above it.
 //!
 //! - `error`: what can go wrong, with the numbers
+//! - `cancel`: a request to stop
 //! - `files`: bytes on disk to checked values (safetensors, config, tokenizer, adapters, dialogues)
 //! - `device`: where tensors live and who works on them
 //! - `model`: the network on a token forest, forward and backward
@@ -12,6 +13,7 @@
 //! - `capi`: the same, for C
 #![deny(unsafe_code)]
 
+mod cancel;
 #[cfg(feature = "capi")]
 pub mod capi;
 pub mod conversation;
@@ -24,6 +26,7 @@ pub mod files;
 pub mod model;
 pub mod train;
 
+pub use cancel::Cancel;
 pub use error::{Code, Error, Result};
 
 /// The README's program compiles and runs.

@@ -1,9 +1,10 @@
 //! Live, alone and in bulk on the real network: a label's probability is the same whatever way the timeline came about.
 
+use dialoguellm::Cancel;
 use dialoguellm::conversation::{Conversation, Leaf, Options, Sampling};
 use dialoguellm::device::Cpu;
 use dialoguellm::files::{Access, Config, Tensors, Tokenizer};
-use dialoguellm::model::{Adapter, Builder, Cancel, Engine, Forest, Llama, Model, Pass, Target};
+use dialoguellm::model::{Adapter, Builder, Engine, Forest, Llama, Model, Pass, Target};
 use dialoguellm_kernels::{Isa, bf16, dropout};
 use std::path::PathBuf;
 use std::sync::Arc;

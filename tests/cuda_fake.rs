@@ -13,15 +13,15 @@ mod common;
 
 use command::{Ran, binary};
 use common::random::{self, Shape};
-use dialoguellm::Code;
 use dialoguellm::conversation::{Conversation, Leaf, Options};
 use dialoguellm::device::{Bits, Cpu, Gpu};
 use dialoguellm::files::adapter::LoraConfig;
 use dialoguellm::files::{Access, Config, Tensors};
 use dialoguellm::model::{
-    Adapter, Builder, Cancel, Engine, Forest, Learning, Llama, Model, Noise, OpenOptions, Pass, Place, Precision,
-    Target, Weights,
+    Adapter, Builder, Engine, Forest, Learning, Llama, Model, Noise, OpenOptions, Pass, Place, Precision, Target,
+    Weights,
 };
+use dialoguellm::{Cancel, Code};
 use dialoguellm_kernels::testing::Random;
 use dialoguellm_kernels::{adamw, bf16};
 use serde_json::Value;

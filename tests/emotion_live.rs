@@ -122,7 +122,9 @@ fn within(bound: f32, [alone, live]: [f32; 2]) {
 fn check_smollm2(precision: Precision, bound: f32) {
     let Some(dir) = common::model_dir() else { return };
     let heldout = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/quickstart/heldout.jsonl");
-    let mut dialogues = Source::Jsonl(heldout).dialogues(Split::Test, Some(Labels::meld().names())).unwrap();
+    let mut dialogues = Source::Jsonl(heldout)
+        .dialogues(Split::Test, Some(Labels::meld().names()), &dialoguellm::Cancel::default())
+        .unwrap();
     dialogues[0].turns.truncate(4);
     let classifier = classifier(&dir, precision, Template::built_in("dialogue").unwrap(), Labels::meld());
     within(bound, distances(&classifier, &dialogues[..1]));

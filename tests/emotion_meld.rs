@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 fn meld(split: Split) -> Option<Vec<Dialogue>> {
     let dir = common::shared_data("meld")?;
-    Some(Source::Meld(dir).dialogues(split, None).unwrap())
+    Some(Source::Meld(dir).dialogues(split, None, &dialoguellm::Cancel::default()).unwrap())
 }
 
 /// Turns, dialogues, longest dialogue, distinct speakers, one-speaker dialogues, and turns per label of `MELD_LABELS`.

@@ -18,7 +18,7 @@ const SPLITS: [Split; 3] = [Split::Train, Split::Dev, Split::Test];
 
 fn meld(split: Split) -> Option<Vec<Dialogue>> {
     let dir = common::shared_data("meld")?;
-    Some(Source::Meld(dir).dialogues(split, None).unwrap())
+    Some(Source::Meld(dir).dialogues(split, None, &dialoguellm::Cancel::default()).unwrap())
 }
 
 /// The GPT-2-style tokenizer: SmolLM2's.

@@ -5,9 +5,10 @@ mod common;
 
 use common::plain::{Mat, Mode, Plain};
 use common::random::{self, Shape};
+use dialoguellm::Cancel;
 use dialoguellm::device::{Cpu, Device};
 use dialoguellm::files::{Access, Tensors};
-use dialoguellm::model::{Adapter, Builder, Cancel, Learning, Llama, Pass, Target, Weights};
+use dialoguellm::model::{Adapter, Builder, Learning, Llama, Pass, Target, Weights};
 use dialoguellm_kernels::quantize::quantize;
 use dialoguellm_kernels::testing::{Random, check};
 use dialoguellm_kernels::{Bits, Elem, Isa, Real, bf16};

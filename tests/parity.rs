@@ -3,9 +3,10 @@
 mod common;
 
 use common::golden::{Golden, distance, folder};
+use dialoguellm::Cancel;
 use dialoguellm::device::Cpu;
 use dialoguellm::files::{Access, Config, Tensors};
-use dialoguellm::model::{Adapter, Builder, Cancel, Engine, Learning, Llama, Pass, Target};
+use dialoguellm::model::{Adapter, Builder, Engine, Learning, Llama, Pass, Target};
 use dialoguellm_kernels::Isa;
 use std::sync::Arc;
 

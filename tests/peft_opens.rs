@@ -4,9 +4,10 @@
 //!
 //!   DLLM_PEFT_PYTHON=VENV/bin/python cargo test --release --test peft_opens -- --ignored
 
+use dialoguellm::Cancel;
 use dialoguellm::files::Config;
 use dialoguellm::files::adapter::LoraConfig;
-use dialoguellm::model::{Adapter, Cancel, Forest, Model, OpenOptions, Pass, Precision};
+use dialoguellm::model::{Adapter, Forest, Model, OpenOptions, Pass, Precision};
 use std::path::Path;
 use std::process::Command;
 

@@ -5,8 +5,9 @@
 
 mod common;
 
+use dialoguellm::Cancel;
 use dialoguellm::files::{Access, Config, Tensors};
-use dialoguellm::model::{Cancel, Forest, Llama, Pass, Target};
+use dialoguellm::model::{Forest, Llama, Pass, Target};
 use std::sync::Arc;
 
 /// A document's tokens and, for each but the first, transformers' log-probability.

@@ -1,9 +1,10 @@
 //! Same bits on the real network: any number of threads, and a run that was saved and resumed with a model opened anew.
 
+use dialoguellm::Cancel;
 use dialoguellm::device::Cpu;
 use dialoguellm::files::adapter::{LoraConfig, Targets};
 use dialoguellm::files::{Access, Config, Tensors, Tokenizer};
-use dialoguellm::model::{Adapter, Cancel, Engine, Llama, Model};
+use dialoguellm::model::{Adapter, Engine, Llama, Model};
 use dialoguellm::train::{Choice, Group, Loss, Options, Prompt, Trainer};
 use dialoguellm_kernels::{bf16, dropout};
 use std::path::PathBuf;

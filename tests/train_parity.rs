@@ -3,9 +3,10 @@
 //! The runs were made by transformers' Trainer and a loop equal to it (tests/golden/README.md). The allowed distance is
 //! 1e-3 of the distance that PEFT itself moved each tensor; rounding alone takes up to 2e-5 of it.
 
+use dialoguellm::Cancel;
 use dialoguellm::device::Cpu;
 use dialoguellm::files::{Access, Config, Tensors, Tokenizer};
-use dialoguellm::model::{Adapter, Cancel, Llama, Model};
+use dialoguellm::model::{Adapter, Llama, Model};
 use dialoguellm::train::{Group, Options, Prompt, StepReport, Trainer};
 use dialoguellm_kernels::Isa;
 use safetensors::{Dtype, SafeTensors};

@@ -67,7 +67,7 @@ func TestATurnIsTheSameAloneAndInAConversation(t *testing.T) {
 }
 
 func TestDataAreCountedJudgedAndCompared(t *testing.T) {
-	d := must(dllm.ParseDataset(data))
+	d := must(dllm.ParseDataset(ctx, data))
 	defer d.Close()
 	if stats := must(d.Stats()); !strings.Contains(stats, `"turns":3`) {
 		t.Error(stats)
@@ -126,7 +126,7 @@ func TestTextIsHeardPieceByPiece(t *testing.T) {
 
 func TestTrainingIsALoopAndResumes(t *testing.T) {
 	m, work := model(), t.TempDir()
-	set := must(dllm.ParseDataset(data))
+	set := must(dllm.ParseDataset(ctx, data))
 	if set.Dialogues() != 2 || set.Turns() != 3 || set.TurnsOf(0) != 2 {
 		t.Error(set.Dialogues(), set.Turns())
 	}
@@ -195,7 +195,7 @@ func TestTrainingIsALoopAndResumes(t *testing.T) {
 
 func TestAContextEndsACall(t *testing.T) {
 	m := model()
-	trainer := must(m.NewTrainer(must(dllm.ParseDataset(data)), "[train]\nepochs = 1000000\n", dllm.TrainOptions{}))
+	trainer := must(m.NewTrainer(must(dllm.ParseDataset(ctx, data)), "[train]\nepochs = 1000000\n", dllm.TrainOptions{}))
 	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
 	defer cancel()
 	var last error

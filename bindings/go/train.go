@@ -27,25 +27,33 @@ func newDataset(made *C.dllm_dataset) *Dataset {
 }
 
 // OpenDataset reads "meld:DIR", "jsonl:FILE", "log:FILE" or "pairs:FILE"; split is "train", "dev" or "test".
-func OpenDataset(spec, split string) (*Dataset, error) {
+func OpenDataset(ctx context.Context, spec, split string) (*Dataset, error) {
 	cSpec, freeSpec := owned(spec)
 	defer freeSpec()
 	cSplit, freeSplit := owned(split)
 	defer freeSplit()
 	var made *C.dllm_dataset
-	var err *C.dllm_error
-	if err := errorOf(C.dllm_dataset_open(cSpec, cSplit, nil, 0, &made, &err), err); err != nil {
+	err := once(ctx, func(cancel *C.dllm_cancel) error {
+		var err *C.dllm_error
+		status := C.dllm_dataset_open(cSpec, cSplit, nil, 0, cancel, &made, &err)
+		return errorOf(status, err)
+	})
+	if err != nil {
 		return nil, err
 	}
 	return newDataset(made), nil
 }
 
 // ParseDataset reads dialogues from JSON lines in memory.
-func ParseDataset(jsonLines string) (*Dataset, error) {
+func ParseDataset(ctx context.Context, jsonLines string) (*Dataset, error) {
 	data, size := bytesOf(jsonLines)
 	var made *C.dllm_dataset
-	var err *C.dllm_error
-	if err := errorOf(C.dllm_dataset_parse(data, size, nil, 0, &made, &err), err); err != nil {
+	err := once(ctx, func(cancel *C.dllm_cancel) error {
+		var err *C.dllm_error
+		status := C.dllm_dataset_parse(data, size, nil, 0, cancel, &made, &err)
+		return errorOf(status, err)
+	})
+	if err != nil {
 		return nil, err
 	}
 	return newDataset(made), nil

@@ -10,7 +10,7 @@ int main(int argc, char **argv) {
     dllm_model *model = NULL;
     dllm_dataset *data = NULL;
     check(dllm_model_open(NULL, argv[1], NULL, NULL, &model, &err));
-    check(dllm_dataset_open(spec, "train", NULL, 0, &data, &err));
+    check(dllm_dataset_open(spec, "train", NULL, 0, NULL, &data, &err));
 
     dllm_trainer *trainer = NULL;
     dllm_train_report report = { .struct_size = sizeof report };

@@ -10,7 +10,7 @@ int main(int argc, char **argv) {
     dllm_dataset *data = NULL;
     check(dllm_model_open(NULL, argv[1], NULL, NULL, &model, &err));
     check(dllm_classifier_open(model, argv[2], &classifier, &err));
-    check(dllm_dataset_open(spec, "test", NULL, 0, &data, &err));
+    check(dllm_dataset_open(spec, "test", NULL, 0, NULL, &data, &err));
 
     size_t labels = dllm_classifier_n_labels(classifier), turns = dllm_dataset_n_turns(data, DLLM_ALL);
     float *p = calloc(turns * labels, sizeof *p), *row = p;

@@ -1,9 +1,10 @@
 //! 03: train with progress, stop half-way, save, resume. Usage: 03_train MODEL TRAIN.jsonl OUT
 
+use dialoguellm::Cancel;
 use dialoguellm::emotion::Recipe;
 use dialoguellm::emotion::run::{Data, Run, Setup, Start};
 use dialoguellm::files::dialogues::{Source, Split};
-use dialoguellm::model::{Cancel, Model, OpenOptions};
+use dialoguellm::model::{Model, OpenOptions};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ fn main() -> dialoguellm::Result<()> {
     let [_, folder, train, out] = &arguments[..] else { panic!("usage: 03_train MODEL TRAIN.jsonl OUT") };
     let (out, cancel) = (Path::new(out), Cancel::default());
     let model = Arc::new(Model::open(Path::new(folder), &OpenOptions::default())?);
-    let dialogues = Source::Jsonl(train.into()).dialogues(Split::Train, None)?;
+    let dialogues = Source::Jsonl(train.into()).dialogues(Split::Train, None, &cancel)?;
     let begin = |start| {
         let (recipe, train) = (Recipe::from_toml(RECIPE)?, Data::Dialogues(dialogues.clone()));
         Run::new(model.clone(), Setup { recipe, train, dev: None, start, threads: 1, base: None })

@@ -3,8 +3,7 @@
 use super::boundary::{guard, out};
 use super::error::{dllm_error, dllm_status};
 use super::handle::{Handle, Kind, free, give, share, share_if};
-use crate::Result;
-use crate::model::Cancel;
+use crate::{Cancel, Result};
 
 /// A request to stop that any thread may make, and a signal handler. Calls that were given it look at it between layers,
 /// between tensors or files, and end with CANCELLED.

@@ -14,8 +14,7 @@ use crate::emotion::metrics::{Report, fit_temperature};
 use crate::emotion::template::{All, Window};
 use crate::emotion::{Bulk, Classifier, Labels, Template};
 use crate::files::dialogues::{Dialogue, Turn};
-use crate::model::Cancel;
-use crate::{Error, Result};
+use crate::{Cancel, Error, Result};
 use std::ffi::{CString, c_char};
 use std::sync::Arc;
 

@@ -1,6 +1,7 @@
 //! Dialogues, or prompts with completions.
 
 use super::boundary::{array, guard, out, quietly, text};
+use super::cancel::{cancel_of, dllm_cancel};
 use super::classifier::names;
 use super::error::{dllm_error, dllm_status, dllm_string};
 use super::handle::{Handle, Kind, free, give, share};
@@ -45,10 +46,12 @@ impl Set {
 /// ---- Dataset: dialogues ----
 ///
 /// Reads data: `spec` is "meld:DIR", "jsonl:FILE", "log:FILE" or "pairs:FILE", `split` "train", "dev" or "test" where the
-/// data have them. A label that is not among `labels` is an error; NULL takes MELD's for MELD and any for other data.
+/// data have them. A label that is not among `labels` is an error; NULL takes MELD's for MELD and any for other data. `cancel`
+/// may be NULL.
 ///
 /// Ownership: the caller's.
-/// Errors:    NOT_FOUND, IO; BAD_FILE with the line, never with its text.
+/// Errors:    NOT_FOUND, IO; BAD_FILE with the line, never with its text; CANCELLED.
+/// Cost:      memory for the file and for what it holds; `cancel` is read between lines.
 /// Since:     0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dllm_dataset_open(
@@ -56,6 +59,7 @@ pub unsafe extern "C" fn dllm_dataset_open(
     split: *const c_char,
     labels: *const dllm_str,
     n_labels: usize,
+    cancel: *const dllm_cancel,
     dataset: *mut *mut dllm_dataset,
     err: *mut *mut dllm_error,
 ) -> dllm_status {
@@ -66,21 +70,22 @@ pub unsafe extern "C" fn dllm_dataset_open(
             (out(dataset, "dataset")?, text(spec, nts, "spec")?, text(split, nts, "split")?)
         };
         // SAFETY: as the header says.
-        let known = unsafe { known(labels, n_labels) }?;
+        let (known, cancel) = unsafe { (known(labels, n_labels)?, cancel_of(cancel)?) };
         let (source, split): (Source, Split) = (spec.parse()?, split.parse()?);
         let data = match source {
-            Source::Pairs(_) => Data::Pairs(source.pairs()?),
-            _ => Data::Dialogues(source.dialogues(split, known.as_deref())?),
+            Source::Pairs(_) => Data::Pairs(source.pairs(&cancel)?),
+            _ => Data::Dialogues(source.dialogues(split, known.as_deref(), &cancel)?),
         };
         *dataset = give(Set(data));
         Ok(())
     })
 }
 
-/// Dialogues from JSON lines in memory, as the files of "jsonl:FILE" have them; `labels` as for dllm_dataset_open().
+/// Dialogues from JSON lines in memory, as the files of "jsonl:FILE" have them; `labels` and `cancel` as for
+/// dllm_dataset_open().
 ///
 /// Ownership: the caller's.
-/// Errors:    BAD_FILE with the line, never with its text.
+/// Errors:    BAD_FILE with the line, never with its text; CANCELLED.
 /// Since:     0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dllm_dataset_parse(
@@ -88,15 +93,18 @@ pub unsafe extern "C" fn dllm_dataset_parse(
     json_lines_len: usize,
     labels: *const dllm_str,
     n_labels: usize,
+    cancel: *const dllm_cancel,
     dataset: *mut *mut dllm_dataset,
     err: *mut *mut dllm_error,
 ) -> dllm_status {
     guard(err, || {
         // SAFETY: as the header says.
-        let (dataset, text, known) = unsafe {
-            (out(dataset, "dataset")?, text(json_lines, json_lines_len, "json_lines")?, known(labels, n_labels)?)
+        let (dataset, text, known, cancel) = unsafe {
+            let text = text(json_lines, json_lines_len, "json_lines")?;
+            (out(dataset, "dataset")?, text, known(labels, n_labels)?, cancel_of(cancel)?)
         };
-        *dataset = give(Set(Data::Dialogues(jsonl(Path::new("json_lines"), text.as_bytes(), known.as_deref())?)));
+        let dialogues = jsonl(Path::new("json_lines"), text.as_bytes(), known.as_deref(), &cancel)?;
+        *dataset = give(Set(Data::Dialogues(dialogues)));
         Ok(())
     })
 }

@@ -3,14 +3,13 @@
 use super::boundary::{guard, one_of, path};
 use super::cancel::{cancel_of, dllm_cancel};
 use super::error::{dllm_error, dllm_status};
-use crate::Error;
 use crate::device::Bits;
 use crate::emotion::card;
 use crate::files::gguf::import;
 use crate::files::{Dtype, hub};
-use crate::model::Cancel;
 use crate::model::merge::merge;
 use crate::model::quantize::quantize;
+use crate::{Cancel, Error};
 use std::ffi::{c_char, c_void};
 
 /// Quantised tensors become bf16.

@@ -1,10 +1,12 @@
 //! Dialogues as people have them: MELD's CSV as released, JSON lines, plain `Name: text` logs, and prompt/completion pairs.
 //!
-//! Every reader takes a whole file's bytes and the file's name for messages. What a turn means to a model is not known
+//! Every reader takes a whole file's bytes, the file's name for messages, and a request to stop that it heeds between
+//! lines, which are short enough for that. What a turn means to a model is not known
 //! here. An error names file and line and what to do; the text of a dialogue is never part of it, nor is a parser's
 //! own message where that could quote the text.
 
-use crate::{Code, Error, Result};
+use crate::cancel::Watched;
+use crate::{Cancel, Code, Error, Result};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
@@ -111,18 +113,18 @@ impl FromStr for Source {
 impl Source {
     /// The dialogues of `split`; a file without splits gives all it has. A label that is not among `known` is an error
     /// (MELD's own seven where `known` is `None`; anything goes for the other formats).
-    pub fn dialogues(&self, split: Split, known: Option<&[String]>) -> Result<Vec<Dialogue>> {
+    pub fn dialogues(&self, split: Split, known: Option<&[String]>, cancel: &Cancel) -> Result<Vec<Dialogue>> {
         match self {
             Source::Meld(dir) => {
                 let path = dir.join(format!("{}_sent_emo.csv", split.name()));
-                meld(&path, &read(&path)?, split, known)
+                meld(&path, &read(&path, cancel)?, split, known, cancel)
             }
             Source::Jsonl(path) if path.is_dir() => {
                 let path = path.join(format!("{}.jsonl", split.name()));
-                jsonl(&path, &read(&path)?, known)
+                jsonl(&path, &read(&path, cancel)?, known, cancel)
             }
-            Source::Jsonl(path) => jsonl(path, &read(path)?, known),
-            Source::Log(path) => log(path, &read(path)?),
+            Source::Jsonl(path) => jsonl(path, &read(path, cancel)?, known, cancel),
+            Source::Log(path) => log(path, &read(path, cancel)?, cancel),
             Source::Pairs(_) => {
                 Err(Error::invalid("pairs:FILE holds prompts, not dialogues; they can only be trained on"))
             }
@@ -142,9 +144,9 @@ impl Source {
     }
 
     /// The prompts and completions of a `pairs:FILE`.
-    pub fn pairs(&self) -> Result<Vec<Pair>> {
+    pub fn pairs(&self, cancel: &Cancel) -> Result<Vec<Pair>> {
         match self {
-            Source::Pairs(path) => pairs(path, &read(path)?),
+            Source::Pairs(path) => pairs(path, &read(path, cancel)?, cancel),
             _ => Err(Error::invalid("these data are dialogues; prompts and completions come from pairs:FILE")),
         }
     }
@@ -176,14 +178,54 @@ pub const MELD_LABELS: [&str; 7] = ["neutral", "joy", "surprise", "anger", "sadn
 /// The largest file of dialogues that is read: all of it is held in memory.
 const MAX_BYTES: u64 = 1 << 30;
 
-fn read(path: &Path) -> Result<Vec<u8>> {
-    super::read_bounded(path, MAX_BYTES)
+/// The longest line of JSON or of a log, far above any dialogue: what is done before a request to stop is heard.
+const MAX_LINE: usize = 8 << 20;
+
+fn read(path: &Path, cancel: &Cancel) -> Result<Vec<u8>> {
+    super::read_watched(path, MAX_BYTES, cancel)
 }
 
-/// The bytes as text, without a byte order mark.
-fn utf8<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a str> {
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    std::str::from_utf8(bytes).map_err(|error| not_utf8(path, bytes, error.valid_up_to()))
+fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
+}
+
+/// The lines of a text, each with its number; none behind an error.
+struct Lines<'a> {
+    path: &'a Path,
+    bytes: &'a [u8],
+    /// Where the next line begins, and its number.
+    at: usize,
+    number: u64,
+    cancel: &'a Cancel,
+}
+
+impl<'a> Lines<'a> {
+    fn of(path: &'a Path, bytes: &'a [u8], cancel: &'a Cancel) -> Self {
+        Self { path, bytes: without_mark(bytes), at: 0, number: 1, cancel }
+    }
+
+    fn read(&mut self) -> Result<(u64, &'a str)> {
+        self.cancel.check()?;
+        let (rest, number) = (&self.bytes[self.at..], self.number);
+        let within = &rest[..rest.len().min(MAX_LINE + 1)];
+        let len = within.iter().position(|&byte| byte == b'\n').unwrap_or(within.len());
+        if len > MAX_LINE {
+            let text = format!("line {number} is longer than the {MAX_LINE} bytes a line may have");
+            return Err(Error::bad_file(self.path, text));
+        }
+        let line = &rest[..len];
+        let line = std::str::from_utf8(line.strip_suffix(b"\r").unwrap_or(line))
+            .map_err(|error| not_utf8(self.path, self.bytes, self.at + error.valid_up_to()))?;
+        (self.at, self.number) = (self.at + len + 1, number + 1);
+        Ok((number, line))
+    }
+}
+
+impl<'a> Iterator for Lines<'a> {
+    type Item = Result<(u64, &'a str)>;
+    fn next(&mut self) -> Option<Self::Item> {
+        (self.at < self.bytes.len()).then(|| self.read().inspect_err(|_| self.at = self.bytes.len()))
+    }
 }
 
 fn not_utf8(path: &Path, bytes: &[u8], at: usize) -> Error {
@@ -224,16 +266,25 @@ fn quote(name: &str) -> String {
 ///
 /// Rows of a dialogue adjoin; Utterance_ID rises with gaps, so the previous utterance is the previous row. Dialogue_ID
 /// starts again in every split, so a dialogue's id is `train/0`.
-pub fn meld(path: &Path, bytes: &[u8], split: Split, known: Option<&[String]>) -> Result<Vec<Dialogue>> {
+pub fn meld(
+    path: &Path,
+    bytes: &[u8],
+    split: Split,
+    known: Option<&[String]>,
+    cancel: &Cancel,
+) -> Result<Vec<Dialogue>> {
     let own: Vec<String> = MELD_LABELS.map(String::from).to_vec();
     let known = known.unwrap_or(&own);
-    let text = utf8(path, bytes)?.as_bytes();
-    let mut lines = Lines { text, at: 0, line: 1 };
-    let mut reader = csv::ReaderBuilder::new().from_reader(text);
-    let header = reader.headers().map_err(|error| csv_error(path, &error, &mut lines))?;
+    let text = without_mark(bytes);
+    let mut lines = LineNumbers { text, at: 0, line: 1 };
+    let mut reader = csv::ReaderBuilder::new().from_reader(Watched { from: text, cancel });
+    let header = reader.headers();
+    cancel.check()?;
+    let header = header.map_err(|error| csv_error(path, &error, &mut lines))?;
     let columns = Columns::find(path, header)?;
     let mut rows = Rows { path, dialogues: Vec::new(), seen: HashMap::new(), last: (String::new(), 0) };
     for record in reader.records() {
+        cancel.check()?;
         let record = record.map_err(|error| csv_error(path, &error, &mut lines))?;
         let line = lines.of(record.position());
         rows.push(line, &record, &columns, split, known)?;
@@ -243,13 +294,13 @@ pub fn meld(path: &Path, bytes: &[u8], split: Split, known: Option<&[String]>) -
 
 /// Line numbers of rising byte positions. The parser's own count is one line short after a `\r\n`: it takes a record's
 /// position before it has seen the `\n`.
-struct Lines<'a> {
+struct LineNumbers<'a> {
     text: &'a [u8],
     at: usize,
     line: u64,
 }
 
-impl Lines<'_> {
+impl LineNumbers<'_> {
     fn of(&mut self, position: Option<&csv::Position>) -> u64 {
         let from = position.map_or(self.at, |position| (position.byte() as usize).clamp(self.at, self.text.len()));
         let blank = self.text[from..].iter().take_while(|byte| b"\r\n".contains(byte)).count();
@@ -347,7 +398,7 @@ impl Rows<'_> {
 }
 
 /// The parser's refusal without its own words, which may quote a field.
-fn csv_error(path: &Path, error: &csv::Error, lines: &mut Lines) -> Error {
+fn csv_error(path: &Path, error: &csv::Error, lines: &mut LineNumbers) -> Error {
     let line = lines.of(error.position());
     match error.kind() {
         csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
@@ -355,15 +406,22 @@ fn csv_error(path: &Path, error: &csv::Error, lines: &mut Lines) -> Error {
                 format!("line {line} has {len} fields, the header has {expected_len}; check its quotes and commas");
             Error::bad_file(path, text)
         }
+        csv::ErrorKind::Utf8 { pos, .. } => {
+            // the parser counts inside the field
+            let from = pos.as_ref().map_or(0, |pos| pos.byte() as usize).min(lines.text.len());
+            let valid = std::str::from_utf8(&lines.text[from..]).map_or_else(|error| error.valid_up_to(), str::len);
+            not_utf8(path, lines.text, from + valid)
+        }
         _ => Error::bad_file(path, format!("line {line} is not CSV")),
     }
 }
 
 /// One dialogue a line: `{"id", "turns": [{"speaker", "text", "emotion", "visual", "weight"}]}`. Everything but `turns`
 /// and `text` may be left out; a name outside this list is refused, so that a misspelt `emotion` is not lost in silence.
-pub fn jsonl(path: &Path, bytes: &[u8], known: Option<&[String]>) -> Result<Vec<Dialogue>> {
+pub fn jsonl(path: &Path, bytes: &[u8], known: Option<&[String]>, cancel: &Cancel) -> Result<Vec<Dialogue>> {
     let mut dialogues = Vec::new();
-    for (line, value) in json_lines(path, bytes)? {
+    for line in json_lines(path, bytes, cancel) {
+        let (line, value) = line?;
         let place = |error: Error| Error::bad_file(path, format!("line {line}: {}", error.text()));
         let dialogue = Dialogue::from_json(&value, &format!("d{}", dialogues.len())).map_err(place)?;
         for emotion in dialogue.turns.iter().filter_map(|turn| turn.emotion.as_ref()) {
@@ -375,7 +433,7 @@ pub fn jsonl(path: &Path, bytes: &[u8], known: Option<&[String]>) -> Result<Vec<
 }
 
 /// One pair a line: `{"prompt", "completion"}` and optionally `"weight"`.
-pub fn pairs(path: &Path, bytes: &[u8]) -> Result<Vec<Pair>> {
+pub fn pairs(path: &Path, bytes: &[u8], cancel: &Cancel) -> Result<Vec<Pair>> {
     let pair = |(line, value): (u64, Value)| {
         let pair = Fields::new(&value, &["prompt", "completion", "weight"]).and_then(|fields| {
             let weight = fields.weight()?.unwrap_or(1.0);
@@ -383,19 +441,24 @@ pub fn pairs(path: &Path, bytes: &[u8]) -> Result<Vec<Pair>> {
         });
         pair.map_err(|error| Error::bad_file(path, format!("line {line}: {}", error.text())))
     };
-    json_lines(path, bytes)?.into_iter().map(pair).collect()
+    json_lines(path, bytes, cancel).map(|line| line.and_then(pair)).collect()
 }
 
 /// The JSON value of every line that is not blank, with the line's number.
-fn json_lines(path: &Path, bytes: &[u8]) -> Result<Vec<(u64, Value)>> {
-    let lines = utf8(path, bytes)?.lines().zip(1u64..).filter(|(line, _)| !line.trim().is_empty());
-    let value = |(text, line): (&str, u64)| {
+fn json_lines<'a>(
+    path: &'a Path,
+    bytes: &'a [u8],
+    cancel: &'a Cancel,
+) -> impl Iterator<Item = Result<(u64, Value)>> + 'a {
+    let value = move |(line, text): (u64, &str)| {
         let value = serde_json::from_str(text).map_err(|error| {
             Error::bad_file(path, format!("line {line}, column {}: not JSON; one whole value a line", error.column()))
         })?;
         Ok((line, value))
     };
-    lines.map(value).collect()
+    let lines = Lines::of(path, bytes, cancel);
+    let lines = lines.filter(|line| !line.as_ref().is_ok_and(|(_, text)| text.trim().is_empty()));
+    lines.map(move |line| line.and_then(value))
 }
 
 impl Dialogue {
@@ -471,10 +534,11 @@ impl<'a> Fields<'a> {
 }
 
 /// `Name: text` lines; an empty line ends a dialogue. Dialogues are named `d0`, `d1`, ...
-pub fn log(path: &Path, bytes: &[u8]) -> Result<Vec<Dialogue>> {
+pub fn log(path: &Path, bytes: &[u8], cancel: &Cancel) -> Result<Vec<Dialogue>> {
     let mut dialogues: Vec<Dialogue> = Vec::new();
     let mut open = false;
-    for (line, number) in utf8(path, bytes)?.lines().zip(1u64..) {
+    for line in Lines::of(path, bytes, cancel) {
+        let (number, line) = line?;
         if line.trim().is_empty() {
             open = false;
             continue;
@@ -509,7 +573,7 @@ mod tests {
         "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime\r\n";
 
     fn read_meld(rows: &str) -> Result<Vec<Dialogue>> {
-        meld(Path::new("m.csv"), format!("{HEADER}{rows}").as_bytes(), Split::Dev, None)
+        meld(Path::new("m.csv"), format!("{HEADER}{rows}").as_bytes(), Split::Dev, None, &Cancel::default())
     }
 
     fn row(text: &str, emotion: &str, dialogue: &str, utterance: &str) -> String {
@@ -535,13 +599,18 @@ mod tests {
     #[test]
     fn a_byte_order_mark_is_not_part_of_the_first_column() {
         let bytes = ["\u{feff}", HEADER, &row("Hm", "joy", "0", "0")].concat();
-        assert_eq!(meld(Path::new("m.csv"), bytes.as_bytes(), Split::Dev, None).unwrap().len(), 1);
+        assert_eq!(meld(Path::new("m.csv"), bytes.as_bytes(), Split::Dev, None, &Cancel::default()).unwrap().len(), 1);
     }
 
     #[test]
     fn a_missing_column_is_named() {
-        let error =
-            sentence(meld(Path::new("m.csv"), b"Utterance,Speaker,Dialogue_ID,Utterance_ID\n", Split::Dev, None));
+        let error = sentence(meld(
+            Path::new("m.csv"),
+            b"Utterance,Speaker,Dialogue_ID,Utterance_ID\n",
+            Split::Dev,
+            None,
+            &Cancel::default(),
+        ));
         assert!(error.contains("m.csv") && error.contains("`Emotion`"), "{error}");
     }
 
@@ -560,7 +629,7 @@ mod tests {
     #[test]
     fn a_windows_1252_byte_names_line_byte_and_remedy() {
         let bytes = [HEADER.as_bytes(), b"1,It\x92s,Ann,joy,positive,0,0,1,1,a,b\r\n"].concat();
-        let error = sentence(meld(Path::new("m.csv"), &bytes, Split::Dev, None));
+        let error = sentence(meld(Path::new("m.csv"), &bytes, Split::Dev, None, &Cancel::default()));
         assert!(error.contains("line 2, byte 5 is 0x92") && error.contains("WINDOWS-1252"), "{error}");
     }
 
@@ -583,7 +652,7 @@ mod tests {
     #[test]
     fn json_lines_give_all_they_hold() {
         let text = "\n{\"id\":\"x\",\"turns\":[{\"speaker\":\"A\",\"text\":\"b\",\"emotion\":\"joy\",\"visual\":\"c\",\"weight\":2}]}\n{\"turns\":[{\"text\":\"\",\"emotion\":null}]}";
-        let dialogues = jsonl(Path::new("x"), text.as_bytes(), None).unwrap();
+        let dialogues = jsonl(Path::new("x"), text.as_bytes(), None, &Cancel::default()).unwrap();
         let turn = Turn {
             speaker: "A".into(),
             text: "b".into(),
@@ -606,7 +675,7 @@ mod tests {
         };
         let dialogue = Dialogue { id: "x".into(), turns: vec![turn] };
         let text = serde_json::to_string(&dialogue).unwrap();
-        assert_eq!(jsonl(Path::new("x"), text.as_bytes(), None).unwrap(), [dialogue]);
+        assert_eq!(jsonl(Path::new("x"), text.as_bytes(), None, &Cancel::default()).unwrap(), [dialogue]);
     }
 
     #[test]
@@ -623,7 +692,8 @@ mod tests {
             ("{\"turns\":[{\"text\":\"secret\",\"emotion\":\"glee\"}]}", "unknown label `glee`; known are joy"),
         ];
         for (text, want) in cases {
-            let error = sentence(jsonl(Path::new("f.jsonl"), text.as_bytes(), Some(&["joy".into()])));
+            let error =
+                sentence(jsonl(Path::new("f.jsonl"), text.as_bytes(), Some(&["joy".into()]), &Cancel::default()));
             assert!(error.contains(want) && !error.contains("secret"), "{error}");
         }
     }
@@ -632,18 +702,50 @@ mod tests {
     fn pairs_are_taken_as_they_are() {
         let text =
             "{\"prompt\":\" a\\n\",\"completion\":\" b\"}\n{\"prompt\":\"\",\"completion\":\"c\",\"weight\":0}\n";
-        let pairs = pairs(Path::new("p"), text.as_bytes()).unwrap();
+        let pairs = pairs(Path::new("p"), text.as_bytes(), &Cancel::default()).unwrap();
         assert_eq!(pairs[0], Pair { prompt: " a\n".into(), completion: " b".into(), weight: 1.0 });
         assert_eq!(pairs[1].weight, 0.0);
     }
 
     #[test]
     fn a_log_is_names_and_texts_with_empty_lines_between_dialogues() {
-        let dialogues = log(Path::new("l"), b"Ann: one: two\nBob:three\n\n\nAnn: four\n").unwrap();
+        let dialogues = log(Path::new("l"), b"Ann: one: two\nBob:three\n\n\nAnn: four\n", &Cancel::default()).unwrap();
         assert_eq!(dialogues.iter().map(|dialogue| dialogue.turns.len()).collect::<Vec<_>>(), [2, 1]);
         assert_eq!(dialogues[0].turns[0].text, "one: two");
-        let error = sentence(log(Path::new("l"), b"Ann: one\nsecret words\n"));
+        let error = sentence(log(Path::new("l"), b"Ann: one\nsecret words\n", &Cancel::default()));
         assert!(error.contains("l: line 2") && !error.contains("secret"), "{error}");
+    }
+
+    #[test]
+    fn every_reader_stops_as_asked() {
+        let (path, cancel) = (Path::new("x"), Cancel::default());
+        cancel.set();
+        let csv = format!("{HEADER}{}", row("Hm", "joy", "0", "0"));
+        let codes = [
+            meld(path, csv.as_bytes(), Split::Dev, None, &cancel).unwrap_err().code(),
+            jsonl(path, b"{\"turns\":[{\"text\":\"b\"}]}", None, &cancel).unwrap_err().code(),
+            pairs(path, b"{\"prompt\":\"a\",\"completion\":\"b\"}", &cancel).unwrap_err().code(),
+            log(path, b"Ann: one", &cancel).unwrap_err().code(),
+            read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"), &cancel).unwrap_err().code(),
+        ];
+        assert_eq!(codes, [Code::Cancelled; 5]);
+    }
+
+    #[test]
+    fn lines_are_those_of_a_text_and_none_is_longer_than_may_be() {
+        let of = |text: &str| {
+            let cancel = Cancel::default();
+            Lines::of(Path::new("x"), text.as_bytes(), &cancel)
+                .map(|line| line.map(|(_, text)| text.to_owned()))
+                .collect()
+        };
+        let texts: Result<Vec<String>> = of("\u{feff}a\r\n\n b\rc \n\r\nd");
+        assert_eq!(texts.unwrap(), "a\r\n\n b\rc \n\r\nd".lines().collect::<Vec<_>>());
+        let longest = "x".repeat(MAX_LINE);
+        let texts: Result<Vec<String>> = of(&format!("{longest}\n"));
+        assert_eq!(texts.unwrap().len(), 1);
+        let texts: Result<Vec<String>> = of(&format!("a\n{longest}x"));
+        assert!(sentence(texts).contains("x: line 2 is longer than the 8388608 bytes"));
     }
 
     #[test]
@@ -659,7 +761,10 @@ mod tests {
     fn a_source_is_a_kind_and_a_path() {
         assert_eq!("meld:a:b".parse::<Source>().unwrap(), Source::Meld("a:b".into()));
         assert!(sentence("movie:x".parse::<Source>()).contains("`movie:x`"));
-        assert_eq!(Source::Meld("/nowhere".into()).dialogues(Split::Dev, None).unwrap_err().code(), Code::NotFound);
+        assert_eq!(
+            Source::Meld("/nowhere".into()).dialogues(Split::Dev, None, &Cancel::default()).unwrap_err().code(),
+            Code::NotFound
+        );
     }
 
     proptest::proptest! {
@@ -673,7 +778,7 @@ mod tests {
             json[end] = byte;
             for bytes in [&bytes, &csv, &json] {
                 let path = Path::new("x");
-                let _ = (meld(path, bytes, Split::Test, None), jsonl(path, bytes, None), pairs(path, bytes), log(path, bytes));
+                let _ = (meld(path, bytes, Split::Test, None, &Cancel::default()), jsonl(path, bytes, None, &Cancel::default()), pairs(path, bytes, &Cancel::default()), log(path, bytes, &Cancel::default()));
             }
         }
     }

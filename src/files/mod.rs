@@ -27,7 +27,8 @@ pub use self::safetensors::{TensorView, Tensors, Writer};
 pub use self::tokenizer::{Decoder, Tokenizer};
 pub use dialoguellm_kernels::matrix::Dtype;
 
-use crate::{Code, Error, Result};
+use crate::cancel::Watched;
+use crate::{Cancel, Code, Error, Result};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -40,9 +41,19 @@ pub(crate) const SETTINGS_LIMIT: u64 = 64 << 20;
 /// # Errors
 /// NotFound, Io, or BadFile where it is too long or no plain file.
 pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let file = open_plain(path)?;
+    read_watched(path, limit, &Cancel::default())
+}
+
+/// The same for a large file.
+///
+/// # Errors
+/// Those of [`read_bounded`]; Cancelled.
+pub(crate) fn read_watched(path: &Path, limit: u64, cancel: &Cancel) -> Result<Vec<u8>> {
+    let from = open_plain(path)?.take(limit.saturating_add(1));
     let mut bytes = Vec::new();
-    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(|e| Error::io("read", path, &e))?;
+    let read = Watched { from, cancel }.read_to_end(&mut bytes);
+    cancel.check()?;
+    read.map_err(|e| Error::io("read", path, &e))?;
     if bytes.len() as u64 > limit {
         return Err(Error::bad_file(path, format_args!("is longer than the {limit} bytes such a file may have")));
     }

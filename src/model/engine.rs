@@ -1,14 +1,13 @@
 //! What the layers above ask of a model, whatever its number type and device.
 
 use super::{Adapter, Forest};
-use crate::Result;
 use crate::files::config::Config;
+use crate::{Cancel, Result};
 use dialoguellm_kernels::sample::Draw;
 use dialoguellm_kernels::{Isa, adamw};
 use std::any::Any;
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A question to a row: how likely is `token` next?
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -17,32 +16,6 @@ pub struct Target {
     pub row: u32,
     /// The token whose probability after that row is asked for.
     pub token: u32,
-}
-
-/// A request to stop, readable and settable from any thread and from a signal handler.
-#[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<AtomicBool>);
-
-impl Cancel {
-    /// Asks whatever watches this to stop at its next layer.
-    pub fn set(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-    /// Lets the next call run again.
-    pub fn clear(&self) {
-        self.0.store(false, Ordering::Relaxed);
-    }
-    /// Whether a stop was asked for.
-    pub fn is_set(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-    /// CANCELLED once a stop was asked for.
-    pub fn check(&self) -> Result<()> {
-        if self.is_set() {
-            return Err(crate::Error::new(crate::Code::Cancelled, "stopped, as asked"));
-        }
-        Ok(())
-    }
 }
 
 /// The randomness of one training step: masks depend on these and on (module, sample, position, channel) only.

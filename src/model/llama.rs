@@ -6,12 +6,12 @@ use super::engine::{Cache, Continued, Engine, Learner, Learning, LossGradient, M
 use super::learner::Learned;
 use super::pass::{Context, Rows, plan};
 use super::weights::Weights;
-use super::{Adapter, Cancel, Forest, rope};
+use super::{Adapter, Forest, rope};
 use crate::device::{Bits, Device, HeadTarget, Tensor};
 use crate::files::adapter::Site;
 use crate::files::config::{Config, Scaling};
 use crate::files::safetensors::Tensors;
-use crate::{Code, Error, Result};
+use crate::{Cancel, Code, Error, Result};
 use dialoguellm_kernels::Isa;
 use dialoguellm_kernels::sample::Draw;
 use std::sync::Arc;

@@ -16,7 +16,7 @@ pub mod quantize;
 mod rope;
 pub mod weights;
 
-pub use engine::{Cache, Cancel, Engine, Learning, Noise, Pass, Target};
+pub use engine::{Cache, Engine, Learning, Noise, Pass, Target};
 pub use forest::{Builder, Forest, Span};
 pub use llama::Llama;
 pub use lora::Adapter;
@@ -26,7 +26,7 @@ pub use weights::Weights;
 use crate::Code;
 use crate::device::{Bits, Cpu, Pool};
 use crate::files::{Access, Config, Tensors, Tokenizer, compressed, fingerprint};
-use crate::{Error, Result};
+use crate::{Cancel, Error, Result};
 use dialoguellm_kernels::{Isa, bf16};
 use std::path::Path;
 use std::sync::Arc;

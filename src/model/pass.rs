@@ -1,8 +1,9 @@
 //! What one pass carries through the layers: the device, the adapter, the randomness, and who sees whom.
 
-use super::engine::{Cancel, Noise};
+use super::engine::Noise;
 use super::lora::Slot;
 use super::{Adapter, Forest};
+use crate::Cancel;
 use crate::device::{Device, KeyRun, Operand, Plan, QueryRun};
 use dialoguellm_kernels::dropout;
 use std::ops::Range;

@@ -1,9 +1,8 @@
 //! Where a network's weights come from, and whether they become whole numbers on the way.
 
-use super::Cancel;
 use crate::device::{Bits, Device};
 use crate::files::safetensors::{Described, Tensors};
-use crate::{Error, Result};
+use crate::{Cancel, Error, Result};
 use dialoguellm_kernels::quantize::RUN;
 use std::sync::Arc;
 

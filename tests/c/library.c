@@ -31,7 +31,7 @@ static const char RECIPE[] =
 
 static dllm_dataset *dataset(void) {
     dllm_dataset *data = NULL;
-    OK(dllm_dataset_parse(DIALOGUES, DLLM_NTS, NULL, 0, &data, &err));
+    OK(dllm_dataset_parse(DIALOGUES, DLLM_NTS, NULL, 0, NULL, &data, &err));
     return data;
 }
 
@@ -439,10 +439,10 @@ static void what_cannot_be_is_a_sentence(void) {
     FAILS(DLLM_STATUS_INVALID_ARGUMENT, "probabilities is NULL", dllm_conversation_ask(talk, NULL, LABELS, &err));
     FAILS(DLLM_STATUS_INVALID_ARGUMENT, "more than memory", dllm_conversation_ask(talk, p, SIZE_MAX / 2, &err));
     dllm_dataset *data = NULL;
-    FAILS(DLLM_STATUS_BAD_FILE, "line 1", dllm_dataset_parse("{\"turns\":1}", DLLM_NTS, NULL, 0, &data, &err));
-    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "meld:DIR", dllm_dataset_open("what", "train", NULL, 0, &data, &err));
-    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "train, dev or test", dllm_dataset_open("jsonl:x", "tset", NULL, 0, &data, &err));
-    FAILS(DLLM_STATUS_NOT_FOUND, "x.jsonl", dllm_dataset_open("jsonl:x.jsonl", "train", NULL, 0, &data, &err));
+    FAILS(DLLM_STATUS_BAD_FILE, "line 1", dllm_dataset_parse("{\"turns\":1}", DLLM_NTS, NULL, 0, NULL, &data, &err));
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "meld:DIR", dllm_dataset_open("what", "train", NULL, 0, NULL, &data, &err));
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "train, dev or test", dllm_dataset_open("jsonl:x", "tset", NULL, 0, NULL, &data, &err));
+    FAILS(DLLM_STATUS_NOT_FOUND, "x.jsonl", dllm_dataset_open("jsonl:x.jsonl", "train", NULL, 0, NULL, &data, &err));
     FAILS(DLLM_STATUS_BAD_FILE, "not a plain file", dllm_import_gguf(work_dir, in_work("imported"), 0, NULL, NULL, NULL, &err));
     FAILS(DLLM_STATUS_INVALID_ARGUMENT, "dtype is 9", dllm_import_gguf("a", "b", 9, NULL, NULL, NULL, &err));
     data = dataset();
@@ -539,11 +539,11 @@ static void null_for_every_pointer_that_is_needed_is_an_invalid_argument(void) {
     NEEDED(dllm_conversation_rollback(NULL, 0, &err));
     NEEDED(dllm_conversation_save(NULL, &text, &err));
     NEEDED(dllm_conversation_save(talk, NULL, &err));
-    NEEDED(dllm_dataset_open(NULL, "train", NULL, 0, &d, &err));
-    NEEDED(dllm_dataset_open("jsonl:x", NULL, NULL, 0, &d, &err));
-    NEEDED(dllm_dataset_open("jsonl:x", "train", NULL, 0, NULL, &err));
-    NEEDED(dllm_dataset_parse(NULL, DLLM_NTS, NULL, 0, &d, &err));
-    NEEDED(dllm_dataset_parse(DIALOGUES, DLLM_NTS, NULL, 0, NULL, &err));
+    NEEDED(dllm_dataset_open(NULL, "train", NULL, 0, NULL, &d, &err));
+    NEEDED(dllm_dataset_open("jsonl:x", NULL, NULL, 0, NULL, &d, &err));
+    NEEDED(dllm_dataset_open("jsonl:x", "train", NULL, 0, NULL, NULL, &err));
+    NEEDED(dllm_dataset_parse(NULL, DLLM_NTS, NULL, 0, NULL, &d, &err));
+    NEEDED(dllm_dataset_parse(DIALOGUES, DLLM_NTS, NULL, 0, NULL, NULL, &err));
     uint32_t numbers[1] = { 0 };
     NEEDED(dllm_dataset_stats(NULL, &text, &err));
     NEEDED(dllm_dataset_stats(data, NULL, &err));
@@ -673,6 +673,45 @@ static void a_cancel_stops_training_and_labelling_soon(void) {
     dllm_trainer_free(trainer);
     dllm_classifier_free(classifier);
     dllm_model_free(model);
+}
+
+/* A file of `head` and so many times `line` that nobody reads it in the time a cancel may take. */
+static void write_long(const char *path, const char *head, const char *line) {
+    static char lines[1 << 20];
+    size_t len = 0;
+    for (lines[0] = 0; len + strlen(line) < sizeof lines; len += strlen(line)) memcpy(lines + len, line, strlen(line) + 1);
+    FILE *file = fopen(path, "w");
+    CHECK(file && fputs(head, file) >= 0);
+    for (int i = 0; i < 64; i++) CHECK(fwrite(lines, 1, len, file) == len);
+    CHECK(fclose(file) == 0);
+}
+
+static void a_cancel_stops_the_reading_of_data_soon(void) {
+    static const char *const kinds[] = { "jsonl", "log", "meld" };
+    static const char *const heads[] = { "", "", "Utterance,Speaker,Emotion,Dialogue_ID,Utterance_ID\n" };
+    static const char *const lines[] = { "{\"turns\":[{\"text\":\"We won!\"}]}\n", "Ann: We won!\n", "We won!,Ann,joy,0,0\n\n" };
+    dllm_cancel *cancel = NULL;
+    OK(dllm_cancel_new(&cancel, &err));
+    for (int i = 0; i < 3; i++) {
+        char spec[512];
+        const char *path = in_work("train_sent_emo.csv");
+        write_long(path, heads[i], lines[i]);
+        snprintf(spec, sizeof spec, "%s:%s", kinds[i], i == 2 ? work_dir : path);
+        dllm_dataset *data = NULL;
+        pthread_t thread;
+        CHECK(pthread_create(&thread, NULL, set_soon, cancel) == 0);
+        FAILS(DLLM_STATUS_CANCELLED, "stopped", dllm_dataset_open(spec, "train", NULL, 0, cancel, &data, &err));
+        double reading = now() - set_at;
+        pthread_join(thread, NULL);
+        printf("cancelled after %.1f ms in reading %s\n", 1e3 * reading, kinds[i]);
+        CHECK(reading < bound);
+        FAILS(DLLM_STATUS_CANCELLED, "stopped", dllm_dataset_parse(lines[0], DLLM_NTS, NULL, 0, cancel, &data, &err));
+        dllm_cancel_clear(cancel);
+        OK(dllm_dataset_parse(lines[0], DLLM_NTS, NULL, 0, cancel, &data, &err));
+        dllm_dataset_free(data);
+        CHECK(remove(path) == 0);
+    }
+    dllm_cancel_free(cancel);
 }
 
 struct speaker {
@@ -824,6 +863,7 @@ int main(int argc, char **argv) {
     RUN(options_of_older_and_newer_headers_are_understood);
     RUN(the_log_hears_where_a_model_computes);
     RUN(a_cancel_stops_training_and_labelling_soon);
+    RUN(a_cancel_stops_the_reading_of_data_soon);
     RUN(eight_threads_label_as_one_does);
     RUN(a_second_thread_on_a_busy_handle_is_told_so);
     RUN(a_handle_may_be_freed_by_its_own_callback);

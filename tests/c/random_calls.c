@@ -184,7 +184,8 @@ static void call(uint32_t which) {
     case 23: {
         dllm_dataset *made = NULL;
         if (below(2)) a = GOOD_DATA;
-        status = below(2) ? dllm_dataset_parse(a, len_of(a), NULL, 0, &made, error) : dllm_dataset_open(a, b, NULL, 0, &made, error);
+        status = below(2) ? dllm_dataset_parse(a, len_of(a), NULL, 0, ANY(cancels), &made, error)
+                          : dllm_dataset_open(a, b, NULL, 0, ANY(cancels), &made, error);
         KEEP(sets, dllm_dataset_free, made);
         break;
     }
@@ -247,7 +248,7 @@ static void make_folders(void) {
     dllm_model *model = open_model();
     dllm_dataset *data = NULL;
     dllm_trainer *trainer = NULL;
-    OK(dllm_dataset_parse(GOOD_DATA, DLLM_NTS, NULL, 0, &data, &err));
+    OK(dllm_dataset_parse(GOOD_DATA, DLLM_NTS, NULL, 0, NULL, &data, &err));
     OK(dllm_trainer_new(model, data, data, GOOD_RECIPE, DLLM_NTS, NULL, &trainer, &err));
     OK(dllm_trainer_run(trainer, NULL, NULL, NULL, &err));
     OK(dllm_trainer_save(trainer, in_work("c"), &err));

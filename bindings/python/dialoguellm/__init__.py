@@ -286,15 +286,15 @@ class Dataset(_Handle):
 
     _kind = "dataset"
 
-    def __init__(self, spec: str, split: str = "train", labels: Iterable[str] = ()) -> None:
+    def __init__(self, spec: str, split: str = "train", labels: Iterable[str] = (), cancel: Cancel | None = None) -> None:
         names = _strs(labels)
-        super().__init__(_made("dataset_open", spec.encode(), split.encode(), names or None, len(names)))
+        super().__init__(_made("dataset_open", spec.encode(), split.encode(), names or None, len(names), _of(cancel)))
 
     @classmethod
-    def parse(cls, json_lines: str) -> Dataset:
+    def parse(cls, json_lines: str, cancel: Cancel | None = None) -> Dataset:
         """Dialogues from JSON lines in memory."""
         data, made = json_lines.encode(), cls.__new__(cls)
-        _Handle.__init__(made, _made("dataset_parse", data, len(data), None, 0))
+        _Handle.__init__(made, _made("dataset_parse", data, len(data), None, 0, _of(cancel)))
         return made
 
     def __len__(self) -> int:

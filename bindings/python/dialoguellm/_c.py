@@ -68,7 +68,7 @@ CALLS = {
     "classifier_calibrate": [_h, _h, _h, _o], "classifier_save": [_h, _s], "conversation_new": [_h, _h, _o],
     "conversation_restore": [_h, _h, _s, _n, _o, _h], "conversation_add_turn": [_h, _h, _h],
     "conversation_ask": [_h, _h, _n], "conversation_rollback": [_h, _n], "conversation_save": [_h, _o],
-    "dataset_open": [_s, _s, _h, _n, _o], "dataset_parse": [_s, _n, _h, _n, _o],
+    "dataset_open": [_s, _s, _h, _n, _h, _o], "dataset_parse": [_s, _n, _h, _n, _h, _o],
     "dataset_stats": [_h, _o], "dataset_baseline": [_h, _h, _o],
     "paired_bootstrap": [_n, _h, _h, _h, _n, _h, _n, _n, c.c_uint64, _o],
     "trainer_new": [_h, _h, _h, _s, _n, _h, _o], "trainer_step": [_h, _h], "trainer_save": [_h, _s],

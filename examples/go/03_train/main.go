@@ -30,7 +30,7 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	data, err := dllm.OpenDataset("jsonl:"+os.Args[2], "train")
+	data, err := dllm.OpenDataset(context.Background(), "jsonl:"+os.Args[2], "train")
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -20,7 +20,7 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	data, err := dllm.OpenDataset("jsonl:"+os.Args[3], "test")
+	data, err := dllm.OpenDataset(ctx, "jsonl:"+os.Args[3], "test")
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -4,8 +4,8 @@ use clap::{Args, ValueEnum};
 use dialoguellm::emotion::template::Window;
 use dialoguellm::emotion::{Card, Classifier, Labels, Template, card};
 use dialoguellm::files::{Access, hub};
-use dialoguellm::model::{Adapter, Cancel, Model, OpenOptions, Place, Precision};
-use dialoguellm::{Code, Error, Result};
+use dialoguellm::model::{Adapter, Model, OpenOptions, Place, Precision};
+use dialoguellm::{Cancel, Code, Error, Result};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

@@ -4,7 +4,7 @@ use crate::args::Style;
 use crate::out::{self, thousands};
 use clap::{Args, Subcommand};
 use dialoguellm::files::dialogues::{Dialogue, Source, Split, label_counts, stats};
-use dialoguellm::{Error, Result};
+use dialoguellm::{Cancel, Error, Result};
 use serde_json::{Map, Value, json};
 
 /// Count, check or convert dialogues.
@@ -59,7 +59,8 @@ impl Spec {
     fn parts(&self) -> Result<Vec<Part>> {
         let source = self.source()?;
         let read = |split: Option<Split>| {
-            let dialogues = source.dialogues(split.unwrap_or(Split::Test), self.labels.as_deref())?;
+            let dialogues =
+                source.dialogues(split.unwrap_or(Split::Test), self.labels.as_deref(), &Cancel::default())?;
             Ok((split, dialogues))
         };
         match (&self.split, source.splits().as_slice()) {
@@ -71,7 +72,7 @@ impl Spec {
 
     fn pairs(&self) -> Result<Option<usize>> {
         match self.source()? {
-            source @ Source::Pairs(_) => Ok(Some(source.pairs()?.len())),
+            source @ Source::Pairs(_) => Ok(Some(source.pairs(&Cancel::default())?.len())),
             _ => Ok(None),
         }
     }

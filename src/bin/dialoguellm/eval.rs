@@ -9,7 +9,7 @@ use dialoguellm::emotion::classifier::Scored;
 use dialoguellm::emotion::metrics::{Bootstrap, Report, likeliest, paired_bootstrap};
 use dialoguellm::emotion::{Bulk, Classifier, Labels};
 use dialoguellm::files::dialogues::{Dialogue, Source, Split};
-use dialoguellm::{Error, Result};
+use dialoguellm::{Cancel, Error, Result};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -51,7 +51,7 @@ impl Eval {
     pub fn run(&self, style: Style) -> Result<()> {
         let source: Source = self.data.parse()?;
         let split: Split = self.split.parse()?;
-        let dialogues = source.dialogues(split, self.ask.known(&self.model)?.as_deref())?;
+        let dialogues = source.dialogues(split, self.ask.known(&self.model)?.as_deref(), &Cancel::default())?;
         let labels = labels_of(&source, &dialogues);
         let classifier = self.ask.classifier(&self.model, self.model.open()?, labels)?;
         let started = Instant::now();
@@ -102,7 +102,7 @@ struct Others {
 /// The figures of a bag of words on the same turns.
 fn bag_of_words(spec: &str, dialogues: &[Dialogue], labels: &Labels) -> Result<Report> {
     let source: Source = spec.parse()?;
-    let learned = source.dialogues(Split::Train, Some(labels.names()))?;
+    let learned = source.dialogues(Split::Train, Some(labels.names()), &Cancel::default())?;
     baseline::report(&learned, dialogues, labels).map_err(|error| error.at(spec))
 }
 

@@ -8,9 +8,8 @@ use dialoguellm::emotion::recipe::{FIELDS, Recipe};
 use dialoguellm::emotion::run::{self, Data, DevScore, Run, Setup, Start, Summary};
 use dialoguellm::emotion::{Card, Labels};
 use dialoguellm::files::dialogues::{Source, Split};
-use dialoguellm::model::Cancel;
 use dialoguellm::train::StepReport;
-use dialoguellm::{Code, Error, Result};
+use dialoguellm::{Cancel, Code, Error, Result};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -271,8 +270,8 @@ impl Train {
 
 fn read(source: &Source, split: Split, known: Option<&[String]>) -> Result<Data> {
     match source {
-        Source::Pairs(_) => Ok(Data::Pairs(source.pairs()?)),
-        _ => Ok(Data::Dialogues(source.dialogues(split, known)?)),
+        Source::Pairs(_) => Ok(Data::Pairs(source.pairs(&Cancel::default())?)),
+        _ => Ok(Data::Dialogues(source.dialogues(split, known, &Cancel::default())?)),
     }
 }
 

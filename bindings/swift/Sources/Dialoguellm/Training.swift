@@ -6,13 +6,13 @@ public final class Dataset: Sendable {
     /// "meld:DIR", "jsonl:FILE", "log:FILE" or "pairs:FILE", and "train", "dev" or "test".
     public init(_ spec: String, split: String = "train") throws {
         var made: OpaquePointer?
-        try check { dllm_dataset_open(spec, split, nil, 0, &made, &$0) }
+        try check { dllm_dataset_open(spec, split, nil, 0, nil, &made, &$0) }
         handle = Handle(made, dllm_dataset_free)
     }
     /// JSON lines in memory.
     public init(parsing jsonLines: String) throws {
         var made: OpaquePointer?
-        try check { dllm_dataset_parse(jsonLines, jsonLines.utf8.count, nil, 0, &made, &$0) }
+        try check { dllm_dataset_parse(jsonLines, jsonLines.utf8.count, nil, 0, nil, &made, &$0) }
         handle = Handle(made, dllm_dataset_free)
     }
     public var dialogues: Int { dllm_dataset_n_dialogues(handle.pointer) }
