@@ -24,7 +24,7 @@ use dialoguellm_kernels::adamw;
 use dialoguellm_kernels::attention::Heads;
 use dialoguellm_kernels::sample::Draw;
 use std::borrow::Cow;
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 
 /// Rows for a tensor that is to hold `needed` and has too few: half as many again at least, so that one that is extended row
 /// by row is seldom copied.
@@ -159,12 +159,11 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// A [`Plan`], seen by the device.
     type Plan: Send + Sync;
 
-    /// The caller's turn: whoever computes holds it, from the first tensor of a pass to its last result, and a device
-    /// that does one pass at a time lets the next one wait. Failures of an earlier pass are forgotten.
-    /// Errors: DEVICE_LOST, for good.
-    fn enter(&self) -> Result<Option<MutexGuard<'_, ()>>> {
-        Ok(None)
-    }
+    /// Does `work` in the caller's turn: a pass from its first tensor to its last result. A device that does one pass at a
+    /// time lets the next one wait. Failures of an earlier pass are forgotten. After an error no tensor that the work wrote to
+    /// is whole.
+    /// Errors: those of `work`; OUT_OF_MEMORY where a host has no memory for a tensor; DEVICE_LOST, for good.
+    fn turn<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T>;
     /// The first failure since the turn began, if there was one. Operations themselves never fail: after a failure they
     /// do nothing and give tensors of nothing, until it is taken here. Errors: OUT_OF_MEMORY, DEVICE_LOST, INTERNAL.
     fn status(&self) -> Result<()> {

@@ -20,12 +20,13 @@ pub(crate) struct Learned<D: Device> {
 
 impl<D: Device> Learned<D> {
     pub fn new(device: &Arc<D>, adapter: &Adapter, moments: Option<&Moments>) -> Result<Self> {
-        let _turn = device.enter()?;
-        let len = adapter.params().len();
-        let params = device.own_params(adapter.shared_params());
-        let moments = device.moments(len, moments.map(|Moments { m, v }| (&**m, &**v)))?;
-        device.status()?;
-        Ok(Self { params, moments, gradient: None, len, device: device.clone() })
+        device.turn(|| {
+            let len = adapter.params().len();
+            let params = device.own_params(adapter.shared_params());
+            let moments = device.moments(len, moments.map(|Moments { m, v }| (&**m, &**v)))?;
+            device.status()?;
+            Ok(Self { params, moments, gradient: None, len, device: device.clone() })
+        })
     }
 
     /// The parameters beside the gradient of the step that has begun, of a learner on `device`.
@@ -43,37 +44,36 @@ fn idle() -> Error {
 
 impl<D: Device> Learner for Learned<D> {
     fn begin(&mut self) -> Result<()> {
-        let _turn = self.device.enter()?;
         self.gradient = None; // its memory is free before the new one's is taken
-        self.gradient = Some(self.device.zeros(1, self.len));
-        self.device.status()
+        let zeros = self.device.turn(|| {
+            let zeros = self.device.zeros(1, self.len);
+            self.device.status().map(|()| zeros)
+        })?;
+        self.gradient = Some(zeros);
+        Ok(())
     }
 
     fn norm(&mut self, clip: f64, finite: bool) -> Result<f64> {
-        let _turn = self.device.enter()?;
         let gradient = self.gradient.as_ref().ok_or_else(idle)?;
-        self.device.gradient_norm(&mut self.moments, gradient, clip, finite)
+        self.device.turn(|| self.device.gradient_norm(&mut self.moments, gradient, clip, finite))
     }
 
     fn update(&mut self, options: &adamw::Options, t: u64) -> Result<()> {
-        let _turn = self.device.enter()?;
         let gradient = self.gradient.as_ref().ok_or_else(idle)?;
-        self.device.adamw(&mut self.params, &mut self.moments, gradient, options, t)
+        self.device.turn(|| self.device.adamw(&mut self.params, &mut self.moments, gradient, options, t))
     }
 
     fn gradient(&self) -> Result<Vec<f32>> {
-        let _turn = self.device.enter()?;
-        self.device.read(self.gradient.as_ref().ok_or_else(idle)?)
+        let gradient = self.gradient.as_ref().ok_or_else(idle)?;
+        self.device.turn(|| self.device.read(gradient))
     }
 
     fn values(&self) -> Result<Arc<Vec<f32>>> {
-        let _turn = self.device.enter()?;
-        self.device.values(&self.params)
+        self.device.turn(|| self.device.values(&self.params))
     }
 
     fn moments(&self) -> Result<Moments<'_>> {
-        let _turn = self.device.enter()?;
-        let [m, v] = self.device.read_moments(&self.moments)?;
+        let [m, v] = self.device.turn(|| self.device.read_moments(&self.moments))?;
         Ok(Moments { m, v })
     }
 

@@ -46,17 +46,17 @@ impl<D: Device> Llama<D> {
     /// Takes every weight that `config` names. Errors: NOT_FOUND, BAD_FILE naming the tensor and both shapes; OUT_OF_MEMORY;
     /// UNSUPPORTED where weights cannot become whole numbers; CANCELLED; those of [`Device::status`].
     pub fn open_from(device: D, config: Config, from: &Weights) -> Result<Self> {
-        let turn = device.enter()?;
         let (v, d) = (config.vocab_size, config.hidden_size);
-        let embedding = from.table(&device, "model.embed_tokens.weight", [v, d])?;
-        let head = match config.tie_word_embeddings {
-            true => embedding.clone(),
-            false => from.table(&device, "lm_head.weight", [v, d])?,
-        };
-        let norm = device.vector(from.tensors, "model.norm.weight", d)?;
-        let block = |layer| from.cancel.check().and_then(|()| Block::open(&device, from, &config, layer));
-        let blocks = (0..config.n_layers).map(block).collect::<Result<_>>()?;
-        drop(turn);
+        let (embedding, head, norm, blocks) = device.turn(|| {
+            let embedding = from.table(&device, "model.embed_tokens.weight", [v, d])?;
+            let head = match config.tie_word_embeddings {
+                true => embedding.clone(),
+                false => from.table(&device, "lm_head.weight", [v, d])?,
+            };
+            let norm = device.vector(from.tensors, "model.norm.weight", d)?;
+            let block = |layer| from.cancel.check().and_then(|()| Block::open(&device, from, &config, layer));
+            Ok((embedding, head, norm, (0..config.n_layers).map(block).collect::<Result<_>>()?))
+        })?;
         Ok(Self { device: Arc::new(device), config, bits: from.bits, embedding, blocks, norm, head })
     }
 
@@ -352,8 +352,8 @@ impl<D: Device> Engine for Llama<D> {
     }
 
     fn log_probs(&self, pass: &Pass, cache: Option<&Cache>, targets: &[Target]) -> Result<Vec<f32>> {
-        let _turn = self.device.enter()?;
-        Ok(self.log_probs64(pass, cache, targets)?.into_iter().map(|x| x as f32).collect())
+        let log_p = self.device.turn(|| self.log_probs64(pass, cache, targets))?;
+        Ok(log_p.into_iter().map(|x| x as f32).collect())
     }
 
     fn logits(&self, pass: &Pass, cache: Option<&Cache>, rows: &[u32]) -> Result<Vec<f32>> {
@@ -361,18 +361,16 @@ impl<D: Device> Engine for Llama<D> {
         if rows.is_empty() {
             return Ok(Vec::new());
         }
-        let _turn = self.device.enter()?;
-        let h = self.infer(pass, cache, rows.to_vec())?;
-        let logits = self.device.logits(&h, &self.head);
-        self.device.status()?;
-        Ok(logits)
+        self.device.turn(|| {
+            let h = self.infer(pass, cache, rows.to_vec())?;
+            let logits = self.device.logits(&h, &self.head);
+            self.device.status().map(|()| logits)
+        })
     }
 
     fn extend(&self, pass: &Pass, cache: &mut Cache) -> Result<()> {
-        let _turn = self.device.enter()?;
         // the last layer answers for one row at least, which nobody reads
-        self.extended(pass, cache, 0)?;
-        self.device.status()?;
+        self.device.turn(|| self.extended(pass, cache, 0).and_then(|_| self.device.status()))?;
         cache.rows += pass.forest.len();
         Ok(())
     }
@@ -381,20 +379,19 @@ impl<D: Device> Engine for Llama<D> {
         let Some(last) = pass.forest.len().checked_sub(1) else {
             return Err(Error::invalid("a forest without tokens is followed by none"));
         };
-        let _turn = self.device.enter()?;
         let draw = |h: &D::Act| {
             let token = self.device.draw(h, &self.head, draw);
             self.device.status()?;
             token.ok_or_else(|| Error::new(Code::Numeric, "logits are NaN or infinite: check the model's weights"))
         };
-        match cache {
+        self.device.turn(|| match cache {
             Continued::Read(cache) => draw(&self.infer(pass, Some(cache), vec![last as u32])?),
             Continued::Extended(cache) => {
                 let token = draw(&self.normed(&self.extended(pass, cache, last as u32)?))?;
                 cache.rows += pass.forest.len();
                 Ok(token)
             }
-        }
+        })
     }
 
     fn learner(&self, adapter: &Adapter, moments: Option<&Moments>) -> Result<Box<dyn Learner>> {
@@ -410,9 +407,9 @@ impl<D: Device> Engine for Llama<D> {
         loss: &mut LossGradient,
     ) -> Result<Vec<f32>> {
         let step = Learned::step(learner, &self.device)?;
-        let _turn = self.device.enter()?;
         let narrow = |values: &[f64]| values.iter().map(|&x| x as f32).collect::<Vec<_>>();
         let mut wide = |log_p: &[f64]| Ok(loss(&narrow(log_p))?.into_iter().map(f64::from).collect());
-        Ok(narrow(&self.gradient64(pass, targets, learning, &mut wide, step)?))
+        let log_p = self.device.turn(|| self.gradient64(pass, targets, learning, &mut wide, step))?;
+        Ok(narrow(&log_p))
     }
 }

@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -823,12 +824,48 @@ static void a_forked_child_is_told_and_may_begin_anew(void) {
     dllm_model_free(model);
 }
 
-static long resident(void) {
-    long pages = 0, resident = 0;
+/* Pages of addresses, and of memory. */
+static void pages_of(long *all, long *resident) {
     FILE *file = fopen("/proc/self/statm", "r");
-    CHECK(file != NULL && fscanf(file, "%ld %ld", &pages, &resident) == 2);
+    CHECK(file != NULL && fscanf(file, "%ld %ld", all, resident) == 2);
     fclose(file);
+}
+
+static long resident(void) {
+    long all = 0, resident = 0;
+    pages_of(&all, &resident);
     return resident;
+}
+
+/* A step of 2,000 dialogues at once is refused, one of one is made. */
+static void memory_that_is_refused_is_a_status_and_what_needs_less_goes_on(void) {
+    enum { LINES = 2000, LEN = 80 };
+    static char many[LINES * LEN];
+    int len = 0;
+    for (int i = 0; i < LINES; i++) {
+        static const char line[] = "{\"turns\":[{\"text\":\"%d came and we won.\",\"emotion\":\"%s\"}]}\n";
+        len += snprintf(many + len, LEN, line, i, i % 2 ? "joy" : "fear");
+    }
+    dllm_dataset *data = NULL;
+    OK(dllm_dataset_parse(many, (size_t)len, NULL, 0, NULL, &data, &err));
+    dllm_model *model = open_model();
+    static const char recipe[] = "[train]\nbatch = 4000\nmicro_tokens = 1000000\nactivation_mib = 100000\n";
+    dllm_trainer *large = NULL, *small = trainer_with(model, RECIPE, NULL);
+    OK(dllm_trainer_new(model, data, NULL, recipe, DLLM_NTS, NULL, &large, &err));
+    long pages = 0, in_use = 0;
+    pages_of(&pages, &in_use);
+    struct rlimit before, limit;
+    CHECK(getrlimit(RLIMIT_AS, &before) == 0);
+    limit = before;
+    limit.rlim_cur = (rlim_t)(pages * sysconf(_SC_PAGESIZE)) + (64 << 20);
+    CHECK(setrlimit(RLIMIT_AS, &limit) == 0);
+    FAILS(DLLM_STATUS_OUT_OF_MEMORY, "bytes for a tensor", dllm_trainer_step(large, NULL, &err));
+    OK(dllm_trainer_step(small, NULL, &err));
+    CHECK(setrlimit(RLIMIT_AS, &before) == 0);
+    dllm_trainer_free(large);
+    dllm_trainer_free(small);
+    dllm_model_free(model);
+    dllm_dataset_free(data);
 }
 
 static void opening_a_thousand_times_leaves_memory_flat(void) {
@@ -868,6 +905,7 @@ int main(int argc, char **argv) {
     RUN(a_second_thread_on_a_busy_handle_is_told_so);
     RUN(a_handle_may_be_freed_by_its_own_callback);
     RUN(a_forked_child_is_told_and_may_begin_anew);
+    if (flat) RUN(memory_that_is_refused_is_a_status_and_what_needs_less_goes_on);
     if (flat) RUN(opening_a_thousand_times_leaves_memory_flat);
     return 0;
 }

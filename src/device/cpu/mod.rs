@@ -12,7 +12,7 @@ pub use arena::Buffer;
 pub use optimizer::Moments;
 pub use weight::Stored;
 
-use arena::Arena;
+use arena::{Arena, filled};
 use product::Factor;
 
 use super::pool::Chunks;
@@ -153,6 +153,10 @@ impl<E: Elem> Device for Cpu<E> {
     type RopeTable = RopeTable<E::Real>;
     type Plan = Plan;
 
+    fn turn<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        arena::or_refused(work)
+    }
+
     fn precision(&self) -> &'static str {
         E::NAME
     }
@@ -190,7 +194,11 @@ impl<E: Elem> Device for Cpu<E> {
     }
 
     fn moments(&self, len: usize, from: Option<(&[f32], &[f32])>) -> Result<Moments> {
-        let (m, v) = from.map_or_else(|| (vec![0.0; len], vec![0.0; len]), |(m, v)| (m.to_vec(), v.to_vec()));
+        let (mut m, mut v) = (filled(len, 0.0), filled(len, 0.0));
+        if let Some(from) = from {
+            m.copy_from_slice(from.0);
+            v.copy_from_slice(from.1);
+        }
         Ok(Moments::new(m, v))
     }
 
@@ -488,7 +496,7 @@ impl<E: Elem> Device for Cpu<E> {
 
     fn head(&self, h: &Buffer<E>, w: &Stored, targets: &[HeadTarget]) -> (Vec<f64>, Vec<f64>) {
         let w = w.matrix();
-        let mut lse = vec![f64::NEG_INFINITY; h.rows];
+        let mut lse = filled(h.rows, f64::NEG_INFINITY);
         let mut chosen = vec![0.0; targets.len()];
         for cols in blocks(w.rows(), HEAD_COLS) {
             let logits = self.head_block(h, &w, &cols);
@@ -533,7 +541,7 @@ impl<E: Elem> Device for Cpu<E> {
 
     fn logits(&self, h: &Buffer<E>, w: &Stored) -> Vec<f32> {
         let w = w.matrix();
-        let mut all = vec![0.0; h.rows * w.rows()];
+        let mut all = filled(h.rows * w.rows(), 0.0);
         for cols in blocks(w.rows(), HEAD_COLS) {
             let logits = self.head_block(h, &w, &cols);
             for (i, all) in all.chunks_mut(w.rows()).enumerate() {

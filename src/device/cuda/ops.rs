@@ -14,7 +14,7 @@ use dialoguellm_kernels::{Bits, Isa, adamw, attention, bf16, dropout, linear, rm
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 
 /// An adapter's parameters on the GPU, and its matrices rounded with their scales as passes asked for them.
 pub struct LoraValues {
@@ -160,8 +160,9 @@ impl Device for Gpu {
     type RopeTable = RopeTable;
     type Plan = Sight;
 
-    fn enter(&self) -> Result<Option<MutexGuard<'_, ()>>> {
-        self.begin().map(Some)
+    fn turn<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let _turn = self.begin()?;
+        work()
     }
 
     fn status(&self) -> Result<()> {
