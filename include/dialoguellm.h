@@ -29,8 +29,8 @@
  *                     on the number of threads.
  * Callbacks           Are called on the thread that called the library, never while a lock is held. They must not throw or longjmp.
  *                     A call into the handle that calls back gets BUSY.
- * Cancel              A dllm_cancel can be set from any thread and from a signal handler. Calls that have it look once a layer: on
- *                     a CPU within 100 ms for a model of 135 million parameters. They undo what they did and return CANCELLED.
+ * Cancel              A dllm_cancel can be set from any thread and from a signal handler. Calls that have it look once a layer, line or row:
+ *                     on a CPU within 100 ms for a model of 135 million parameters. They undo what they did and return CANCELLED.
  * Fork                After a fork the child's calls with handles of the parent return INVALID_ARGUMENT and never hang; it makes
  *                     handles of its own.
  * Output              The library prints nothing, installs no signal handler, and has no settings of the whole process. Do not
@@ -145,8 +145,8 @@
 typedef struct dllm_adapter dllm_adapter;
 
 /*
- A request to stop that any thread may make, and a signal handler. Calls that were given it look at it between layers,
- between tensors or files, and end with CANCELLED.
+ A request to stop that any thread may make, and a signal handler. Calls that were given it look at it between layers
+ of a model, matrices that are opened, rows that are written and lines of data, and end with CANCELLED.
  */
 typedef struct dllm_cancel dllm_cancel;
 
@@ -550,7 +550,8 @@ void dllm_runtime_free(struct dllm_runtime *runtime);
 
  Ownership: the caller's; what is made from it keeps it alive.
  Errors:    NOT_FOUND, IO, BAD_FILE, UNSUPPORTED, each naming the file and both values; OUT_OF_MEMORY; CANCELLED.
- Cost:      the weights are mapped, not read, but for their fingerprint; `cancel` is read between the files.
+ Cost:      the weights are mapped, not read, but for their fingerprint, or made with `precision`; `cancel` is
+            read between files and matrices.
  Since:     0.1
  */
 dllm_status dllm_model_open(const struct dllm_runtime *runtime,
@@ -1138,7 +1139,7 @@ void dllm_trainer_free(struct dllm_trainer *trainer);
  `dtype` (DLLM_DTYPE_*). A model that is at `out` is replaced in one step. `progress` and `cancel` may be NULL.
 
  Errors: NOT_FOUND, IO, BAD_FILE; UNSUPPORTED for what is no LLaMA of these types; CANCELLED. `out` is then as before.
- Cost:   memory for one tensor at a time; `cancel` is read after each.
+ Cost:   memory for one tensor at a time; `cancel` is read row by row.
  Since:  0.1
  */
 dllm_status dllm_import_gguf(const char *file,
@@ -1154,7 +1155,7 @@ dllm_status dllm_import_gguf(const char *file,
  along. A model that is at `out` is replaced in one step. `progress` and `cancel` may be NULL.
 
  Errors: as dllm_model_open() and dllm_adapter_open(); CANCELLED. `out` is then as before.
- Cost:   memory for one tensor at a time; `cancel` is read after each.
+ Cost:   memory for one tensor at a time; `cancel` is read row by row.
  Since:  0.1
  */
 dllm_status dllm_merge(const char *model,
@@ -1172,7 +1173,7 @@ dllm_status dllm_merge(const char *model,
 
  Errors: as dllm_model_open(); INVALID_ARGUMENT where it is quantised already; UNSUPPORTED where a width is no multiple of 32
          and `bits` is 4; NUMERIC where a weight is not finite; CANCELLED. `out` is then as before.
- Cost:   memory for one row and the scales of one matrix; `cancel` is read after each matrix.
+ Cost:   memory for one row and the scales of one matrix; `cancel` is read row by row.
  Since:  0.1
  */
 dllm_status dllm_quantize(const char *model,

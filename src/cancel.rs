@@ -31,8 +31,8 @@ impl Cancel {
     }
 }
 
-/// Bytes that are read between two looks: a millisecond's worth.
-const PIECE: usize = 1 << 20;
+/// Bytes that are read or written between two looks: a millisecond's worth.
+pub(crate) const PIECE: usize = 1 << 20;
 
 /// What is read piece by piece until a stop is asked for: an error from then on, whose kind does not matter.
 pub(crate) struct Watched<'a, R> {

@@ -22,7 +22,14 @@ fn json(path: &Path) -> Value {
 
 fn imported(name: &str, dtype: Dtype) -> (tempfile::TempDir, Report) {
     let dir = tempfile::tempdir().unwrap();
-    let report = import(&golden(&format!("{name}.gguf")), &dir.path().join("m"), dtype, &mut |_, _| true).unwrap();
+    let report = import(
+        &golden(&format!("{name}.gguf")),
+        &dir.path().join("m"),
+        dtype,
+        &mut |_, _| true,
+        &dialoguellm::Cancel::default(),
+    )
+    .unwrap();
     (dir, report)
 }
 
@@ -114,16 +121,26 @@ fn the_llama_tokenizer_is_the_one_that_transformers_converter_builds() {
 fn progress_counts_to_the_end_and_can_stop_which_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("m");
-    let mut seen = Vec::new();
+    let (mut seen, cancel) = (Vec::new(), dialoguellm::Cancel::default());
     let mut run = |stop: usize| {
         seen.clear();
-        import(&golden("bpe_f16.gguf"), &out, Dtype::Bf16, &mut |done, all| {
-            seen.push((done, all));
-            done < stop
-        })
+        import(
+            &golden("bpe_f16.gguf"),
+            &out,
+            Dtype::Bf16,
+            &mut |done, all| {
+                seen.push((done, all));
+                done < stop
+            },
+            &cancel,
+        )
     };
     assert_eq!(run(3).unwrap_err().code(), Code::Cancelled);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    cancel.set();
+    assert_eq!(run(usize::MAX).unwrap_err().code(), Code::Cancelled);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    cancel.clear();
     run(usize::MAX).unwrap();
     assert_eq!(seen, (0..=12).map(|n| (n, 12)).collect::<Vec<_>>());
 }
@@ -132,7 +149,7 @@ fn import_bytes(bytes: &[u8]) -> Result<Report> {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("f.gguf");
     std::fs::write(&file, bytes).unwrap();
-    let result = import(&file, &dir.path().join("m"), Dtype::Bf16, &mut |_, _| true);
+    let result = import(&file, &dir.path().join("m"), Dtype::Bf16, &mut |_, _| true, &dialoguellm::Cancel::default());
     assert_eq!(result.is_ok(), dir.path().join("m").exists(), "an error leaves no folder");
     result
 }

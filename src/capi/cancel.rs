@@ -5,8 +5,8 @@ use super::error::{dllm_error, dllm_status};
 use super::handle::{Handle, Kind, free, give, share, share_if};
 use crate::{Cancel, Result};
 
-/// A request to stop that any thread may make, and a signal handler. Calls that were given it look at it between layers,
-/// between tensors or files, and end with CANCELLED.
+/// A request to stop that any thread may make, and a signal handler. Calls that were given it look at it between layers
+/// of a model, matrices that are opened, rows that are written and lines of data, and end with CANCELLED.
 pub struct dllm_cancel(Handle<Cancel>);
 
 impl Kind for dllm_cancel {

@@ -125,7 +125,8 @@ impl Kind for dllm_model {
 ///
 /// Ownership: the caller's; what is made from it keeps it alive.
 /// Errors:    NOT_FOUND, IO, BAD_FILE, UNSUPPORTED, each naming the file and both values; OUT_OF_MEMORY; CANCELLED.
-/// Cost:      the weights are mapped, not read, but for their fingerprint; `cancel` is read between the files.
+/// Cost:      the weights are mapped, not read, but for their fingerprint, or made with `precision`; `cancel` is
+///            read between files and matrices.
 /// Since:     0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dllm_model_open(

@@ -3,13 +3,13 @@
 use super::boundary::{guard, one_of, path};
 use super::cancel::{cancel_of, dllm_cancel};
 use super::error::{dllm_error, dllm_status};
+use crate::Error;
 use crate::device::Bits;
 use crate::emotion::card;
 use crate::files::gguf::import;
 use crate::files::{Dtype, hub};
 use crate::model::merge::merge;
 use crate::model::quantize::quantize;
-use crate::{Cancel, Error};
 use std::ffi::{c_char, c_void};
 
 /// Quantised tensors become bf16.
@@ -23,12 +23,9 @@ pub const DLLM_DTYPE_F32: u32 = 2;
 pub type dllm_progress_fn = Option<unsafe extern "C" fn(user: *mut c_void, done: u64, all: u64) -> i32>;
 
 /// Whether to go on, after the caller heard of it.
-fn told(progress: dllm_progress_fn, user: *mut c_void, cancel: Cancel) -> impl FnMut(usize, usize) -> bool {
-    move |done, all| {
-        // SAFETY: the caller's function, on the caller's thread, with the caller's pointer.
-        let goes_on = progress.is_none_or(|hear| unsafe { hear(user, done as u64, all as u64) } == 0);
-        goes_on && !cancel.is_set()
-    }
+fn told(progress: dllm_progress_fn, user: *mut c_void) -> impl FnMut(usize, usize) -> bool {
+    // SAFETY: the caller's function, on the caller's thread, with the caller's pointer.
+    move |done, all| progress.is_none_or(|hear| unsafe { hear(user, done as u64, all as u64) } == 0)
 }
 
 /// ---- Model folders made of others ----
@@ -37,7 +34,7 @@ fn told(progress: dllm_progress_fn, user: *mut c_void, cancel: Cancel) -> impl F
 /// `dtype` (DLLM_DTYPE_*). A model that is at `out` is replaced in one step. `progress` and `cancel` may be NULL.
 ///
 /// Errors: NOT_FOUND, IO, BAD_FILE; UNSUPPORTED for what is no LLaMA of these types; CANCELLED. `out` is then as before.
-/// Cost:   memory for one tensor at a time; `cancel` is read after each.
+/// Cost:   memory for one tensor at a time; `cancel` is read row by row.
 /// Since:  0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dllm_import_gguf(
@@ -53,7 +50,7 @@ pub unsafe extern "C" fn dllm_import_gguf(
         // SAFETY: as the header says.
         let (file, out, cancel) = unsafe { (path(file, "file")?, path(out, "out")?, cancel_of(cancel)?) };
         let dtype = one_of(dtype, &[Dtype::Bf16, Dtype::F16, Dtype::F32], "dtype")?;
-        import(file, out, dtype, &mut told(progress, user, cancel)).map(drop)
+        import(file, out, dtype, &mut told(progress, user), &cancel).map(drop)
     })
 }
 
@@ -61,7 +58,7 @@ pub unsafe extern "C" fn dllm_import_gguf(
 /// along. A model that is at `out` is replaced in one step. `progress` and `cancel` may be NULL.
 ///
 /// Errors: as dllm_model_open() and dllm_adapter_open(); CANCELLED. `out` is then as before.
-/// Cost:   memory for one tensor at a time; `cancel` is read after each.
+/// Cost:   memory for one tensor at a time; `cancel` is read row by row.
 /// Since:  0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dllm_merge(
@@ -79,7 +76,7 @@ pub unsafe extern "C" fn dllm_merge(
             unsafe { (path(model, "model")?, path(adapter, "adapter")?, path(out, "out")?, cancel_of(cancel)?) };
         let base = hub::resolve(model)?;
         let card = card::of_adapter(adapter, &base)?;
-        merge(&base, adapter, out, |dir| card::write_merged(card, dir), &mut told(progress, user, cancel)).map(drop)
+        merge(&base, adapter, out, |dir| card::write_merged(card, dir), &mut told(progress, user), &cancel).map(drop)
     })
 }
 
@@ -89,7 +86,7 @@ pub unsafe extern "C" fn dllm_merge(
 ///
 /// Errors: as dllm_model_open(); INVALID_ARGUMENT where it is quantised already; UNSUPPORTED where a width is no multiple of 32
 ///         and `bits` is 4; NUMERIC where a weight is not finite; CANCELLED. `out` is then as before.
-/// Cost:   memory for one row and the scales of one matrix; `cancel` is read after each matrix.
+/// Cost:   memory for one row and the scales of one matrix; `cancel` is read row by row.
 /// Since:  0.1
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dllm_quantize(
@@ -109,6 +106,6 @@ pub unsafe extern "C" fn dllm_quantize(
             4 => Bits::Four,
             _ => return Err(Error::invalid(format!("bits is {bits}, must be 8 or 4"))),
         };
-        quantize(&hub::resolve(model)?, out, bits, &[card::FILE], &mut told(progress, user, cancel)).map(drop)
+        quantize(&hub::resolve(model)?, out, bits, &[card::FILE], &mut told(progress, user), &cancel).map(drop)
     })
 }

@@ -5,7 +5,8 @@
 //! It knows names, types and shapes, not what a tensor is for.
 
 use super::{Access, Bytes, room_for};
-use crate::{Error, Result};
+use crate::cancel::PIECE;
+use crate::{Cancel, Error, Result};
 use dialoguellm_kernels::matrix::{Dtype, Matrix};
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype as Stored, Metadata};
@@ -396,6 +397,7 @@ pub struct Writer {
     path: PathBuf,
     file: BufWriter<File>,
     left: usize,
+    cancel: Cancel,
 }
 
 impl Writer {
@@ -411,23 +413,33 @@ impl Writer {
     ) -> Result<Self> {
         let (header, left) = new_header(entries, metadata).map_err(|e| e.at(path.display()))?;
         let file = File::create(path).map_err(|e| Error::io("create", path, &e))?;
-        let mut writer = Self { path: path.to_owned(), file: BufWriter::new(file), left };
+        let mut writer = Self { path: path.to_owned(), file: BufWriter::new(file), left, cancel: Cancel::default() };
         writer.put(&(header.len() as u64).to_le_bytes())?;
         writer.put(header.as_bytes())?;
         Ok(writer)
     }
 
+    /// The same, ended by a request to stop at the next piece.
+    #[must_use]
+    pub fn heeding(mut self, cancel: &Cancel) -> Self {
+        self.cancel = cancel.clone();
+        self
+    }
+
     /// Appends bytes: any piece of a tensor, several, or all.
     ///
     /// # Errors
-    /// Io; Internal where they are more than the header announces.
+    /// Io; Cancelled; Internal where they are more than the header announces.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.left = self.left.checked_sub(bytes.len()).ok_or_else(|| {
             let text =
                 format!("{} was given {} bytes with {} left to write", self.path.display(), bytes.len(), self.left);
             Error::internal(text)
         })?;
-        self.put(bytes)
+        bytes.chunks(PIECE).try_for_each(|piece| {
+            self.cancel.check()?;
+            self.put(piece)
+        })
     }
 
     /// Syncs the file to the disk.

@@ -54,7 +54,7 @@ impl<D: Device> Llama<D> {
                 false => from.table(&device, "lm_head.weight", [v, d])?,
             };
             let norm = device.vector(from.tensors, "model.norm.weight", d)?;
-            let block = |layer| from.cancel.check().and_then(|()| Block::open(&device, from, &config, layer));
+            let block = |layer| Block::open(&device, from, &config, layer);
             Ok((embedding, head, norm, (0..config.n_layers).map(block).collect::<Result<_>>()?))
         })?;
         Ok(Self { device: Arc::new(device), config, bits: from.bits, embedding, blocks, norm, head })

@@ -7,7 +7,7 @@
 use super::{Adapter, lora::Slot};
 use crate::files::safetensors::{NewTensor, SINGLE, TensorView, Tensors, Writer, encode};
 use crate::files::{Access, Config, folder, room_for};
-use crate::{Code, Error, Result};
+use crate::{Cancel, Code, Error, Result};
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -23,8 +23,8 @@ pub struct Merged {
 }
 
 /// Makes `out` the model `base` with the adapter folder `adapter` merged in. `more` may add files to the folder that is
-/// being built; `progress` is told tensors done and in all, and stops the merge with `false`. `out` is replaced in one
-/// step: after an error or a kill it is as it was.
+/// being built; `progress` is told tensors done and in all, and stops the merge with `false`; `cancel` is read row by
+/// row. `out` is replaced in one step: after an error or a kill it is as it was.
 ///
 /// # Errors
 /// As [`Config::read`], [`Tensors::open`] and [`Adapter::read`]; BadFile where a weight that has a pair is not there or of
@@ -35,6 +35,7 @@ pub fn merge(
     out: &Path,
     more: impl FnOnce(&Path) -> Result<()>,
     progress: &mut dyn FnMut(usize, usize) -> bool,
+    cancel: &Cancel,
 ) -> Result<Merged> {
     folder::refuse_source(out, base)?;
     folder::refuse_source(out, adapter)?;
@@ -43,7 +44,7 @@ pub fn merge(
     let tensors = Tensors::open(base, Access::Mapped)?;
     let plan = Plan::new(&tensors, &adapter)?;
     folder::replace(out, |dir| {
-        plan.write(&dir.join(SINGLE), progress)?;
+        plan.write(&dir.join(SINGLE), progress, cancel)?;
         folder::copy_settings(base, dir)?;
         more(dir)
     })?;
@@ -74,10 +75,10 @@ impl<'a> Plan<'a> {
         Ok(Self { adapter, views, slots })
     }
 
-    fn write(&self, path: &Path, progress: &mut dyn FnMut(usize, usize) -> bool) -> Result<()> {
+    fn write(&self, path: &Path, progress: &mut dyn FnMut(usize, usize) -> bool, cancel: &Cancel) -> Result<()> {
         let entry = |view: &TensorView| -> NewTensor { (view.name.to_owned(), view.dtype, view.shape.to_vec()) };
         let entries: Vec<NewTensor> = self.views.iter().map(entry).collect();
-        let mut writer = Writer::create(path, &entries, &[("format", "pt")])?;
+        let mut writer = Writer::create(path, &entries, &[("format", "pt")])?.heeding(cancel);
         let all = self.views.len();
         for (done, view) in self.views.iter().enumerate() {
             if !progress(done, all) {

@@ -9,7 +9,7 @@ use super::weights::refuse_width;
 use crate::files::adapter::Site;
 use crate::files::safetensors::{NewTensor, SINGLE, TensorView, Tensors, Writer, Written};
 use crate::files::{Access, Config, Dtype, compressed, config, fingerprint, folder, read_json, room_for};
-use crate::{Code, Error, Result};
+use crate::{Cancel, Code, Error, Result};
 use dialoguellm_kernels::quantize::{RUN, quantize as quantize_row};
 use dialoguellm_kernels::{Bits, Matrix, bf16};
 use serde_json::{Map, Value};
@@ -28,8 +28,8 @@ pub struct Quantized {
 }
 
 /// Makes `out` the model `base` with linear maps of `bits`. `also` names files of the folder that are copied as well, where
-/// they are there; `progress` is told tensors done and in all, and stops with `false`. `out` is replaced in one step: after an
-/// error or a kill it is as it was.
+/// they are there; `progress` is told tensors done and in all, and stops with `false`; `cancel` is read row by row. `out` is
+/// replaced in one step: after an error or a kill it is as it was.
 ///
 /// # Errors
 /// As [`Config::read`] and [`Tensors::open`]; InvalidArgument where the model is quantised already; Unsupported where 4 bits
@@ -40,6 +40,7 @@ pub fn quantize(
     bits: Bits,
     also: &[&str],
     progress: &mut dyn FnMut(usize, usize) -> bool,
+    cancel: &Cancel,
 ) -> Result<Quantized> {
     folder::refuse_source(out, base)?;
     let config = Config::read(base)?;
@@ -47,7 +48,7 @@ pub fn quantize(
     let settings = settings(base, bits, &fingerprint(base, &tensors)?)?;
     let plan = Plan::new(&tensors, &config, bits)?;
     folder::replace(out, |dir| {
-        plan.write(&dir.join(SINGLE), progress)?;
+        plan.write(&dir.join(SINGLE), progress, cancel)?;
         folder::copy_settings(base, dir)?;
         also.iter().try_for_each(|name| folder::copy(&base.join(name), &dir.join(name)))?;
         let path = dir.join(config::FILE);
@@ -110,8 +111,8 @@ impl<'a> Plan<'a> {
         entries
     }
 
-    fn write(&self, path: &Path, progress: &mut dyn FnMut(usize, usize) -> bool) -> Result<()> {
-        let mut writer = Writer::create(path, &self.entries(), &[("format", "pt")])?;
+    fn write(&self, path: &Path, progress: &mut dyn FnMut(usize, usize) -> bool, cancel: &Cancel) -> Result<()> {
+        let mut writer = Writer::create(path, &self.entries(), &[("format", "pt")])?.heeding(cancel);
         if self.bits == Bits::Four {
             for w in self.maps.values() {
                 writer.write([w.rows(), w.cols()].map(|size| (size as i64).to_le_bytes()).as_flattened())?;

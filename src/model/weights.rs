@@ -13,13 +13,15 @@ pub struct Weights<'a> {
     /// What linear maps become that are stored as numbers; they stay as they are where none are given. With either, the
     /// embedding and the head become 8 bits.
     pub bits: Option<Bits>,
-    /// Stops opening between layers.
+    /// Stops opening between matrices.
     pub cancel: &'a Cancel,
 }
 
 impl Weights<'_> {
-    /// A linear map's matrix. Errors: those of [`Device::weight`]; UNSUPPORTED where 4 bits do not fit its width.
+    /// A linear map's matrix. Errors: those of [`Device::weight`]; UNSUPPORTED where 4 bits do not fit its width;
+    /// CANCELLED.
     pub fn linear<D: Device>(&self, device: &D, name: &str, shape: [usize; 2]) -> Result<D::Weight> {
+        self.cancel.check()?;
         refuse_width(name, shape[1], self.bits)?;
         device.weight(self.tensors, name, shape, self.bits)
     }

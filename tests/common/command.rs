@@ -81,7 +81,8 @@ impl Place {
     pub fn with(gguf: &str) -> Self {
         let place = Self(tempfile::tempdir().unwrap());
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/gguf/{gguf}.gguf"));
-        gguf::import(&file, &place.path("model"), Dtype::Bf16, &mut |_, _| true).unwrap();
+        gguf::import(&file, &place.path("model"), Dtype::Bf16, &mut |_, _| true, &dialoguellm::Cancel::default())
+            .unwrap();
         place.change_config(|config| config["max_position_embeddings"] = 2048.into());
         place
     }

@@ -40,7 +40,7 @@ impl Import {
             DtypeName::F16 => Dtype::F16,
             DtypeName::Bf16 => Dtype::Bf16,
         };
-        let imported = making(style, "tensors", |show| import(&self.file, &self.out, dtype, show));
+        let imported = making(style, "tensors", |show, cancel| import(&self.file, &self.out, dtype, show, cancel));
         let Report { tensors, dequantised, vocabulary, tokens, bytes: size, .. } = imported?;
         if style.json {
             return out::json(&json!({

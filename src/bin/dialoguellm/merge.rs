@@ -32,8 +32,8 @@ impl Merge {
     pub fn run(&self, style: Style) -> Result<()> {
         let base = hub::resolve(&self.model)?;
         let card = card::of_adapter(&self.adapter, &base)?;
-        let merged = making(style, "tensors", |show| {
-            merge(&base, &self.adapter, &self.out, |dir| card::write_merged(card, dir), show)
+        let merged = making(style, "tensors", |show, cancel| {
+            merge(&base, &self.adapter, &self.out, |dir| card::write_merged(card, dir), show, cancel)
         });
         let Merged { tensors, changed, bytes: size } = merged?;
         if style.json {

@@ -2,7 +2,7 @@
 
 use crate::args::{Style, cancelled_by_ctrl_c};
 use crate::out::duration;
-use dialoguellm::Result;
+use dialoguellm::{Cancel, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -14,14 +14,15 @@ const PAUSE: Duration = Duration::from_secs(5);
 pub fn making<T>(
     style: Style,
     what: &'static str,
-    work: impl FnOnce(&mut dyn FnMut(usize, usize) -> bool) -> Result<T>,
+    work: impl FnOnce(&mut dyn FnMut(usize, usize) -> bool, &Cancel) -> Result<T>,
 ) -> Result<T> {
     let cancel = cancelled_by_ctrl_c()?;
     let mut progress: Option<Progress> = None;
-    let made = work(&mut |done, all| {
+    let mut show = |done: usize, all: usize| {
         progress.get_or_insert_with(|| Progress::new(style, what, 0, all as u64)).at(done as u64, "");
-        !cancel.is_set()
-    });
+        true
+    };
+    let made = work(&mut show, &cancel);
     progress.iter().for_each(Progress::end);
     made
 }

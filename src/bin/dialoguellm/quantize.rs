@@ -44,7 +44,8 @@ impl Quantize {
             BitsName::Four => Bits::Four,
         };
         let base = hub::resolve(&self.model)?;
-        let made = making(style, "matrices", |show| quantize(&base, &self.out, bits, &[card::FILE], show));
+        let made =
+            making(style, "matrices", |show, cancel| quantize(&base, &self.out, bits, &[card::FILE], show, cancel));
         let Quantized { tensors, quantized, bytes: size } = made?;
         if style.json {
             return out::json(&json!({"tensors": tensors, "quantized": quantized, "bytes": size, "out": self.out}));

@@ -15,7 +15,7 @@ mod vocab;
 mod weights;
 
 use super::{Access, Bytes, Config, Tensors, Tokenizer, folder};
-use crate::{Code, Error, Result};
+use crate::{Cancel, Code, Error, Result};
 use dialoguellm_kernels::matrix::Dtype;
 use serde_json::Value;
 use std::path::Path;
@@ -40,13 +40,19 @@ pub struct Report {
 /// Makes `out` a model folder from the GGUF `file`.
 ///
 /// F32, F16 and BF16 tensors keep their type and every bit; Q8_0, Q4_0 and Q4_1 are computed in f32 and rounded once to
-/// `dtype`. `progress` is told tensors done and in all, and stops the import with `false`. `out` is replaced in one step:
-/// after an error or a kill it is as it was.
+/// `dtype`. `progress` is told tensors done and in all, and stops the import with `false`; `cancel` is
+/// read row by row. `out` is replaced in one step: after an error or a kill it is as it was.
 ///
 /// # Errors
 /// NotFound; BadFile where the file contradicts itself or its format; Unsupported where it holds something else than
 /// such a model, by name; Numeric for NaN or infinite weights; Cancelled; Io.
-pub fn import(file: &Path, out: &Path, dtype: Dtype, progress: &mut dyn FnMut(usize, usize) -> bool) -> Result<Report> {
+pub fn import(
+    file: &Path,
+    out: &Path,
+    dtype: Dtype,
+    progress: &mut dyn FnMut(usize, usize) -> bool,
+    cancel: &Cancel,
+) -> Result<Report> {
     let bytes = Bytes::open(file, Access::Mapped)?;
     let read = || {
         let gguf = parse::Gguf::parse(&bytes)?;
@@ -59,7 +65,7 @@ pub fn import(file: &Path, out: &Path, dtype: Dtype, progress: &mut dyn FnMut(us
     let mut written = 0;
     folder::replace(out, |dir| {
         write_settings(dir, &config, &vocab, plan.dtype_name())?;
-        plan.write(&dir.join(super::safetensors::SINGLE), progress).map_err(|e| e.at(file.display()))?;
+        plan.write(&dir.join(super::safetensors::SINGLE), progress, cancel).map_err(|e| e.at(file.display()))?;
         written = check(dir, &config).map_err(|e| e.at(file.display()))?;
         Ok(())
     })?;

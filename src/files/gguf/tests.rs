@@ -88,7 +88,7 @@ impl File {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("f.gguf");
         std::fs::write(&file, self.bytes()).unwrap();
-        import(&file, out, Dtype::Bf16, &mut |_, _| true)
+        import(&file, out, Dtype::Bf16, &mut |_, _| true, &crate::Cancel::default())
     }
 
     fn imported(&self) -> tempfile::TempDir {

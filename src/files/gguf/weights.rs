@@ -9,7 +9,7 @@ use super::{bad, settings};
 use crate::files::adapter::Site;
 use crate::files::safetensors::{NewTensor, Writer, encode};
 use crate::files::{Config, room_for};
-use crate::{Code, Error, Result};
+use crate::{Cancel, Code, Error, Result};
 use dialoguellm_kernels::matrix::Dtype;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -65,10 +65,10 @@ impl<'a> Plan<'a> {
         all.into_iter().max_by_key(|(d, _)| bytes(*d)).map_or("float32", |(_, name)| name)
     }
 
-    pub fn write(&self, path: &Path, progress: &mut dyn FnMut(usize, usize) -> bool) -> Result<()> {
+    pub fn write(&self, path: &Path, progress: &mut dyn FnMut(usize, usize) -> bool, cancel: &Cancel) -> Result<()> {
         let entry = |s: &Step<'_>| -> NewTensor { (s.name.clone(), s.dtype, s.source.shape.clone()) };
         let entries: Vec<NewTensor> = self.steps.iter().map(entry).collect();
-        let mut writer = Writer::create(path, &entries, &[("format", "pt")])?;
+        let mut writer = Writer::create(path, &entries, &[("format", "pt")])?.heeding(cancel);
         for (done, step) in self.steps.iter().enumerate() {
             if !progress(done, self.len()) {
                 return Err(Error::new(Code::Cancelled, format!("stopped after {done} of {} tensors", self.len())));
