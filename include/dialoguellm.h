@@ -29,8 +29,9 @@
  *                     on the number of threads.
  * Callbacks           Are called on the thread that called the library, never while a lock is held. They must not throw or longjmp.
  *                     A call into the handle that calls back gets BUSY.
- * Cancel              A dllm_cancel can be set from any thread and from a signal handler. Calls that have it look once a layer, line or row:
- *                     on a CPU within 100 ms for a model of 135 million parameters. They undo what they did and return CANCELLED.
+ * Cancel              A dllm_cancel can be set from any thread and from a signal handler. Calls that have it look once a layer,
+ *                     line or row: on a CPU within 100 ms for a model of 135 million parameters. They undo what they did and
+ *                     return CANCELLED.
  * Fork                After a fork the child's calls with handles of the parent return INVALID_ARGUMENT and never hang; it makes
  *                     handles of its own.
  * Output              The library prints nothing, installs no signal handler, and has no settings of the whole process. Do not
