@@ -268,6 +268,8 @@ typedef struct dllm_generate_options {
     uint32_t chat;
     /* 0. */
     uint32_t reserved;
+    /* In that format, a message of the system's before it; NULL for none. */
+    const char *system;
 } dllm_generate_options;
 
 /* Hears text as it comes, whole code points, `len` bytes, valid during the call; anything but 0 ends the text there. */
@@ -999,6 +1001,17 @@ size_t dllm_dataset_n_turns(const struct dllm_dataset *dataset,
 dllm_status dllm_dataset_stats(const struct dllm_dataset *dataset,
                                struct dllm_string **stats,
                                struct dllm_error **err);
+
+/*
+ All dialogues as JSON lines, as dllm_dataset_parse() reads them: whatever was read becomes one format.
+
+ Ownership: the caller's; free it with dllm_string_free().
+ Errors:    INVALID_ARGUMENT for prompts.
+ Since:     0.1
+ */
+dllm_status dllm_dataset_json_lines(const struct dllm_dataset *dataset,
+                                    struct dllm_string **json_lines,
+                                    struct dllm_error **err);
 
 /*
  Figures, as dllm_classifier_evaluate() gives them, of a bag of words that learned from `learned`, on `judged`: the bar that

@@ -167,6 +167,30 @@ pub unsafe extern "C" fn dllm_dataset_stats(
     })
 }
 
+/// All dialogues as JSON lines, as dllm_dataset_parse() reads them: whatever was read becomes one format.
+///
+/// Ownership: the caller's; free it with dllm_string_free().
+/// Errors:    INVALID_ARGUMENT for prompts.
+/// Since:     0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dllm_dataset_json_lines(
+    dataset: *const dllm_dataset,
+    json_lines: *mut *mut dllm_string,
+    err: *mut *mut dllm_error,
+) -> dllm_status {
+    guard(err, || {
+        // SAFETY: as the header says.
+        let (room, data) = unsafe { (out(json_lines, "json_lines")?, share(dataset)?) };
+        let mut text = String::new();
+        for dialogue in data.dialogues()? {
+            text += &serde_json::to_string(dialogue).map_err(|_| Error::internal("a dialogue is not JSON"))?;
+            text.push('\n');
+        }
+        *room = dllm_string::boxed(text);
+        Ok(())
+    })
+}
+
 /// Figures, as dllm_classifier_evaluate() gives them, of a bag of words that learned from `learned`, on `judged`: the bar that
 /// a model has to clear. The labels are those of `learned`.
 ///

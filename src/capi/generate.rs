@@ -1,7 +1,7 @@
 //! Text continued token by token.
 
 use super::adapter::dllm_adapter;
-use super::boundary::{guard, one_of, out, text};
+use super::boundary::{NTS, guard, one_of, out, text};
 use super::cancel::{cancel_of, dllm_cancel};
 use super::classifier::names;
 use super::error::{dllm_error, dllm_status, dllm_string};
@@ -11,6 +11,7 @@ use super::options::{described, read};
 use crate::conversation::{Conversation, Options, Sampling, Streamed};
 use crate::emotion::framing::{chat_ids, prompt_ids};
 use crate::model::Model;
+use crate::{Error, Result};
 use std::ffi::{c_char, c_void};
 
 /// How a text is continued; zero is every field's default.
@@ -39,9 +40,11 @@ pub struct dllm_generate_options {
     pub chat: u32,
     /// 0.
     pub reserved: u32,
+    /// In that format, a message of the system's before it; NULL for none.
+    pub system: *const c_char,
 }
 described!(growing dllm_generate_options {
-    max_tokens, temperature, top_p, top_k, repetition_penalty, seed, stops, n_stops, chat, reserved
+    max_tokens, temperature, top_p, top_k, repetition_penalty, seed, stops, n_stops, chat, reserved, system
 });
 
 /// Hears text as it comes, whole code points, `len` bytes, valid during the call; anything but 0 ends the text there.
@@ -86,10 +89,9 @@ pub unsafe extern "C" fn dllm_model_generate(
         let model = &opened.model;
         // SAFETY: as the header says.
         let stops = unsafe { names(options.stops, options.n_stops as usize, "stops") }?;
-        let ids = match one_of(options.chat, &[false, true], "dllm_generate_options.chat")? {
-            true => chat_ids(model, &[("user", prompt)])?,
-            false => prompt_ids(model, prompt)?,
-        };
+        let chat = one_of(options.chat, &[false, true], "dllm_generate_options.chat")?;
+        // SAFETY: as the header says.
+        let ids = unsafe { ids(model, prompt, chat, options.system) }?;
         let sampling = sampling(model, &options);
         sampling.check()?;
         let mut streamed = Streamed::new(model.tokenizer(), &ids, &stops)?;
@@ -124,6 +126,26 @@ pub unsafe extern "C" fn dllm_model_generate(
         }
         Ok(())
     })
+}
+
+/// The prompt's tokens.
+///
+/// # Safety
+/// `system` is NULL or bytes up to a zero.
+unsafe fn ids(model: &Model, prompt: &str, chat: bool, system: *const c_char) -> Result<Vec<u32>> {
+    let name = "dllm_generate_options.system";
+    // SAFETY: the caller's promise.
+    let system = if system.is_null() { None } else { Some(unsafe { text(system, NTS, name) }?) };
+    match (chat, system) {
+        (false, Some(_)) => {
+            Err(Error::invalid(format!("{name} is given and chat is 0: only a chat has such a message")))
+        }
+        (false, None) => prompt_ids(model, prompt),
+        (true, system) => {
+            let system = system.map(|text| ("system", text));
+            chat_ids(model, &system.into_iter().chain([("user", prompt)]).collect::<Vec<_>>())
+        }
+    }
 }
 
 fn sampling(model: &Model, options: &dllm_generate_options) -> Sampling {

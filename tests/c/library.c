@@ -211,6 +211,16 @@ static void generated_text_is_streamed_and_ends_where_it_is_told(void) {
     heard.most = 2;
     OK(dllm_model_generate(model, NULL, "Ann: We", DLLM_NTS, &options, NULL, hear, &heard, NULL, &err));
     CHECK(heard.pieces == 2);
+    dllm_string_free(text);
+    dllm_string_free(again);
+    static const char chat[] = "System: Be kind.\nUser: We won!\nAssistant:"; /* as the tiny model's template has it */
+    OK(dllm_model_generate(model, NULL, chat, DLLM_NTS, &options, NULL, NULL, NULL, &text, &err));
+    options.system = "Be kind.";
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "chat is 0",
+          dllm_model_generate(model, NULL, "We won!", DLLM_NTS, &options, NULL, NULL, NULL, &again, &err));
+    options.chat = 1;
+    OK(dllm_model_generate(model, NULL, "We won!", DLLM_NTS, &options, NULL, NULL, NULL, &again, &err));
+    CHECK(strcmp(dllm_string_data(text), dllm_string_data(again)) == 0);
     options.top_p = 3;
     FAILS(DLLM_STATUS_INVALID_ARGUMENT, "top_p is 3",
           dllm_model_generate(model, NULL, "Ann: We", DLLM_NTS, &options, NULL, hear, &heard, NULL, &err));
@@ -302,6 +312,13 @@ static void data_are_counted_judged_and_compared(void) {
     OK(dllm_dataset_stats(data, &text, &err));
     CHECK(strstr(dllm_string_data(text), "\"turns\":7") != NULL && strstr(dllm_string_data(text), "\"joy\":1") != NULL);
     dllm_string_free(text);
+    OK(dllm_dataset_json_lines(data, &text, &err));
+    dllm_dataset *again = NULL;
+    OK(dllm_dataset_parse(dllm_string_data(text), dllm_string_len(text), NULL, 0, NULL, &again, &err));
+    CHECK(dllm_dataset_n_dialogues(again) == 4 && dllm_dataset_n_turns(again, DLLM_ALL) == 7);
+    CHECK(strstr(dllm_string_data(text), "\"text\":\"Leave me alone.\",\"emotion\":\"anger\"") != NULL);
+    dllm_string_free(text);
+    dllm_dataset_free(again);
     OK(dllm_dataset_baseline(data, data, &text, &err));
     CHECK(strstr(dllm_string_data(text), "\"accuracy\":1.0") != NULL); /* it has learned these very turns */
     dllm_string_free(text);
@@ -548,6 +565,8 @@ static void null_for_every_pointer_that_is_needed_is_an_invalid_argument(void) {
     uint32_t numbers[1] = { 0 };
     NEEDED(dllm_dataset_stats(NULL, &text, &err));
     NEEDED(dllm_dataset_stats(data, NULL, &err));
+    NEEDED(dllm_dataset_json_lines(NULL, &text, &err));
+    NEEDED(dllm_dataset_json_lines(data, NULL, &err));
     NEEDED(dllm_dataset_baseline(NULL, data, &text, &err));
     NEEDED(dllm_dataset_baseline(data, NULL, &text, &err));
     NEEDED(dllm_dataset_baseline(data, data, NULL, &err));

@@ -118,6 +118,7 @@ static void call(uint32_t which) {
         dllm_str stop = any_str();
         options.max_tokens = 1 + below(5), options.temperature = (float)below(3), options.top_k = below(9);
         options.seed = below(9), options.stops = &stop, options.n_stops = below(2), options.chat = below(3);
+        options.system = below(2) ? NULL : "Be kind.";
         status = dllm_model_generate(ANY(models), ANY(adapters), a, len_of(a), &options, ANY(cancels), NULL, NULL, below(9) ? &text : NULL, error);
         break;
     }
@@ -218,7 +219,7 @@ static void call(uint32_t which) {
         break;
     }
     case 30: below(6) ? dllm_cancel_clear(ANY(cancels)) : dllm_cancel_set(ANY(cancels)); break;
-    case 31: status = dllm_dataset_stats(ANY(sets), &text, error); break;
+    case 31: status = (below(2) ? dllm_dataset_stats : dllm_dataset_json_lines)(ANY(sets), &text, error); break;
     case 32: status = dllm_dataset_baseline(ANY(sets), ANY(sets), &text, error); break;
     case 33: {
         uint32_t answers[3][4];
