@@ -99,6 +99,19 @@ func bytesOf(text string) (*C.char, C.size_t) {
 	return (*C.char)(unsafe.Pointer(unsafe.StringData(text))), C.size_t(len(text))
 }
 
+// views are texts of Go's that stay where they are while the pinner holds them; NULL for none.
+func views(texts []string, pinner *runtime.Pinner) *C.dllm_str {
+	if len(texts) == 0 {
+		return nil
+	}
+	all := make([]C.dllm_str, len(texts))
+	for i, text := range texts {
+		all[i] = view(text, pinner)
+	}
+	pinner.Pin(&all[0])
+	return &all[0]
+}
+
 // stopper sets a cancel handle when a context ends.
 type stopper struct{ handle *C.dllm_cancel }
 
@@ -185,14 +198,24 @@ type Model struct {
 
 // Open opens a model folder in bf16; r may be nil.
 func Open(ctx context.Context, r *Runtime, dir string) (*Model, error) {
-	return OpenAs(ctx, r, dir, BF16)
+	return OpenWith(ctx, r, dir, ModelOptions{})
 }
 
-// OpenAs opens a model folder to compute in another precision; r may be nil.
-func OpenAs(ctx context.Context, r *Runtime, dir string, precision Precision) (*Model, error) {
+// ModelOptions say how a model is opened; the zero value maps the files and computes in bf16.
+type ModelOptions struct {
+	Precision Precision
+	// NoMap reads the weights into memory instead of mapping the files.
+	NoMap bool
+}
+
+// OpenWith opens a model folder otherwise; r may be nil.
+func OpenWith(ctx context.Context, r *Runtime, dir string, how ModelOptions) (*Model, error) {
 	path, free := owned(dir)
 	defer free()
-	options := C.dllm_model_options{struct_size: C.sizeof_dllm_model_options, precision: C.uint32_t(precision)}
+	options := C.dllm_model_options{struct_size: C.sizeof_dllm_model_options, precision: C.uint32_t(how.Precision)}
+	if how.NoMap {
+		options.no_map = 1
+	}
 	var made *C.dllm_model
 	var on *C.dllm_runtime
 	if r != nil {
@@ -289,21 +312,43 @@ func (m *Model) OpenClassifier(dir string) (*Classifier, error) {
 
 // NewClassifier makes a classifier of labels of one's own (none: MELD's seven) and the dialogue template.
 func (m *Model) NewClassifier(labels ...string) (*Classifier, error) {
+	return m.NewClassifierWith(ClassifierOptions{Labels: labels})
+}
+
+// ClassifierOptions say what a classifier asks; the zero value is MELD's seven labels and the dialogue template.
+type ClassifierOptions struct {
+	Labels []string
+	// Words are what the model reads and writes for the labels; none: the labels.
+	Words []string
+	// Template is "dialogue", "dialoguellm" or TOML text.
+	Template string
+	// Window is how many previous turns are shown and one more; 0 as the template says, math.MaxUint64 for all.
+	Window uint64
+	// Adapter was trained without a file that says the rest, or is nil.
+	Adapter *Adapter
+}
+
+// NewClassifierWith makes a classifier of labels and a template of one's own.
+func (m *Model) NewClassifierWith(how ClassifierOptions) (*Classifier, error) {
+	if len(how.Words) > 0 && len(how.Words) != len(how.Labels) {
+		return nil, &Error{int(C.DLLM_STATUS_INVALID_ARGUMENT), fmt.Sprintf("%d labels and %d words for them", len(how.Labels), len(how.Words))}
+	}
 	var pinner runtime.Pinner
 	defer pinner.Unpin()
-	options := C.dllm_classifier_options{struct_size: C.sizeof_dllm_classifier_options, n_labels: C.uint32_t(len(labels))}
-	if len(labels) > 0 {
-		views := make([]C.dllm_str, len(labels))
-		for i, label := range labels {
-			views[i] = view(label, &pinner)
-		}
-		pinner.Pin(&views[0])
-		options.labels = &views[0]
+	options := C.dllm_classifier_options{
+		struct_size: C.sizeof_dllm_classifier_options, n_labels: C.uint32_t(len(how.Labels)),
+		labels: views(how.Labels, &pinner), words: views(how.Words, &pinner), window: C.uint64_t(how.Window),
+	}
+	if how.Template != "" {
+		text, free := owned(how.Template)
+		defer free()
+		options.template_text = text
 	}
 	var made *C.dllm_classifier
 	var err *C.dllm_error
-	status := C.dllm_classifier_new(m.p, nil, &options, &made, &err)
+	status := C.dllm_classifier_new(m.p, how.Adapter.handle(), &options, &made, &err)
 	runtime.KeepAlive(m)
+	runtime.KeepAlive(how.Adapter)
 	if err := errorOf(status, err); err != nil {
 		return nil, err
 	}
@@ -381,6 +426,38 @@ func (c *Classifier) Evaluate(ctx context.Context, data *Dataset) (string, error
 	return taken(text), nil
 }
 
+// Calibrated is the same classifier with a temperature fitted on labelled turns: never those it is judged by.
+func (c *Classifier) Calibrated(ctx context.Context, data *Dataset) (*Classifier, error) {
+	var made *C.dllm_classifier
+	err := once(ctx, func(cancel *C.dllm_cancel) error {
+		var err *C.dllm_error
+		status := C.dllm_classifier_calibrate(c.p, data.p, cancel, &made, &err)
+		return errorOf(status, err)
+	})
+	runtime.KeepAlive(c)
+	runtime.KeepAlive(data)
+	if err != nil {
+		return nil, err
+	}
+	return newClassifier(made), nil
+}
+
+// Temperature divides the scores; 1 before calibration.
+func (c *Classifier) Temperature() float64 {
+	defer runtime.KeepAlive(c)
+	return float64(C.dllm_classifier_temperature(c.p))
+}
+
+// Save writes the folder that OpenClassifier opens; the classifier must have an adapter.
+func (c *Classifier) Save(dir string) error {
+	path, free := owned(dir)
+	defer free()
+	var err *C.dllm_error
+	status := C.dllm_classifier_save(c.p, path, &err)
+	runtime.KeepAlive(c)
+	return errorOf(status, err)
+}
+
 // Conversation is one dialogue as it happens. One call at a time; another gets ErrBusy.
 type Conversation struct {
 	p       *C.dllm_conversation
@@ -400,17 +477,24 @@ func (h conversationHandles) free() {
 }
 
 // NewConversation begins a conversation.
-func (c *Classifier) NewConversation() (*Conversation, error) { return c.conversation(nil) }
+func (c *Classifier) NewConversation() (*Conversation, error) { return c.conversation(0, nil) }
+
+// NewConversationWithin begins a conversation of at most so many tokens: the oldest turns are dropped then.
+func (c *Classifier) NewConversationWithin(tokens int) (*Conversation, error) {
+	return c.conversation(tokens, nil)
+}
 
 // Restore goes on with a conversation that Save wrote.
-func (c *Classifier) Restore(saved string) (*Conversation, error) { return c.conversation(&saved) }
+func (c *Classifier) Restore(saved string) (*Conversation, error) { return c.conversation(0, &saved) }
 
-func (c *Classifier) conversation(saved *string) (*Conversation, error) {
+func (c *Classifier) conversation(tokens int, saved *string) (*Conversation, error) {
 	stop, fail := newStopper()
 	if fail != nil {
 		return nil, fail
 	}
-	options := C.dllm_conversation_options{struct_size: C.sizeof_dllm_conversation_options, cancel: stop.handle}
+	options := C.dllm_conversation_options{
+		struct_size: C.sizeof_dllm_conversation_options, context: C.uint64_t(tokens), cancel: stop.handle,
+	}
 	var made *C.dllm_conversation
 	var err *C.dllm_error
 	var status C.dllm_status
@@ -496,4 +580,10 @@ func (t *Conversation) Save() (string, error) {
 func (t *Conversation) Turns() int {
 	defer runtime.KeepAlive(t)
 	return int(C.dllm_conversation_n_turns(t.p))
+}
+
+// Tokens are how many tokens it holds.
+func (t *Conversation) Tokens() int {
+	defer runtime.KeepAlive(t)
+	return int(C.dllm_conversation_n_tokens(t.p))
 }

@@ -72,6 +72,13 @@ func TestDataAreCountedJudgedAndCompared(t *testing.T) {
 	if stats := must(d.Stats()); !strings.Contains(stats, `"turns":3`) {
 		t.Error(stats)
 	}
+	lines := must(d.JSONLines())
+	if again := must(dllm.ParseDataset(ctx, lines, "joy", "anger", "surprise")); must(again.JSONLines()) != lines {
+		t.Error(lines)
+	}
+	if _, err := dllm.ParseDataset(ctx, lines, "joy"); !errors.Is(err, dllm.ErrBadFile) {
+		t.Error(err)
+	}
 	if report := must(d.Baseline(d)); !strings.Contains(report, `"accuracy":1.0`) {
 		t.Error(report)
 	}
@@ -121,6 +128,67 @@ func TestTextIsHeardPieceByPiece(t *testing.T) {
 	first := must(m.Generate(ctx, "Ann: We", dllm.GenerateOptions{}, func(string) bool { return false }))
 	if !strings.HasPrefix(whole, first) || len(first) == len(whole) {
 		t.Errorf("%q is not the beginning of %q", first, whole)
+	}
+}
+
+func TestAChatHasASystemMessage(t *testing.T) {
+	m := model()
+	how := dllm.GenerateOptions{MaxTokens: 8, Chat: true, System: "Be kind."}
+	plain := "System: Be kind.\nUser: We won!\nAssistant:" // as the tiny model's template has it
+	if chat := must(m.Generate(ctx, "We won!", how, nil)); chat != must(m.Generate(ctx, plain, dllm.GenerateOptions{MaxTokens: 8}, nil)) {
+		t.Error(chat)
+	}
+	if _, err := m.Generate(ctx, "We won!", dllm.GenerateOptions{System: "Be kind."}, nil); !errors.Is(err, dllm.ErrInvalidArgument) {
+		t.Error(err)
+	}
+}
+
+func TestTokensHaveLogitsAndContinuationsScores(t *testing.T) {
+	m := model()
+	ids := must(m.Tokenize("We won!", false))
+	if text := must(m.Detokenize(ids, true)); text != "We won!" || len(must(m.Tokenize("", false))) != 0 {
+		t.Error(ids, text)
+	}
+	logits, sum := must(m.Logits(ctx, nil, ids)), 0.0
+	for _, x := range logits {
+		sum += math.Exp(float64(x))
+	}
+	next := must(m.Tokenize("We won! Yes", false))[len(ids):]
+	scores := must(m.Score(ctx, nil, "We won!", " Yes", " No"))
+	if want := float64(logits[next[0]]) - math.Log(sum); len(next) == 1 && math.Abs(scores[0]-want) > 1e-3 || len(logits) != m.VocabSize() {
+		t.Error(scores, want)
+	}
+}
+
+func TestAnAdapterIsTakenSavedAndOpened(t *testing.T) {
+	m, dir := model(), filepath.Join(t.TempDir(), "adapter")
+	set := must(dllm.ParseDataset(ctx, data))
+	trainer := must(m.NewTrainer(set, recipe, dllm.TrainOptions{}))
+	must(trainer.Step(ctx))
+	adapter := must(trainer.Adapter())
+	defer adapter.Close()
+	if err := adapter.Save(dir); err != nil || adapter.Parameters() < 1000 {
+		t.Fatal(err, adapter.Parameters())
+	}
+	labels := []string{"joy", "anger", "surprise"}
+	with := func(adapter *dllm.Adapter) *dllm.Classifier {
+		return must(m.NewClassifierWith(dllm.ClassifierOptions{Labels: labels, Words: []string{"glad", "angry", "oh"}, Window: 2, Adapter: adapter}))
+	}
+	own := with(adapter)
+	if got, want := must(with(must(m.OpenAdapter(dir))).PredictAll(ctx, set)), must(own.PredictAll(ctx, set)); !reflect.DeepEqual(got, want) {
+		t.Error(got, want)
+	}
+	calibrated := must(own.Calibrated(ctx, set))
+	if err := calibrated.Save(dir); err != nil || own.Temperature() != 1 || calibrated.Temperature() == 1 {
+		t.Fatal(err, own.Temperature(), calibrated.Temperature())
+	}
+	if again := must(m.OpenClassifier(dir)); again.Temperature() != calibrated.Temperature() || !reflect.DeepEqual(again.Labels(), labels) {
+		t.Error(again.Temperature(), again.Labels())
+	}
+	talk := must(calibrated.NewConversationWithin(64))
+	must(talk.Say(ctx, "Ann", "We won!"))
+	if talk.Tokens() == 0 {
+		t.Error("a conversation without tokens")
 	}
 }
 
@@ -185,7 +253,7 @@ func TestTrainingIsALoopAndResumes(t *testing.T) {
 	if int8.Weights >= bf16.Weights || int8.CachePerToken != bf16.CachePerToken {
 		t.Error(bf16, int8)
 	}
-	if info := must(must(dllm.OpenAs(ctx, nil, tiny(), dllm.Int4)).Info()); !strings.Contains(info, "int4") {
+	if info := must(must(dllm.OpenWith(ctx, nil, tiny(), dllm.ModelOptions{Precision: dllm.Int4, NoMap: true})).Info()); !strings.Contains(info, "int4") {
 		t.Error(info)
 	}
 	if report := must(must(m.OpenClassifier(whole)).Evaluate(ctx, set)); !strings.Contains(report, "weighted_f1") {

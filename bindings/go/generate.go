@@ -20,8 +20,11 @@ type GenerateOptions struct {
 	TopK                                 int
 	Seed                                 uint64
 	Stops                                []string
-	// Chat writes the prompt as a message in the model's own chat format.
-	Chat bool
+	// Chat writes the prompt as a message in the model's own chat format, behind a System message if there is one.
+	Chat   bool
+	System string
+	// Adapter may be nil.
+	Adapter *Adapter
 }
 
 //export dllmGoText
@@ -40,18 +43,15 @@ func (m *Model) Generate(ctx context.Context, prompt string, how GenerateOptions
 	options := C.dllm_generate_options{
 		struct_size: C.sizeof_dllm_generate_options, max_tokens: C.uint32_t(how.MaxTokens), temperature: C.float(how.Temperature),
 		top_p: C.float(how.TopP), top_k: C.uint32_t(how.TopK), repetition_penalty: C.float(how.RepetitionPenalty),
-		seed: C.uint64_t(how.Seed), n_stops: C.uint64_t(len(how.Stops)),
+		seed: C.uint64_t(how.Seed), stops: views(how.Stops, &pinner), n_stops: C.uint64_t(len(how.Stops)),
 	}
 	if how.Chat {
 		options.chat = 1
 	}
-	if len(how.Stops) > 0 {
-		stops := make([]C.dllm_str, len(how.Stops))
-		for i, stop := range how.Stops {
-			stops[i] = view(stop, &pinner)
-		}
-		pinner.Pin(&stops[0])
-		options.stops = &stops[0]
+	if how.System != "" {
+		text, free := owned(how.System)
+		defer free()
+		options.system = text
 	}
 	var callback C.dllm_text_fn
 	var user unsafe.Pointer
@@ -65,10 +65,11 @@ func (m *Model) Generate(ctx context.Context, prompt string, how GenerateOptions
 	var text *C.dllm_string
 	err := once(ctx, func(cancel *C.dllm_cancel) error {
 		var err *C.dllm_error
-		status := C.dllm_model_generate(m.p, nil, data, size, &options, cancel, callback, user, &text, &err)
+		status := C.dllm_model_generate(m.p, how.Adapter.handle(), data, size, &options, cancel, callback, user, &text, &err)
 		return errorOf(status, err)
 	})
 	runtime.KeepAlive(m)
+	runtime.KeepAlive(how.Adapter)
 	if err != nil {
 		return "", err
 	}

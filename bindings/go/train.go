@@ -26,8 +26,12 @@ func newDataset(made *C.dllm_dataset) *Dataset {
 	return d
 }
 
-// OpenDataset reads "meld:DIR", "jsonl:FILE", "log:FILE" or "pairs:FILE"; split is "train", "dev" or "test".
-func OpenDataset(ctx context.Context, spec, split string) (*Dataset, error) {
+// OpenDataset reads "meld:DIR", "jsonl:FILE", "log:FILE" or "pairs:FILE"; split is "train", "dev" or "test". A label that is not
+// among labels is an error; none: MELD's for MELD, any for other data.
+func OpenDataset(ctx context.Context, spec, split string, labels ...string) (*Dataset, error) {
+	var pinner runtime.Pinner
+	defer pinner.Unpin()
+	known := views(labels, &pinner)
 	cSpec, freeSpec := owned(spec)
 	defer freeSpec()
 	cSplit, freeSplit := owned(split)
@@ -35,7 +39,7 @@ func OpenDataset(ctx context.Context, spec, split string) (*Dataset, error) {
 	var made *C.dllm_dataset
 	err := once(ctx, func(cancel *C.dllm_cancel) error {
 		var err *C.dllm_error
-		status := C.dllm_dataset_open(cSpec, cSplit, nil, 0, cancel, &made, &err)
+		status := C.dllm_dataset_open(cSpec, cSplit, known, C.size_t(len(labels)), cancel, &made, &err)
 		return errorOf(status, err)
 	})
 	if err != nil {
@@ -44,13 +48,16 @@ func OpenDataset(ctx context.Context, spec, split string) (*Dataset, error) {
 	return newDataset(made), nil
 }
 
-// ParseDataset reads dialogues from JSON lines in memory.
-func ParseDataset(ctx context.Context, jsonLines string) (*Dataset, error) {
+// ParseDataset reads dialogues from JSON lines in memory; labels as for OpenDataset.
+func ParseDataset(ctx context.Context, jsonLines string, labels ...string) (*Dataset, error) {
+	var pinner runtime.Pinner
+	defer pinner.Unpin()
+	known := views(labels, &pinner)
 	data, size := bytesOf(jsonLines)
 	var made *C.dllm_dataset
 	err := once(ctx, func(cancel *C.dllm_cancel) error {
 		var err *C.dllm_error
-		status := C.dllm_dataset_parse(data, size, nil, 0, cancel, &made, &err)
+		status := C.dllm_dataset_parse(data, size, known, C.size_t(len(labels)), cancel, &made, &err)
 		return errorOf(status, err)
 	})
 	if err != nil {
@@ -91,6 +98,18 @@ func (d *Dataset) Stats() (string, error) {
 	var text *C.dllm_string
 	var err *C.dllm_error
 	status := C.dllm_dataset_stats(d.p, &text, &err)
+	runtime.KeepAlive(d)
+	if err := errorOf(status, err); err != nil {
+		return "", err
+	}
+	return taken(text), nil
+}
+
+// JSONLines are all dialogues as ParseDataset reads them.
+func (d *Dataset) JSONLines() (string, error) {
+	var text *C.dllm_string
+	var err *C.dllm_error
+	status := C.dllm_dataset_json_lines(d.p, &text, &err)
 	runtime.KeepAlive(d)
 	if err := errorOf(status, err); err != nil {
 		return "", err
@@ -143,6 +162,8 @@ type TrainOptions struct {
 	InitAdapter string
 	// Metrics gets a line of JSON per step and per dev score.
 	Metrics string
+	// BaseName is the base model's name in PEFT's adapter_config.json.
+	BaseName string
 }
 
 // Event is a step of the optimiser, or a dev score.
@@ -184,7 +205,7 @@ func (m *Model) NewTrainer(data *Dataset, recipe string, how TrainOptions) (*Tra
 	for _, path := range []struct {
 		to   **C.char
 		text string
-	}{{&options.resume, how.Resume}, {&options.init_adapter, how.InitAdapter}, {&options.metrics, how.Metrics}} {
+	}{{&options.resume, how.Resume}, {&options.init_adapter, how.InitAdapter}, {&options.metrics, how.Metrics}, {&options.base_name, how.BaseName}} {
 		if path.text != "" {
 			text, free := owned(path.text)
 			defer free()
