@@ -43,7 +43,10 @@ func text(_ call: (UnsafeMutablePointer<OpaquePointer?>, inout OpaquePointer?) -
 /// Texts that stay where they are during a call.
 final class Pinned {
     private var held: [UnsafeMutablePointer<CChar>] = []
-    deinit { held.forEach { $0.deallocate() } }
+    deinit {
+        held.forEach { $0.deallocate() }
+        lists.forEach { $0.deallocate() }
+    }
 
     func view(_ text: String?) -> dllm_str {
         guard let text else { return dllm_str(data: nil, len: 0) }
@@ -53,6 +56,17 @@ final class Pinned {
         copy[bytes.count] = 0
         held.append(copy)
         return dllm_str(data: copy, len: UInt64(bytes.count))
+    }
+
+    private var lists: [UnsafeMutablePointer<dllm_str>] = []
+
+    /// NULL for none.
+    func views(_ texts: [String]) -> UnsafePointer<dllm_str>? {
+        if texts.isEmpty { return nil }
+        let list = UnsafeMutablePointer<dllm_str>.allocate(capacity: texts.count)
+        for (i, text) in texts.enumerated() { list[i] = view(text) }
+        lists.append(list)
+        return UnsafePointer(list)
     }
 }
 
@@ -118,21 +132,77 @@ public final class Runtime: Sendable {
 /// Weights and tokenizer; it never changes, and any number of tasks may use it at once.
 public final class Model: Sendable {
     let handle: Handle
-    public init(_ dir: String, runtime: Runtime? = nil, precision: Precision = .bf16) throws {
+    /// `mapped` false reads the weights into memory instead of mapping the files.
+    public init(_ dir: String, runtime: Runtime? = nil, precision: Precision = .bf16, mapped: Bool = true) throws {
         var options = dllm_model_options()
         options.struct_size = UInt32(MemoryLayout.size(ofValue: options))
         options.precision = precision.rawValue
+        options.no_map = mapped ? 0 : 1
         var made: OpaquePointer?
         try check { dllm_model_open(runtime?.handle.pointer, dir, &options, nil, &made, &$0) }
         handle = Handle(made, dllm_model_free)
     }
 
+    /// What the model is, as JSON.
+    public func info() throws -> String {
+        let pointer = handle.pointer
+        return try text { dllm_model_info(pointer, $0, &$1) }
+    }
+    /// How many tokens there are.
+    public var vocabularySize: Int { dllm_model_vocab_size(handle.pointer) }
+
+    /// The tokens of a text; `special` adds what the tokenizer puts around a text.
+    public func tokens(of text: String, special: Bool = false) throws -> [UInt32] {
+        var n = 0
+        try check { dllm_model_tokenize(handle.pointer, text, text.utf8.count, special ? 1 : 0, nil, 0, &n, &$0) }
+        var ids = [UInt32](repeating: 0, count: n)
+        if n > 0 { try check { dllm_model_tokenize(handle.pointer, text, text.utf8.count, special ? 1 : 0, &ids, n, &n, &$0) } }
+        return ids
+    }
+    /// The text of tokens; `special` keeps those that are no text.
+    public func text(of tokens: [UInt32], special: Bool = false) throws -> String {
+        var text: OpaquePointer?
+        try check { dllm_model_detokenize(handle.pointer, tokens, tokens.count, special ? 0 : 1, &text, &$0) }
+        return taken(text)
+    }
+
+    /// The logits of what comes after tokens, one for every token of the vocabulary.
+    public func logits(after tokens: [UInt32], adapter: Adapter? = nil) async throws -> [Float] {
+        let cancel = try Cancel()
+        return try await cancel.during { [handle, vocabularySize] in
+            var logits = [Float](repeating: 0, count: vocabularySize)
+            try check {
+                dllm_model_logits(
+                    handle.pointer, adapter?.handle.pointer, tokens, tokens.count, cancel.handle.pointer, &logits, logits.count, &$0)
+            }
+            return logits
+        }
+    }
+
+    /// Natural logarithms of the probabilities of continuations after a prompt.
+    public func score(_ prompt: String, continuations: [String], adapter: Adapter? = nil) async throws -> [Double] {
+        let cancel = try Cancel()
+        return try await cancel.during { [handle] in
+            let pinned = Pinned()
+            let views = pinned.views(continuations)
+            var scores = [Double](repeating: 0, count: continuations.count)
+            try withExtendedLifetime(pinned) {
+                try check {
+                    dllm_model_score(
+                        handle.pointer, adapter?.handle.pointer, prompt, prompt.utf8.count, views, continuations.count,
+                        cancel.handle.pointer, &scores, &$0)
+                }
+            }
+            return scores
+        }
+    }
+
     /// The prompt's continuation, piece by piece; ends with the task that reads it.
-    public func generate(_ prompt: String, maxTokens: Int = 256, temperature: Float = 0, seed: UInt64 = 0) -> AsyncThrowingStream<String, Error> {
+    public func generate(_ prompt: String, _ options: GenerateOptions = .init(), adapter: Adapter? = nil) -> AsyncThrowingStream<String, Error> {
         AsyncThrowingStream { stream in
             let task = Task {
                 do {
-                    try await self.generate(prompt, maxTokens: maxTokens, temperature: temperature, seed: seed) { stream.yield($0) }
+                    try await self.generate(prompt, options, adapter) { stream.yield($0) }
                     stream.finish()
                 } catch {
                     stream.finish(throwing: error)
@@ -143,30 +213,75 @@ public final class Model: Sendable {
     }
 
     private func generate(
-        _ prompt: String, maxTokens: Int, temperature: Float, seed: UInt64, hear: @escaping @Sendable (String) -> Void
+        _ prompt: String, _ how: GenerateOptions, _ adapter: Adapter?, hear: @escaping @Sendable (String) -> Void
     ) async throws {
         final class Hearer { let hear: @Sendable (String) -> Void; init(_ hear: @escaping @Sendable (String) -> Void) { self.hear = hear } }
         let cancel = try Cancel()
         try await cancel.during { [handle] in
-            var options = dllm_generate_options()
-            options.struct_size = UInt32(MemoryLayout.size(ofValue: options))
-            options.max_tokens = UInt32(maxTokens)
-            options.temperature = temperature
-            options.seed = seed
-            let hearer = Hearer(hear)
+            let (pinned, hearer) = (Pinned(), Hearer(hear))
+            var options = how.c(pinned)
             let user = Unmanaged.passUnretained(hearer).toOpaque()
             let onText: dllm_text_fn = { user, text, len in
                 let bytes = UnsafeRawBufferPointer(start: text, count: len)
                 Unmanaged<Hearer>.fromOpaque(user!).takeUnretainedValue().hear(String(decoding: bytes, as: UTF8.self))
                 return 0
             }
-            try withExtendedLifetime(hearer) {
+            try withExtendedLifetime((pinned, hearer)) {
                 try check {
-                    dllm_model_generate(handle.pointer, nil, prompt, prompt.utf8.count, &options, cancel.handle.pointer, onText, user, nil, &$0)
+                    dllm_model_generate(
+                        handle.pointer, adapter?.handle.pointer, prompt, prompt.utf8.count, &options, cancel.handle.pointer, onText, user,
+                        nil, &$0)
                 }
             }
         }
     }
+}
+
+/// How a text is continued.
+public struct GenerateOptions: Sendable {
+    public var maxTokens = 256
+    /// Divides the logits; 0 takes the likeliest token every time.
+    public var temperature: Float = 0
+    /// Draw from the likeliest tokens that together reach this probability, and from so many of them; 0 for all.
+    public var topP: Float = 1, topK = 0
+    /// Above 1, tokens that were there before become less likely.
+    public var repetitionPenalty: Float = 1
+    public var seed: UInt64 = 0
+    /// End before the first of these texts.
+    public var stops: [String] = []
+    /// The prompt is a message in the model's own chat format, behind this message of the system's if there is one.
+    public var chat = false, system: String?
+
+    public init(maxTokens: Int = 256, temperature: Float = 0, seed: UInt64 = 0, chat: Bool = false, system: String? = nil) {
+        (self.maxTokens, self.temperature, self.seed, self.chat, self.system) = (maxTokens, temperature, seed, chat, system)
+    }
+
+    func c(_ pinned: Pinned) -> dllm_generate_options {
+        var options = dllm_generate_options()
+        options.struct_size = UInt32(MemoryLayout.size(ofValue: options))
+        options.max_tokens = UInt32(maxTokens)
+        (options.temperature, options.top_p, options.top_k) = (temperature, topP, UInt32(topK))
+        (options.repetition_penalty, options.seed) = (repetitionPenalty, seed)
+        (options.stops, options.n_stops) = (pinned.views(stops), UInt64(stops.count))
+        (options.chat, options.system) = (chat ? 1 : 0, pinned.view(system).data)
+        return options
+    }
+}
+
+/// LoRA tensors; it never changes, and any number of tasks may use it at once.
+public final class Adapter: Sendable {
+    let handle: Handle
+    init(_ made: OpaquePointer?) { handle = Handle(made, dllm_adapter_free) }
+    /// An adapter folder as PEFT writes them.
+    public convenience init(_ model: Model, _ dir: String) throws {
+        var made: OpaquePointer?
+        try check { dllm_adapter_open(model.handle.pointer, dir, &made, &$0) }
+        self.init(made)
+    }
+    /// How many trained values it has.
+    public var parameters: Int { dllm_adapter_n_parameters(handle.pointer) }
+    /// Writes a folder that PEFT reads; a folder that is there is replaced in one step.
+    public func save(_ dir: String) throws { try check { dllm_adapter_save(handle.pointer, dir, &$0) } }
 }
 
 /// A turn of a dialogue.
@@ -196,7 +311,7 @@ public final class Classifier: Sendable {
     let handle: Handle
     public let labels: [String]
 
-    private init(_ made: OpaquePointer?) {
+    fileprivate init(_ made: OpaquePointer?) {
         handle = Handle(made, dllm_classifier_free)
         labels = (0..<dllm_classifier_n_labels(made)).map { String(cString: dllm_classifier_label(made, $0)) }
     }
@@ -208,18 +323,21 @@ public final class Classifier: Sendable {
         self.init(made)
     }
 
-    /// Labels of one's own; none: MELD's seven.
-    public convenience init(_ model: Model, labels: [String] = []) throws {
+    /// Labels of one's own; none: MELD's seven. `words` are what the model reads and writes for them; `template` is "dialogue",
+    /// "dialoguellm" or TOML text; `window` is how many previous turns are shown and one more, 0 as the template says.
+    public convenience init(
+        _ model: Model, labels: [String] = [], words: [String] = [], template: String? = nil, window: UInt64 = 0, adapter: Adapter? = nil
+    ) throws {
+        precondition(words.isEmpty || words.count == labels.count, "as many words as labels")
         let pinned = Pinned()
-        let names = labels.map(pinned.view)
+        var options = dllm_classifier_options()
+        options.struct_size = UInt32(MemoryLayout.size(ofValue: options))
+        (options.labels, options.n_labels, options.words) = (pinned.views(labels), UInt32(labels.count), pinned.views(words))
+        (options.template_text, options.window) = (pinned.view(template).data, window)
         var made: OpaquePointer?
-        try names.withUnsafeBufferPointer { names in
-            var options = dllm_classifier_options()
-            options.struct_size = UInt32(MemoryLayout.size(ofValue: options))
-            if !names.isEmpty { (options.labels, options.n_labels) = (names.baseAddress, UInt32(names.count)) }
-            try check { dllm_classifier_new(model.handle.pointer, nil, &options, &made, &$0) }
+        try withExtendedLifetime(pinned) {
+            try check { dllm_classifier_new(model.handle.pointer, adapter?.handle.pointer, &options, &made, &$0) }
         }
-        withExtendedLifetime(pinned) {}
         self.init(made)
     }
 
@@ -254,22 +372,46 @@ public final class Classifier: Sendable {
     }
 }
 
+extension Classifier {
+    /// Figures on labelled turns, as JSON.
+    public func evaluate(_ data: Dataset) async throws -> String {
+        let cancel = try Cancel()
+        return try await cancel.during { [handle] in
+            try text { dllm_classifier_evaluate(handle.pointer, data.handle.pointer, cancel.handle.pointer, $0, &$1) }
+        }
+    }
+    /// The same with a temperature fitted on labelled turns: never those it is judged by.
+    public func calibrated(on data: Dataset) async throws -> Classifier {
+        let cancel = try Cancel()
+        return try await cancel.during { [handle] in
+            var made: OpaquePointer?
+            try check { dllm_classifier_calibrate(handle.pointer, data.handle.pointer, cancel.handle.pointer, &made, &$0) }
+            return Classifier(made)
+        }
+    }
+    /// What label scores are divided by; 1 where nothing was calibrated.
+    public var temperature: Double { dllm_classifier_temperature(handle.pointer) }
+    /// Writes the folder that a classifier is opened from; there must be an adapter.
+    public func save(_ dir: String) throws { try check { dllm_classifier_save(handle.pointer, dir, &$0) } }
+}
+
 /// One dialogue as it happens.
 public actor Conversation {
     private let handle: Handle, cancel: Cancel, labels: [String]
 
-    public init(_ classifier: Classifier) throws {
-        try self.init(classifier, saved: nil)
+    /// Of at most `within` tokens: the oldest turns are dropped then; 0: as many as the model's context holds.
+    public init(_ classifier: Classifier, within tokens: Int = 0) throws {
+        try self.init(classifier, tokens, saved: nil)
     }
     /// What save() wrote.
-    public init(_ classifier: Classifier, restoring saved: String) throws {
-        try self.init(classifier, saved: saved)
+    public init(_ classifier: Classifier, restoring saved: String, within tokens: Int = 0) throws {
+        try self.init(classifier, tokens, saved: saved)
     }
-    private init(_ classifier: Classifier, saved: String?) throws {
+    private init(_ classifier: Classifier, _ tokens: Int, saved: String?) throws {
         let cancel = try Cancel()
         var options = dllm_conversation_options()
         options.struct_size = UInt32(MemoryLayout.size(ofValue: options))
-        options.cancel = cancel.handle.pointer
+        (options.cancel, options.context) = (cancel.handle.pointer, UInt64(tokens))
         var made: OpaquePointer?
         if let saved {
             try check { dllm_conversation_restore(classifier.handle.pointer, &options, saved, saved.utf8.count, &made, nil, &$0) }
@@ -308,4 +450,5 @@ public actor Conversation {
         return try text { dllm_conversation_save(pointer, $0, &$1) }
     }
     public var turns: Int { dllm_conversation_n_turns(handle.pointer) }
+    public var tokens: Int { dllm_conversation_n_tokens(handle.pointer) }
 }

@@ -3,17 +3,31 @@ import CDialoguellm
 /// Dialogues, or prompts with completions.
 public final class Dataset: Sendable {
     let handle: Handle
-    /// "meld:DIR", "jsonl:FILE", "log:FILE" or "pairs:FILE", and "train", "dev" or "test".
-    public init(_ spec: String, split: String = "train") throws {
+    /// "meld:DIR", "jsonl:FILE", "log:FILE" or "pairs:FILE", and "train", "dev" or "test". A label that is not among `labels` is
+    /// an error; none: MELD's for MELD, any for other data.
+    public init(_ spec: String, split: String = "train", labels: [String] = []) throws {
+        let pinned = Pinned()
+        let names = pinned.views(labels)
         var made: OpaquePointer?
-        try check { dllm_dataset_open(spec, split, nil, 0, nil, &made, &$0) }
+        try withExtendedLifetime(pinned) {
+            try check { dllm_dataset_open(spec, split, names, labels.count, nil, &made, &$0) }
+        }
         handle = Handle(made, dllm_dataset_free)
     }
     /// JSON lines in memory.
-    public init(parsing jsonLines: String) throws {
+    public init(parsing jsonLines: String, labels: [String] = []) throws {
+        let pinned = Pinned()
+        let names = pinned.views(labels)
         var made: OpaquePointer?
-        try check { dllm_dataset_parse(jsonLines, jsonLines.utf8.count, nil, 0, nil, &made, &$0) }
+        try withExtendedLifetime(pinned) {
+            try check { dllm_dataset_parse(jsonLines, jsonLines.utf8.count, names, labels.count, nil, &made, &$0) }
+        }
         handle = Handle(made, dllm_dataset_free)
+    }
+    /// All dialogues, as `parsing` reads them.
+    public func jsonLines() throws -> String {
+        let pointer = handle.pointer
+        return try text { dllm_dataset_json_lines(pointer, $0, &$1) }
     }
     public var dialogues: Int { dllm_dataset_n_dialogues(handle.pointer) }
     /// Turns of all dialogues.
@@ -64,7 +78,7 @@ public actor Trainer {
     /// `recipe` is TOML text; `resume` a checkpoint's folder to go on with, `startingFrom` an adapter's to begin with.
     public init(
         _ model: Model, _ train: Dataset, dev: Dataset? = nil, recipe: String, resume: String? = nil, startingFrom: String? = nil,
-        metrics: String? = nil
+        metrics: String? = nil, baseName: String? = nil
     ) throws {
         let (cancel, pinned) = (try Cancel(), Pinned())
         var options = dllm_trainer_options()
@@ -72,6 +86,7 @@ public actor Trainer {
         options.resume = pinned.view(resume).data
         options.init_adapter = pinned.view(startingFrom).data
         options.metrics = pinned.view(metrics).data
+        options.base_name = pinned.view(baseName).data
         options.cancel = cancel.handle.pointer
         var made: OpaquePointer?
         try withExtendedLifetime(pinned) {
@@ -108,6 +123,13 @@ public actor Trainer {
         let event = try await step()
         isOver = event.isDone
         return event
+    }
+
+    /// The adapter as it is now; training may go on.
+    public func adapter() throws -> Adapter {
+        var made: OpaquePointer?
+        try check { dllm_trainer_adapter(handle.pointer, &made, &$0) }
+        return Adapter(made)
     }
 
     /// Writes a checkpoint; a kill leaves the old one or the new one.

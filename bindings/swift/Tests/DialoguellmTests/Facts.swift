@@ -46,6 +46,9 @@ func probabilitiesHaveTheBitsOfAllLanguages() async throws {
 @Test func dataAreCountedJudgedAndCompared() throws {
     let set = try Dataset(parsing: data)
     #expect(try set.stats().contains("\"turns\":3"))
+    let lines = try set.jsonLines()
+    #expect(try Dataset(parsing: lines, labels: ["joy", "anger", "surprise"]).jsonLines() == lines)
+    #expect(throws: DialoguellmError.self) { try Dataset(parsing: lines, labels: ["joy"]) }
     #expect(try set.baseline(judging: set).contains("\"accuracy\":1.0"))
     #expect(try pairedBootstrap(labels: 2, gold: [0, 1, 1], [0, 0, 0], [0, 1, 1], dialogueTurns: [2, 1], resamples: 100).contains("\"not_better\":0.0"))
 }
@@ -61,8 +64,57 @@ func probabilitiesHaveTheBitsOfAllLanguages() async throws {
 
 @Test func textIsStreamed() async throws {
     var pieces: [String] = []
-    for try await piece in try model().generate("Ann: We", maxTokens: 8) { pieces.append(piece) }
+    for try await piece in try model().generate("Ann: We", .init(maxTokens: 8)) { pieces.append(piece) }
     #expect(!pieces.joined().isEmpty)
+}
+
+@Test func aChatHasASystemMessage() async throws {
+    func whole(_ prompt: String, _ options: GenerateOptions) async throws -> String {
+        var whole = ""
+        for try await piece in try model().generate(prompt, options) { whole += piece }
+        return whole
+    }
+    let plain = "System: Be kind.\nUser: We won!\nAssistant:"  // as the tiny model's template has it
+    let chat = try await whole("We won!", .init(maxTokens: 8, chat: true, system: "Be kind."))
+    #expect(try await whole(plain, .init(maxTokens: 8)) == chat)
+    await #expect(throws: DialoguellmError.self) { try await whole("We won!", .init(system: "Be kind.")) }
+}
+
+@Test func tokensHaveLogitsAndContinuationsScores() async throws {
+    let model = try model()
+    let ids = try model.tokens(of: "We won!")
+    #expect(try model.text(of: ids) == "We won!" && model.tokens(of: "").isEmpty)
+    let logits = try await model.logits(after: ids)
+    #expect(logits.count == model.vocabularySize)
+    #expect(try model.info().contains("vocab"))
+    let scores = try await model.score("We won!", continuations: [" Yes", " No"])
+    let next = try model.tokens(of: "We won! Yes").dropFirst(ids.count)
+    let sum = logits.map { exp(Double($0)) }.reduce(0, +)
+    #expect(next.count > 1 || abs(scores[0] - (Double(logits[Int(next.first!)]) - log(sum))) < 1e-3)
+}
+
+@Test func anAdapterIsTakenSavedAndOpened() async throws {
+    let (model, set, dir, labels) = (try model(), try Dataset(parsing: data), try folder() + "/adapter", ["joy", "anger", "surprise"])
+    let trainer = try Trainer(model, set, recipe: recipe)
+    _ = try await trainer.step()
+    let adapter = try await trainer.adapter()
+    #expect(adapter.parameters > 1000)
+    try adapter.save(dir)
+    func with(_ adapter: Adapter) throws -> Classifier {
+        try Classifier(model, labels: labels, words: ["glad", "angry", "oh"], window: 2, adapter: adapter)
+    }
+    let own = try with(adapter)
+    let (rows, again) = try await (own.predictAll(set), with(Adapter(model, dir)).predictAll(set))
+    #expect(rows == again)
+    #expect(try await own.evaluate(set).contains("weighted_f1"))
+    let calibrated = try await own.calibrated(on: set)
+    #expect(own.temperature == 1 && calibrated.temperature != 1)
+    try calibrated.save(dir)
+    let opened = try Classifier(model, dir)
+    #expect(opened.temperature == calibrated.temperature && opened.labels == labels)
+    let talk = try Conversation(calibrated, within: 64)
+    _ = try await talk.say("Ann", "We won!")
+    #expect(await talk.tokens > 0)
 }
 
 @Test func trainingIsALoopAndResumesToTheSameBits() async throws {
