@@ -152,7 +152,7 @@ public final class Model: Sendable {
     public var vocabularySize: Int { dllm_model_vocab_size(handle.pointer) }
 
     /// The tokens of a text; `special` adds what the tokenizer puts around a text.
-    public func tokens(of text: String, special: Bool = false) throws -> [UInt32] {
+    public func tokenize(_ text: String, special: Bool = false) throws -> [UInt32] {
         var n = 0
         try check { dllm_model_tokenize(handle.pointer, text, text.utf8.count, special ? 1 : 0, nil, 0, &n, &$0) }
         var ids = [UInt32](repeating: 0, count: n)
@@ -160,7 +160,7 @@ public final class Model: Sendable {
         return ids
     }
     /// The text of tokens; `special` keeps those that are no text.
-    public func text(of tokens: [UInt32], special: Bool = false) throws -> String {
+    public func detokenize(_ tokens: [UInt32], special: Bool = false) throws -> String {
         var text: OpaquePointer?
         try check { dllm_model_detokenize(handle.pointer, tokens, tokens.count, special ? 0 : 1, &text, &$0) }
         return taken(text)

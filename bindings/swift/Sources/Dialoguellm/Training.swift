@@ -127,8 +127,9 @@ public actor Trainer {
 
     /// The adapter as it is now; training may go on.
     public func adapter() throws -> Adapter {
+        let pointer = handle.pointer
         var made: OpaquePointer?
-        try check { dllm_trainer_adapter(handle.pointer, &made, &$0) }
+        try check { dllm_trainer_adapter(pointer, &made, &$0) }
         return Adapter(made)
     }
 

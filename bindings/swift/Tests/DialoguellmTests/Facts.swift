@@ -82,13 +82,13 @@ func probabilitiesHaveTheBitsOfAllLanguages() async throws {
 
 @Test func tokensHaveLogitsAndContinuationsScores() async throws {
     let model = try model()
-    let ids = try model.tokens(of: "We won!")
-    #expect(try model.text(of: ids) == "We won!" && model.tokens(of: "").isEmpty)
+    let ids = try model.tokenize("We won!")
+    #expect(try model.detokenize(ids) == "We won!" && model.tokenize("").isEmpty)
     let logits = try await model.logits(after: ids)
     #expect(logits.count == model.vocabularySize)
     #expect(try model.info().contains("vocab"))
     let scores = try await model.score("We won!", continuations: [" Yes", " No"])
-    let next = try model.tokens(of: "We won! Yes").dropFirst(ids.count)
+    let next = try model.tokenize("We won! Yes").dropFirst(ids.count)
     let sum = logits.map { exp(Double($0)) }.reduce(0, +)
     #expect(next.count > 1 || abs(scores[0] - (Double(logits[Int(next.first!)]) - log(sum))) < 1e-3)
 }
