@@ -63,6 +63,12 @@ template <class T, void (*Free)(T *)> using Owner = std::unique_ptr<T, Freed<T, 
 
 inline dllm_str view(std::string_view text) { return {text.data(), text.size()}; }
 
+inline std::vector<dllm_str> views(const std::vector<std::string> &texts) {
+    std::vector<dllm_str> views;
+    for (const auto &text : texts) views.push_back(view(text));
+    return views;
+}
+
 inline std::string taken(dllm_string *text) {
     Owner<dllm_string, dllm_string_free> owner(text);
     return std::string(dllm_string_data(text), dllm_string_len(text));
@@ -121,9 +127,10 @@ class Adapter;
 class Model {
 public:
     explicit Model(const std::string &dir, const Runtime *runtime = nullptr, const Cancel *cancel = nullptr,
-                   uint32_t precision = DLLM_PRECISION_BF16) {
+                   uint32_t precision = DLLM_PRECISION_BF16, bool map = true) {
         auto options = detail::sized<dllm_model_options>();
         options.precision = precision;
+        options.no_map = !map;
         detail::Check check;
         dllm_model *made = nullptr;
         check(dllm_model_open(runtime ? runtime->get() : nullptr, dir.c_str(), &options, handle_of(cancel), &made, check.out()));
@@ -238,8 +245,7 @@ public:
     /// "meld:DIR", "jsonl:FILE", "log:FILE" or "pairs:FILE", and "train", "dev" or "test".
     explicit Dataset(const std::string &spec, const std::string &split = "train", const std::vector<std::string> &labels = {},
                      const Cancel *cancel = nullptr) {
-        std::vector<dllm_str> views;
-        for (const auto &label : labels) views.push_back(detail::view(label));
+        const auto views = detail::views(labels);
         detail::Check check;
         dllm_dataset *made = nullptr;
         check(dllm_dataset_open(spec.c_str(), split.c_str(), views.empty() ? nullptr : views.data(), views.size(), handle_of(cancel),
@@ -247,11 +253,20 @@ public:
         handle_.reset(made);
     }
     /// JSON lines in memory.
-    static Dataset parse(std::string_view json_lines, const Cancel *cancel = nullptr) {
+    static Dataset parse(std::string_view json_lines, const std::vector<std::string> &labels = {}, const Cancel *cancel = nullptr) {
+        const auto views = detail::views(labels);
         detail::Check check;
         dllm_dataset *made = nullptr;
-        check(dllm_dataset_parse(json_lines.data(), json_lines.size(), nullptr, 0, handle_of(cancel), &made, check.out()));
+        check(dllm_dataset_parse(json_lines.data(), json_lines.size(), views.empty() ? nullptr : views.data(), views.size(),
+                                 handle_of(cancel), &made, check.out()));
         return Dataset(made);
+    }
+    /// As parse() reads them.
+    std::string json_lines() const {
+        detail::Check check;
+        dllm_string *lines = nullptr;
+        check(dllm_dataset_json_lines(get(), &lines, check.out()));
+        return detail::taken(lines);
     }
     const dllm_dataset *get() const noexcept { return handle_.get(); }
     size_t n_dialogues() const noexcept { return dllm_dataset_n_dialogues(get()); }
@@ -275,6 +290,20 @@ private:
     explicit Dataset(dllm_dataset *taken) : handle_(taken) {}
     detail::Owner<dllm_dataset, dllm_dataset_free> handle_;
 };
+
+/// JSON: whether answers `b` are better than answers `a` by more than chance; labels are numbers below `n_labels`.
+/// `dialogue_turns` says how many turns each dialogue has, which are drawn whole; none draws single turns.
+inline std::string paired_bootstrap(size_t n_labels, const std::vector<uint32_t> &gold, const std::vector<uint32_t> &a,
+                                    const std::vector<uint32_t> &b, const std::vector<size_t> &dialogue_turns = {},
+                                    size_t resamples = 10000, uint64_t seed = 0) {
+    if (gold.size() != a.size() || gold.size() != b.size()) throw std::invalid_argument("as many answers as gold labels");
+    detail::Check check;
+    dllm_string *result = nullptr;
+    check(dllm_paired_bootstrap(n_labels, gold.data(), a.data(), b.data(), gold.size(),
+                                dialogue_turns.empty() ? nullptr : dialogue_turns.data(), dialogue_turns.size(), resamples, seed,
+                                &result, check.out()));
+    return detail::taken(result);
+}
 
 /// A turn of the caller's; its texts must outlive the call.
 struct Turn {
@@ -329,12 +358,15 @@ public:
     /// Labels of one's own (none: MELD's seven) and a template.
     explicit Classifier(const Model &model, const std::vector<std::string> &labels = {}, const std::string &template_text = "dialogue",
                         const Adapter *adapter = nullptr) {
-        std::vector<dllm_str> views;
-        for (const auto &label : labels) views.push_back(detail::view(label));
+        const auto views = detail::views(labels);
         auto options = detail::sized<dllm_classifier_options>();
         options.labels = views.empty() ? nullptr : views.data();
         options.n_labels = static_cast<uint32_t>(views.size());
         options.template_text = template_text.c_str();
+        *this = Classifier(model, options, adapter);
+    }
+    /// Everything of one's own.
+    Classifier(const Model &model, const dllm_classifier_options &options, const Adapter *adapter = nullptr) {
         detail::Check check;
         dllm_classifier *made = nullptr;
         check(dllm_classifier_new(model.get(), handle_of(adapter), &options, &made, check.out()));

@@ -64,6 +64,27 @@ static void what_a_callback_throws_goes_through() {
     CHECK(model.score("Is it?", {" yes", " no"}).size() == 2);
 }
 
+static void data_are_written_judged_and_compared() {
+    auto data = dllm::Dataset::parse(DATA);
+    const auto lines = data.json_lines();
+    CHECK(dllm::Dataset::parse(lines).json_lines() == lines);
+    try {
+        dllm::Dataset::parse(lines, {"glee", "gloom"});
+        CHECK(false);
+    } catch (const dllm::Error &error) {
+        CHECK(error.status() == DLLM_STATUS_BAD_FILE);
+    }
+    CHECK(dllm::paired_bootstrap(2, {0, 1, 1}, {0, 0, 0}, {0, 1, 1}, {2, 1}, 100).find("\"not_better\":0.0") != std::string::npos);
+    dllm::Model model(model_dir, nullptr, nullptr, DLLM_PRECISION_BF16, false);
+    dllm_classifier_options options = {};
+    options.struct_size = sizeof options;
+    options.window = 1;
+    const dllm::Turn turns[] = {{"Ann", "We won!"}, {"Bo", "Leave me alone."}};
+    dllm::Classifier one(model, options), all(model);
+    CHECK(one.predict({turns[0], turns[1]})[1][0].second == one.predict({turns[1]})[0][0].second);
+    CHECK(all.predict({turns[0], turns[1]})[1][0].second != all.predict({turns[1]})[0][0].second);
+}
+
 static void training_is_a_loop_over_events() {
     dllm::Model model(model_dir);
     auto data = dllm::Dataset::parse(DATA);
@@ -118,6 +139,7 @@ int main(int argc, char **argv) {
     a_failure_is_thrown_with_status_and_sentence();
     emotions_are_iterated_with_their_labels();
     what_a_callback_throws_goes_through();
+    data_are_written_judged_and_compared();
     training_is_a_loop_over_events();
     return 0;
 }

@@ -140,8 +140,15 @@ class Model(_Handle):
 
     _kind = "model"
 
-    def __init__(self, dir: _Path, runtime: Runtime | None = None, precision: str = "bf16", cancel: Cancel | None = None) -> None:
-        options = new(_c.ModelOptions, precision=_one_of(_PRECISIONS, precision, "precision"))
+    def __init__(
+        self,
+        dir: _Path,
+        runtime: Runtime | None = None,
+        precision: str = "bf16",
+        cancel: Cancel | None = None,
+        map: bool = True,
+    ) -> None:
+        options = new(_c.ModelOptions, precision=_one_of(_PRECISIONS, precision, "precision"), no_map=not map)
         self._runtime = runtime  # its log must live as long
         super().__init__(_made("model_open", _of(runtime), _path(dir), c.byref(options), _of(cancel)))
 
@@ -193,14 +200,17 @@ class Model(_Handle):
         seed: int = 0,
         stops: Iterable[str] = (),
         chat: bool = False,
+        system: str | None = None,
         adapter: Adapter | None = None,
         cancel: Cancel | None = None,
     ) -> str:
-        """The prompt's continuation. `on_text` hears it piece by piece and ends it by returning False."""
+        """The prompt's continuation. `on_text` hears it piece by piece and ends it by returning False. With `chat` the prompt is
+        a message in the model's own chat format, behind a `system` message if there is one."""
         stops = _strs(stops)
         options = new(
             _c.GenerateOptions, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
             repetition_penalty=repetition_penalty, seed=seed, stops=c.cast(stops, c.c_void_p), n_stops=len(stops), chat=chat,
+            system=system.encode() if system is not None else None,
         )  # fmt: skip
         raised: list[BaseException] = []
 
@@ -291,11 +301,15 @@ class Dataset(_Handle):
         super().__init__(_made("dataset_open", spec.encode(), split.encode(), names or None, len(names), _of(cancel)))
 
     @classmethod
-    def parse(cls, json_lines: str, cancel: Cancel | None = None) -> Dataset:
+    def parse(cls, json_lines: str, labels: Iterable[str] = (), cancel: Cancel | None = None) -> Dataset:
         """Dialogues from JSON lines in memory."""
-        data, made = json_lines.encode(), cls.__new__(cls)
-        _Handle.__init__(made, _made("dataset_parse", data, len(data), None, 0, _of(cancel)))
+        data, names, made = json_lines.encode(), _strs(labels), cls.__new__(cls)
+        _Handle.__init__(made, _made("dataset_parse", data, len(data), names or None, len(names), _of(cancel)))
         return made
+
+    def json_lines(self) -> str:
+        """All dialogues, as parse() reads them."""
+        return _c.taken(c.c_void_p(_made("dataset_json_lines", self._handle)))
 
     def __len__(self) -> int:
         return lib.dllm_dataset_n_dialogues(self._handle)

@@ -31,7 +31,8 @@ ModelOptions = _struct("ModelOptions", "precision:u32 no_map:u32 reserved:u32")
 MemoryReport = _struct("MemoryReport", "reserved:u32 weights:u64 cache_per_token:u64 context:u64")
 GenerateOptions = _struct(
     "GenerateOptions",
-    "max_tokens:u32 temperature:f32 top_p:f32 top_k:u32 repetition_penalty:f32 seed:u64 stops:ptr n_stops:u64 chat:u32 reserved:u32",
+    "max_tokens:u32 temperature:f32 top_p:f32 top_k:u32 repetition_penalty:f32 seed:u64 stops:ptr n_stops:u64 chat:u32 reserved:u32 "
+    "system:str",
 )
 ClassifierOptions = _struct("ClassifierOptions", "n_labels:u32 labels:ptr words:ptr template_text:str window:u64")
 ConversationOptions = _struct("ConversationOptions", "reserved:u32 context:u64 cancel:ptr")
@@ -69,7 +70,7 @@ CALLS = {
     "conversation_restore": [_h, _h, _s, _n, _o, _h], "conversation_add_turn": [_h, _h, _h],
     "conversation_ask": [_h, _h, _n], "conversation_rollback": [_h, _n], "conversation_save": [_h, _o],
     "dataset_open": [_s, _s, _h, _n, _h, _o], "dataset_parse": [_s, _n, _h, _n, _h, _o],
-    "dataset_stats": [_h, _o], "dataset_baseline": [_h, _h, _o],
+    "dataset_stats": [_h, _o], "dataset_json_lines": [_h, _o], "dataset_baseline": [_h, _h, _o],
     "paired_bootstrap": [_n, _h, _h, _h, _n, _h, _n, _n, c.c_uint64, _o],
     "trainer_new": [_h, _h, _h, _s, _n, _h, _o], "trainer_step": [_h, _h], "trainer_save": [_h, _s],
     "trainer_adapter": [_h, _o], "trainer_finish": [_h, _s, _o], "import_gguf": [_s, _s, _u, PROGRESS_FN, _h, _h],

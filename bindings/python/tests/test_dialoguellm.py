@@ -40,6 +40,10 @@ class Facts(unittest.TestCase):
     def test_data_are_counted_judged_and_compared(self):
         data = dllm.Dataset.parse(DATA)
         self.assertEqual(data.stats(), {"dialogues": 2, "turns": 3, "labels": {"anger": 1, "joy": 1, "surprise": 1}})
+        lines = data.json_lines()
+        self.assertEqual(dllm.Dataset.parse(lines, ["joy", "anger", "surprise"]).json_lines(), lines)
+        with self.assertRaises(dllm.Error):
+            dllm.Dataset.parse(lines, ["joy"])
         self.assertEqual(data.baseline(data)["accuracy"], 1)
         said = dllm.paired_bootstrap(2, [0, 1, 1], [0, 0, 0], [0, 1, 1], dialogue_turns=[2, 1], resamples=100)
         self.assertGreater(said["difference"], 0.5)
@@ -64,6 +68,9 @@ class Facts(unittest.TestCase):
 
         with self.assertRaises(KeyError):
             self.model.generate("Ann: We", fail)
+        chat = self.model.generate("We won!", max_tokens=8, chat=True, system="Be kind.")
+        plain = "System: Be kind.\nUser: We won!\nAssistant:"  # as the tiny model's template has it
+        self.assertEqual(self.model.generate(plain, max_tokens=8), chat)
         self.assertEqual(self.model.detokenize(self.model.tokenize("We won!")), "We won!")
         self.assertEqual(len(self.model.logits([1, 2])), self.model.vocab_size)
         self.assertEqual(len(self.model.score("Is it?", [" yes", " no"])), 2)
