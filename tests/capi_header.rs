@@ -137,3 +137,45 @@ fn version_numbers_are_those_of_the_package() {
     }
     assert_eq!(capi::dllm_version_number(), number);
 }
+
+/// Where a language wraps the functions, and those it has no use for: what it says by its own means, or by single steps.
+const BINDINGS: [(&str, &[&str]); 4] = [
+    (
+        "include/dialoguellm.hpp",
+        &["abi_version", "error_status", "layout", "status_name", "trainer_run", "version", "version_number"],
+    ),
+    ("bindings/go", &["cancel_is_set", "error_status", "layout", "trainer_run", "version_number"]),
+    (
+        "bindings/swift/Sources/Dialoguellm",
+        &["abi_version", "cancel_is_set", "error_status", "layout", "status_name", "trainer_run", "version_number"],
+    ),
+    ("bindings/python/dialoguellm", &["trainer_run", "version_number"]),
+];
+
+#[test]
+fn every_language_calls_every_function() {
+    let symbols = std::fs::read_to_string(root().join("include/dialoguellm.abi")).unwrap();
+    for (place, without) in BINDINGS {
+        let place = root().join(place);
+        let files = if place.is_dir() { files(&place) } else { vec![place.clone()] };
+        let text: String = files.iter().filter_map(|file| std::fs::read_to_string(file).ok()).collect();
+        let names = |name: &str| {
+            let whole = |word: &str| {
+                let ends =
+                    |at: usize| text[at + word.len()..].chars().next().is_none_or(|c| !c.is_alphanumeric() && c != '_');
+                text.match_indices(word).any(|(at, _)| ends(at))
+            };
+            // Python forms the names, and frees every handle by its kind
+            let formed =
+                place.ends_with("python/dialoguellm") && (whole(&format!("\"{name}\"")) || name.ends_with("_free"));
+            whole(&format!("dllm_{name}")) || formed
+        };
+        let missing = symbols.lines().map(|symbol| symbol.trim_start_matches("dllm_")).filter(|name| !names(name));
+        assert_eq!(missing.collect::<Vec<_>>(), without, "{}", place.display());
+    }
+}
+
+/// Every file of a folder.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file()).collect()
+}
