@@ -123,7 +123,7 @@ fn to_bf16(x: f32) -> u16 {
     if x.is_nan() { 0x7fc0 } else { ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16 }
 }
 
-/// A product with its addresses: [`Task::Multiply`].
+/// A product with its addresses.
 #[derive(Clone, Debug)]
 pub struct Multiply {
     product: Product,
