@@ -20,6 +20,7 @@ pub mod matrix;
 mod proof;
 pub mod quantize;
 pub mod rmsnorm;
+pub mod roof;
 pub mod rope;
 pub mod sample;
 mod stamp;

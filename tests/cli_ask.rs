@@ -217,6 +217,28 @@ fn info_says_shape_types_and_what_runs() {
 }
 
 #[test]
+fn bench_gives_a_rate_to_each_kind_of_work_and_no_part_of_a_roof_above_it() {
+    let place = Place::new();
+    let model = place.path("model");
+    let few = ["--tokens", "24", "--prompts", "4", "--batch", "2", "--draws", "4", "--repeats", "1", "--device", "cpu"];
+    let bench =
+        |more: &[&str]| command::run(&[&["bench", "--model", model.to_str().unwrap()], &few[..], more].concat());
+    let said = bench(&["--json"]).json();
+    let rates = said["rates"].as_array().unwrap();
+    let works: Vec<&str> = rates.iter().map(|rate| rate["what"].as_str().unwrap().split(' ').next().unwrap()).collect();
+    assert_eq!(works, ["prefill", "prefill", "decode", "label", "train"]);
+    for rate in rates {
+        assert!(rate["rate"].as_f64().unwrap() > 0.0, "{rate}");
+        // other work at the time of either measurement moves it
+        assert!(rate["part"].is_null() || (0.0..2.0).contains(&rate["part"].as_f64().unwrap()), "{rate}");
+    }
+    let text = bench(&[]).ok();
+    assert!(text.lines().count() == 7 && text.contains("GFLOP/s") && text.contains("turns/s"), "{text}");
+    let refused = command::run(&["bench", "--model", model.to_str().unwrap(), "--tokens", "1"]).refusal(1);
+    assert!(refused.contains("--tokens is 1, must be 2 or more"), "{refused}");
+}
+
+#[test]
 fn the_level_of_instructions_is_the_environments() {
     let place = Place::new();
     let arguments = place.model_args(&["info", "--json"]);

@@ -1,11 +1,11 @@
 //! How much of one core's multipliers the linear kernels use: `cargo bench -p dialoguellm-kernels --bench linear`.
 //!
-//! The roof is measured in the same run, on registers alone. Packing is timed with the product, once per call, as the
+//! The roof is measured in the same run. Packing is timed with the product, once per call, as the
 //! model does it. The best of several runs counts: others use this machine too. An argument names the levels to run.
 
 use dialoguellm_kernels::linear::{Out, PANEL, Sum, Term, panel_len};
 use dialoguellm_kernels::testing::Random;
-use dialoguellm_kernels::{Dtype, Elem, Isa, Kernels, Matrix, bf16};
+use dialoguellm_kernels::{Dtype, Elem, Isa, Kernels, Matrix, bf16, roof};
 use std::time::{Duration, Instant};
 
 /// (n, k) of SmolLM2-135M's projections.
@@ -19,6 +19,13 @@ fn main() {
         gradients::<bf16>(*isa);
         decode(*isa);
     }
+}
+
+/// Operations a second of one thread's multipliers, or NaN where nothing measures them.
+fn roof(isa: Isa, operands: &str) -> f64 {
+    let mut all = None;
+    let seconds = best(|| all = roof::multiply(isa, operands, 200_000));
+    all.map_or(f64::NAN, |all| all / seconds / 1e9)
 }
 
 /// Seconds of the fastest run: at least 5, until 0.2 s have passed.
@@ -36,7 +43,7 @@ fn best(mut run: impl FnMut()) -> f64 {
 }
 
 fn products<E: Elem>(isa: Isa) {
-    let roof = roof::gflops(isa, E::NAME);
+    let roof = roof(isa, E::NAME);
     println!("{} {}: roof {roof:.0} GFLOP/s; % of it, packing included (without)", isa.name(), E::NAME);
     let kernels = E::kernels(isa);
     for (n, k) in SHAPES {
@@ -72,7 +79,7 @@ fn product<E: Elem>(kernels: &Kernels<E>, rows: usize, n: usize, k: usize) -> (f
 }
 
 fn gradients<E: Elem>(isa: Isa) {
-    let (m, n, rows, roof) = (16, 576, 1024, roof::gflops(isa, "f32"));
+    let (m, n, rows, roof) = (16, 576, 1024, roof(isa, "f32"));
     let (a, b): (Vec<E>, Vec<E>) = (Random::new(1).vec(rows * m), Random::new(2).vec(rows * n));
     let mut c = Random::new(3).vec(m * n);
     let seconds = best(|| E::kernels(isa).gemm_tn(&mut c, m, n, &a, m, &b, n, rows));
@@ -89,59 +96,4 @@ fn decode(isa: Isa) {
     let mut y = vec![0.0; n];
     let seconds = best(|| bf16::kernels(isa).dots(&mut y, &w, 0, &x));
     println!("  dots {n} x {k}: {:.1} GB/s", bytes.len() as f64 / seconds / 1e9);
-}
-
-/// What the multipliers do when nothing else is asked of the core.
-#[cfg(target_arch = "x86_64")]
-mod roof {
-    use super::{Isa, best};
-    use std::arch::x86_64::*;
-    use std::hint::black_box;
-
-    const STEPS: usize = 200_000;
-
-    pub fn gflops(isa: Isa, elem: &str) -> f64 {
-        // SAFETY: `isa` is one of this machine's levels.
-        let run = || unsafe {
-            match (isa, elem) {
-                (Isa::Avx512Bf16 | Isa::Amx, "bf16") => (dot(), 64),
-                (Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx, _) => (fma512(), 32),
-                (Isa::Avx2, _) => (fma256(), 16),
-                _ => (sse(), 8),
-            }
-        };
-        let mut flops = 0;
-        let seconds = best(|| flops = run().1);
-        (STEPS * 12 * flops) as f64 / seconds / 1e9
-    }
-
-    macro_rules! roof {
-        ($name:ident, $features:literal, $zero:ident, $step:expr) => {
-            #[target_feature(enable = $features)]
-            unsafe fn $name() {
-                let mut sums = [black_box($zero()); 12];
-                let (a, b) = (black_box($zero()), black_box($zero()));
-                for _ in 0..STEPS {
-                    sums.iter_mut().for_each(|sum| *sum = $step(*sum, a, b));
-                }
-                black_box(sums);
-            }
-        };
-    }
-    roof!(fma256, "avx2,fma", _mm256_setzero_ps, |c, a, b| _mm256_fmadd_ps(a, b, c));
-    roof!(fma512, "avx512f", _mm512_setzero_ps, |c, a, b| _mm512_fmadd_ps(a, b, c));
-    roof!(sse, "sse2", _mm_setzero_ps, |c, a, b| _mm_add_ps(c, _mm_mul_ps(a, b)));
-    roof!(dot, "avx512f,avx512bf16", _mm512_setzero_ps, |c, a, b| {
-        // SAFETY: vectors of the same size; every bit pattern is a vector of bf16.
-        let bits = |x: __m512| unsafe { std::mem::transmute::<__m512, __m512bh>(x) };
-        _mm512_dpbf16_ps(c, bits(a), bits(b))
-    });
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-mod roof {
-    /// Not known here: figures then read as percent of 1 GFLOP/s.
-    pub fn gflops(_isa: super::Isa, _elem: &str) -> f64 {
-        1.0
-    }
 }

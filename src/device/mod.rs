@@ -14,7 +14,7 @@ pub use cpu::Cpu;
 #[cfg(feature = "cuda")]
 pub use cuda::Gpu;
 pub use dialoguellm_kernels::linear::Sum;
-pub use dialoguellm_kernels::{Bits, Isa};
+pub use dialoguellm_kernels::{Bits, Isa, roof};
 pub use plan::{KeyRun, Plan, QueryRun};
 pub use pool::Pool;
 

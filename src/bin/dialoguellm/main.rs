@@ -4,6 +4,7 @@
 //! the error's class, so that a script can tell a missing file from a full disk.
 
 mod args;
+mod bench;
 mod chat;
 mod classify;
 mod data;
@@ -67,6 +68,8 @@ enum Command {
     Import(import::Import),
     /// What a model is and what it needs
     Info(info::Info),
+    /// How fast this machine computes with a model
+    Bench(bench::Bench),
 }
 
 fn main() -> ExitCode {
@@ -107,6 +110,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Quantize(command) => command.run(cli.style),
         Command::Import(command) => command.run(cli.style),
         Command::Info(command) => command.run(cli.style),
+        Command::Bench(command) => command.run(cli.style),
     }
 }
 

@@ -220,3 +220,12 @@ fn emulated_amx_threads_have_tiles_of_their_own() {
         }
     });
 }
+
+#[test]
+fn the_roofs_loop_runs_and_counts_its_products() {
+    if kernels().is_some() {
+        // SAFETY: `kernels` saw the level below, and what traps is emulated.
+        let all = unsafe { dialoguellm_kernels::testing::amx_roof(64) };
+        assert_eq!(all, 3.0 * 64.0 * 4.0 * (2 * 16 * 16 * 32) as f64);
+    }
+}

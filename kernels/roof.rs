@@ -1,0 +1,159 @@
+//! What a core could do if nothing held it up: rates that others are a part of, measured on the machine at hand. Whoever
+//! calls takes the time; for the roof of several threads, several call at once.
+
+use crate::Isa;
+
+/// Multiplies and adds by the level's widest instruction for that operand type ("bf16" or "f32"), `rounds` times 12 of them;
+/// AMX with operands from the second-level cache, the others in registers alone. How many operations that were, two a
+/// multiplication with its addition; `None` where no such loop is written.
+///
+/// # Panics
+/// `isa` must be one of [`Isa::available`].
+pub fn multiply(isa: Isa, operands: &str, rounds: usize) -> Option<f64> {
+    assert!(Isa::available().contains(&isa), "this machine has no {}", isa.name());
+    // SAFETY: just seen.
+    unsafe { loops::multiply(isa, operands, rounds) }
+}
+
+/// Reads every byte, by plain loads; what it gives only keeps the loads from being left out.
+pub fn read(bytes: &[u8]) -> u64 {
+    let mut sums = [0u64; 16];
+    let (chunks, _) = bytes.as_chunks::<128>();
+    for chunk in chunks {
+        let (words, _) = chunk.as_chunks::<8>();
+        sums.iter_mut().zip(words).for_each(|(sum, word)| *sum = sum.wrapping_add(u64::from_ne_bytes(*word)));
+    }
+    sums.iter().fold(0, |all, sum| all.wrapping_add(*sum))
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use loops::tiles;
+
+#[cfg(target_arch = "x86_64")]
+mod loops {
+    use crate::Isa;
+    use crate::linear::amx::{Config, release};
+    use std::arch::asm;
+    use std::arch::x86_64::*;
+    use std::hint::black_box;
+
+    /// # Safety
+    /// `isa` must be there.
+    pub unsafe fn multiply(isa: Isa, operands: &str, rounds: usize) -> Option<f64> {
+        // SAFETY: the caller's.
+        let lanes = unsafe {
+            match (isa, operands) {
+                (Isa::Amx, "bf16") => return Some(tiles(rounds)),
+                (Isa::Avx512Bf16, "bf16") => dot(rounds),
+                (Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx, _) => fma512(rounds),
+                (Isa::Avx2, _) => fma256(rounds),
+                _ => sse(rounds),
+            }
+        };
+        Some((rounds * 12 * 2 * lanes) as f64)
+    }
+
+    macro_rules! registers {
+        ($name:ident, $features:literal, $lanes:literal, $zero:ident, $step:expr) => {
+            /// Twelve sums, so that none waits for itself; how many products an instruction has.
+            ///
+            /// # Safety
+            /// The features must be there.
+            #[target_feature(enable = $features)]
+            unsafe fn $name(rounds: usize) -> usize {
+                let mut sums = [black_box($zero()); 12];
+                let (a, b) = (black_box($zero()), black_box($zero()));
+                for _ in 0..rounds {
+                    sums.iter_mut().for_each(|sum| *sum = $step(*sum, a, b));
+                }
+                black_box(sums);
+                $lanes
+            }
+        };
+    }
+    registers!(fma256, "avx2,fma", 8, _mm256_setzero_ps, |c, a, b| _mm256_fmadd_ps(a, b, c));
+    registers!(fma512, "avx512f", 16, _mm512_setzero_ps, |c, a, b| _mm512_fmadd_ps(a, b, c));
+    registers!(sse, "sse2", 4, _mm_setzero_ps, |c, a, b| _mm_add_ps(c, _mm_mul_ps(a, b)));
+    registers!(dot, "avx512f,avx512bf16", 32, _mm512_setzero_ps, |c, a, b| {
+        // SAFETY: vectors of the same size; every bit pattern is a vector of bf16.
+        let bits = |x: __m512| unsafe { std::mem::transmute::<__m512, __m512bh>(x) };
+        _mm512_dpbf16_ps(c, bits(a), bits(b))
+    });
+
+    #[derive(Clone, Copy)]
+    #[repr(align(64))]
+    struct Tile(#[allow(dead_code)] [u8; 1024]); // only ever read by the tiles' loads
+
+    /// Pairs of tiles of either operand: 256 KiB, more than the first-level cache and far less than the second.
+    const PAIRS: usize = 64;
+
+    /// Two tiles of rows by two of columns and what has to be loaded for them, three times a round.
+    ///
+    /// # Safety
+    /// AMX must be there.
+    pub unsafe fn tiles(rounds: usize) -> f64 {
+        let operands = vec![Tile([0; 1024]); 4 * PAIRS];
+        let all = (3 * rounds).div_ceil(PAIRS);
+        // SAFETY: AMX is the caller's; every load is of a tile of `operands`, and every tile touched is named.
+        unsafe {
+            Config::new([(16, 64); 8]).load();
+            for _ in 0..all {
+                asm!(
+                    "2:",
+                    "tileloadd tmm6, [{b} + {row}*1]",
+                    "tileloadd tmm4, [{a} + {row}*1]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm7, [{b} + {row}*1 + 1024]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tileloadd tmm5, [{a} + {row}*1 + 1024]",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "add {a}, 2048",
+                    "add {b}, 2048",
+                    "dec {pairs}",
+                    "jnz 2b",
+                    a = inout(reg) operands.as_ptr() => _,
+                    b = inout(reg) operands[2 * PAIRS..].as_ptr() => _,
+                    pairs = inout(reg) PAIRS => _,
+                    row = in(reg) 64usize,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack, readonly),
+                );
+            }
+            release();
+        }
+        let product = 2 * 16 * 16 * 32;
+        (all * PAIRS * 4 * product) as f64
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+mod loops {
+    /// # Safety
+    /// None.
+    pub unsafe fn multiply(_: crate::Isa, _: &str, _: usize) -> Option<f64> {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn twice_the_rounds_are_twice_the_operations_and_every_byte_is_read() {
+        for isa in Isa::available() {
+            for operands in ["bf16", "f32"] {
+                let [once, twice] = [640, 1280].map(|rounds| multiply(*isa, operands, rounds));
+                assert_eq!(once.map(|once| 2.0 * once), twice, "{} {operands}", isa.name());
+            }
+        }
+        let mut bytes = vec![0; 4096];
+        for at in [0, 7, 127, 128, 4095] {
+            bytes[at] = 1;
+            assert_ne!(read(&bytes), 0, "byte {at}");
+            bytes[at] = 0;
+        }
+    }
+}
