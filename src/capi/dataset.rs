@@ -10,7 +10,7 @@ use crate::emotion::metrics::paired_bootstrap;
 use crate::emotion::run::Data;
 use crate::emotion::{Labels, baseline};
 use crate::files::dialogues::{self, Dialogue, Source, Split, jsonl};
-use crate::{Error, Result};
+use crate::{Code, Error, Result};
 use std::ffi::c_char;
 use std::ops::Range;
 use std::path::Path;
@@ -183,7 +183,10 @@ pub unsafe extern "C" fn dllm_dataset_json_lines(
         let (room, data) = unsafe { (out(json_lines, "json_lines")?, share(dataset)?) };
         let mut text = String::new();
         for dialogue in data.dialogues()? {
-            text += &serde_json::to_string(dialogue).map_err(|_| Error::internal("a dialogue is not JSON"))?;
+            let line = serde_json::to_string(dialogue).map_err(|_| Error::internal("a dialogue is not JSON"))?;
+            let room = text.try_reserve(line.len() + 1);
+            room.map_err(|_| Error::new(Code::OutOfMemory, format!("there is no room for {} bytes", text.len())))?;
+            text += &line;
             text.push('\n');
         }
         *room = dllm_string::boxed(text);

@@ -400,19 +400,22 @@ impl Rows<'_> {
 /// The parser's refusal without its own words, which may quote a field.
 fn csv_error(path: &Path, error: &csv::Error, lines: &mut LineNumbers) -> Error {
     let line = lines.of(error.position());
+    let not_csv = || Error::bad_file(path, format!("line {line} is not CSV"));
     match error.kind() {
         csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
             let text =
                 format!("line {line} has {len} fields, the header has {expected_len}; check its quotes and commas");
             Error::bad_file(path, text)
         }
-        csv::ErrorKind::Utf8 { pos, .. } => {
+        csv::ErrorKind::Utf8 { pos: Some(pos), .. } => {
             // the parser counts inside the field
-            let from = pos.as_ref().map_or(0, |pos| pos.byte() as usize).min(lines.text.len());
-            let valid = std::str::from_utf8(&lines.text[from..]).map_or_else(|error| error.valid_up_to(), str::len);
-            not_utf8(path, lines.text, from + valid)
+            let from = (pos.byte() as usize).min(lines.text.len());
+            match std::str::from_utf8(&lines.text[from..]) {
+                Err(error) => not_utf8(path, lines.text, from + error.valid_up_to()),
+                Ok(_) => not_csv(),
+            }
         }
-        _ => Error::bad_file(path, format!("line {line} is not CSV")),
+        _ => not_csv(),
     }
 }
 
