@@ -18,8 +18,8 @@ pub use dialoguellm_kernels::{Bits, Isa, roof};
 pub use plan::{KeyRun, Plan, QueryRun};
 pub use pool::Pool;
 
-use crate::Result;
 use crate::files::safetensors::Tensors;
+use crate::{Cancel, Result};
 use dialoguellm_kernels::adamw;
 use dialoguellm_kernels::attention::Heads;
 use dialoguellm_kernels::sample::Draw;
@@ -174,9 +174,15 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// The host's instruction level in use.
     fn isa(&self) -> Isa;
     /// Takes a stored matrix `[rows, cols]`; a host device keeps numbers where they are mapped. Where `bits` are given and it is
-    /// stored as numbers, whole numbers with scales are made of it.
-    fn weight(&self, tensors: &Arc<Tensors>, name: &str, shape: [usize; 2], bits: Option<Bits>)
-    -> Result<Self::Weight>;
+    /// stored as numbers, whole numbers with scales are made of it. `cancel` is read while values are made or sent.
+    fn weight(
+        &self,
+        tensors: &Arc<Tensors>,
+        name: &str,
+        shape: [usize; 2],
+        bits: Option<Bits>,
+        cancel: &Cancel,
+    ) -> Result<Self::Weight>;
     /// Takes a stored vector.
     fn vector(&self, tensors: &Arc<Tensors>, name: &str, len: usize) -> Result<Self::Vector>;
     /// Makes an adapter's parameters visible.

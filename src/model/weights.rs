@@ -13,7 +13,7 @@ pub struct Weights<'a> {
     /// What linear maps become that are stored as numbers; they stay as they are where none are given. With either, the
     /// embedding and the head become 8 bits.
     pub bits: Option<Bits>,
-    /// Stops opening between matrices.
+    /// Stops opening, inside a matrix too where it becomes whole numbers.
     pub cancel: &'a Cancel,
 }
 
@@ -23,12 +23,12 @@ impl Weights<'_> {
     pub fn linear<D: Device>(&self, device: &D, name: &str, shape: [usize; 2]) -> Result<D::Weight> {
         self.cancel.check()?;
         refuse_width(name, shape[1], self.bits)?;
-        device.weight(self.tensors, name, shape, self.bits)
+        device.weight(self.tensors, name, shape, self.bits, self.cancel)
     }
 
     /// The embedding or the head: 4 bits would cost them more than they are worth. Errors: those of [`Device::weight`].
     pub fn table<D: Device>(&self, device: &D, name: &str, shape: [usize; 2]) -> Result<D::Weight> {
-        device.weight(self.tensors, name, shape, self.bits.map(|_| Bits::Eight))
+        device.weight(self.tensors, name, shape, self.bits.map(|_| Bits::Eight), self.cancel)
     }
 }
 

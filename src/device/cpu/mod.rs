@@ -17,8 +17,8 @@ use product::Factor;
 
 use super::pool::Chunks;
 use super::{AttentionGradient, AttentionSaved, Device, HeadTarget, Out, PairAt, Plan, Pool, Sum, Term, room};
-use crate::Result;
 use crate::files::safetensors::Tensors;
+use crate::{Cancel, Result};
 use dialoguellm_kernels::attention::Heads;
 use dialoguellm_kernels::sample::{self, Draw};
 use dialoguellm_kernels::{Bits, Elem, Isa, Kernels, Matrix, Real, adamw, dropout};
@@ -165,8 +165,15 @@ impl<E: Elem> Device for Cpu<E> {
         self.kernels.isa
     }
 
-    fn weight(&self, tensors: &Arc<Tensors>, name: &str, shape: [usize; 2], bits: Option<Bits>) -> Result<Stored> {
-        Stored::open(&self.pool, tensors, name, shape, bits)
+    fn weight(
+        &self,
+        tensors: &Arc<Tensors>,
+        name: &str,
+        shape: [usize; 2],
+        bits: Option<Bits>,
+        cancel: &Cancel,
+    ) -> Result<Stored> {
+        Stored::open(&self.pool, tensors, name, shape, bits, cancel)
     }
 
     fn vector(&self, tensors: &Arc<Tensors>, name: &str, len: usize) -> Result<Self::Vector> {

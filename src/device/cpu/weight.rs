@@ -1,9 +1,9 @@
 //! Frozen matrices: in their file where they are mapped, or whole numbers in memory, packed as products read them.
 
 use super::super::pool::{Chunks, Pool};
-use crate::Result;
 use crate::files::room_for;
 use crate::files::safetensors::Tensors;
+use crate::{Cancel, Result};
 use dialoguellm_kernels::linear::PANEL;
 use dialoguellm_kernels::matrix::Encoding;
 use dialoguellm_kernels::quantize::packed::{Packed, panel_sizes, put};
@@ -34,12 +34,13 @@ impl Stored {
         name: &str,
         [rows, cols]: [usize; 2],
         bits: Option<Bits>,
+        cancel: &Cancel,
     ) -> Result<Self> {
         let matrix = tensors.matrix(name, rows, cols)?;
         let values = match (matrix.encoding(), bits) {
-            (Encoding::Plain(_), Some(bits)) => packed(pool, &matrix, bits, bits.run(cols), name)?,
+            (Encoding::Plain(_), Some(bits)) => packed(pool, &matrix, bits, bits.run(cols), name, cancel)?,
             (Encoding::Quantized(bits, scales), _) if scales.dtype() == Dtype::Bf16 => {
-                packed(pool, &matrix, bits, scales.run(), name)?
+                packed(pool, &matrix, bits, scales.run(), name, cancel)?
             }
             _ => Values::File { tensors: tensors.clone(), name: name.to_owned() },
         };
@@ -59,7 +60,7 @@ impl Stored {
 }
 
 /// The matrix as whole numbers in the order of a product; a task makes a panel.
-fn packed(pool: &Pool, matrix: &Matrix, bits: Bits, run: usize, name: &str) -> Result<Values> {
+fn packed(pool: &Pool, matrix: &Matrix, bits: Bits, run: usize, name: &str, cancel: &Cancel) -> Result<Values> {
     let (rows, cols) = (matrix.rows(), matrix.cols());
     let (panels, sizes) = (rows.div_ceil(PANEL), panel_sizes(bits, cols, run));
     let (mut q, mut scales) = (room_for(panels * sizes.0, name)?, room_for(panels * sizes.1, name)?);
@@ -67,6 +68,9 @@ fn packed(pool: &Pool, matrix: &Matrix, bits: Bits, run: usize, name: &str) -> R
     scales.resize(panels * sizes.1, bf16::ZERO);
     let (q_panels, scale_panels) = (Chunks::new(&mut q, sizes.0), Chunks::new(&mut scales, sizes.1));
     pool.run(panels, |task| {
+        if cancel.is_set() {
+            return;
+        }
         // SAFETY: a panel belongs to one task.
         let (q, scales) = unsafe { (q_panels.get(task), scale_panels.get(task)) };
         let (mut row, mut row_q, mut row_scales) =
@@ -85,5 +89,6 @@ fn packed(pool: &Pool, matrix: &Matrix, bits: Bits, run: usize, name: &str) -> R
             put(bits, (&mut *q, &mut *scales), at, &row_q, &row_scales);
         }
     });
+    cancel.check()?;
     Ok(Values::Packed { bits, run, q: Arc::new(q), scales: Arc::new(scales) })
 }

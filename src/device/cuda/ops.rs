@@ -5,8 +5,8 @@ use super::super::{
 };
 use super::weight::{Rows, Weight};
 use super::{Array, Gpu, locked};
-use crate::Result;
 use crate::files::safetensors::Tensors;
+use crate::{Cancel, Result};
 use dialoguellm_kernels::attention::Heads;
 use dialoguellm_kernels::cuda::Ptr;
 use dialoguellm_kernels::sample::Draw;
@@ -183,8 +183,9 @@ impl Device for Gpu {
         name: &str,
         [rows, cols]: [usize; 2],
         bits: Option<Bits>,
+        cancel: &Cancel,
     ) -> Result<Weight> {
-        self.send(&tensors.matrix(name, rows, cols)?, bits, name)
+        self.send(&tensors.matrix(name, rows, cols)?, bits, name, cancel)
     }
 
     fn vector(&self, tensors: &Arc<Tensors>, name: &str, len: usize) -> Result<Array<f32>> {

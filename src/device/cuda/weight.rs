@@ -4,7 +4,7 @@
 use super::memory::PART;
 use super::{Array, Gpu, bytes_of};
 use crate::files::room_for;
-use crate::{Error, Result};
+use crate::{Cancel, Error, Result};
 use dialoguellm_kernels::cuda::Ptr;
 use dialoguellm_kernels::matrix::{Dtype, Encoding};
 use dialoguellm_kernels::quantize::{cuda::Quantized, quantize};
@@ -109,36 +109,38 @@ fn whole(matrix: &Matrix, i: usize, bits: Bits, q: &mut [u8], scales: &mut [f32]
 
 impl Gpu {
     /// Sends a stored matrix; as whole numbers where it is stored so, or where `bits` are given.
-    pub(super) fn send(&self, matrix: &Matrix, bits: Option<Bits>, name: &str) -> Result<Weight> {
+    pub(super) fn send(&self, matrix: &Matrix, bits: Option<Bits>, name: &str, cancel: &Cancel) -> Result<Weight> {
         let (rows, cols) = (matrix.rows(), matrix.cols());
         let values = match (matrix.encoding(), bits) {
-            (Encoding::Plain(_), None) => Values::Numbers(Arc::new(self.send_numbers(matrix, name)?)),
-            (Encoding::Plain(_), Some(bits)) => self.send_whole(matrix, bits, bits.run(cols), name)?,
-            (Encoding::Quantized(bits, scales), _) => self.send_whole(matrix, bits, scales.run(), name)?,
+            (Encoding::Plain(_), None) => Values::Numbers(Arc::new(self.send_numbers(matrix, name, cancel)?)),
+            (Encoding::Plain(_), Some(bits)) => self.send_whole(matrix, bits, bits.run(cols), name, cancel)?,
+            (Encoding::Quantized(bits, scales), _) => self.send_whole(matrix, bits, scales.run(), name, cancel)?,
             (Encoding::Packed(_), _) => return Err(Error::internal(format!("{name} is packed for a CPU"))),
         };
         self.queue.flush()?;
         Ok(Weight { rows, cols, values })
     }
 
-    fn send_numbers(&self, matrix: &Matrix, name: &str) -> Result<Array<bf16>> {
+    fn send_numbers(&self, matrix: &Matrix, name: &str, cancel: &Cancel) -> Result<Array<bf16>> {
         let (rows, cols) = (matrix.rows(), matrix.cols());
         let array = self.kept::<bf16>(rows, cols, name)?;
         let step = step(rows, 2 * cols, name)?;
         for from in (0..rows).step_by(step) {
+            cancel.check()?;
             let len = 2 * cols * step.min(rows - from);
             self.staging.put(&self.queue, &array.block, 2 * cols * from, len, |room| encode(matrix, from, room))?;
         }
         Ok(array)
     }
 
-    fn send_whole(&self, matrix: &Matrix, bits: Bits, run: usize, name: &str) -> Result<Values> {
+    fn send_whole(&self, matrix: &Matrix, bits: Bits, run: usize, name: &str, cancel: &Cancel) -> Result<Values> {
         let (rows, cols) = (matrix.rows(), matrix.cols());
         let (width, runs) = (bits.row_bytes(cols), cols.div_ceil(run));
         let (q, scales) = (self.kept::<u8>(rows, width, name)?, self.kept::<f32>(rows, runs, name)?);
         let step = step(rows, width.max(4 * runs), name)?;
         let mut part: Vec<f32> = room_for(step * runs, name)?;
         for from in (0..rows).step_by(step) {
+            cancel.check()?;
             let count = step.min(rows - from);
             part.resize(count * runs, 0.0);
             self.staging.put(&self.queue, &q.block, width * from, width * count, |room| {
