@@ -56,12 +56,12 @@ class PyTorch:
 
         torch.set_num_threads(threads)
         torch.manual_seed(1)
-        self.torch = torch
+        self.torch, self.compiled = torch, compiled
         load = lambda: transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)  # noqa: E731
         self.plain = load().eval()
         config = peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", task_type="CAUSAL_LM")
         self.lora = peft.get_peft_model(load(), config).to(torch.bfloat16).train()
-        if compiled:
+        if compiled:  # for fixed shapes: a cache that grows would be compiled anew for every token
             self.plain.forward = torch.compile(self.plain.forward, dynamic=False)
             self.lora.base_model.model.forward = torch.compile(self.lora.base_model.model.forward, dynamic=False)
 
@@ -99,7 +99,8 @@ class PyTorch:
         return rate(ids.numel(), gradient)
 
     def rates(self):
-        return {ONE: self.prefill(1), MANY: self.prefill(PROMPTS), DECODE: self.decode(), TRAIN: self.train()}
+        decode = {} if self.compiled else {DECODE: self.decode()}
+        return {ONE: self.prefill(1), MANY: self.prefill(PROMPTS), TRAIN: self.train(), **decode}
 
 
 class LlamaCpp:
@@ -142,6 +143,15 @@ def sides(arguments):
     return found
 
 
+def processor() -> str:
+    """Its name, where the system tells it."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
@@ -150,7 +160,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--gguf", nargs="*", default=[])
     arguments = parser.parse_args()
-    print(f"# machine    {platform.processor() or platform.machine()}, {arguments.threads} threads")
+    print(f"# machine    {processor()}, {arguments.threads} threads, {platform.system()}")
     print(f"# command    {' '.join(sys.argv)}")
     found = sides(arguments)
     taken = {name: {} for name in found}
