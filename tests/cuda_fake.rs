@@ -123,6 +123,19 @@ fn again(name: &str, folder: &Path, environment: &[(&str, &str)]) -> String {
     ran.out
 }
 
+/// Whether this process only sends the test to one that finds the fake driver of `folder`, and shows what that says.
+fn sent(name: &str, folder: Option<&Path>) -> bool {
+    if std::env::var_os(CHILD).is_some() {
+        return false;
+    }
+    match folder {
+        _ if only_the_fake_driver(name) => {}
+        Some(folder) => print!("{}", again(name, folder, &[])),
+        None => skipped(),
+    }
+    true
+}
+
 /// Whether this process has the driver; if not, one that has it runs the test, every launch under the checker of
 /// races, bounds and values never written.
 fn on_the_driver(name: &str) -> bool {
@@ -667,12 +680,7 @@ fn each_call<S>(
 #[test]
 fn a_failure_of_each_call_is_a_status_and_leaves_the_library_usable() {
     const NAME: &str = "a_failure_of_each_call_is_a_status_and_leaves_the_library_usable";
-    if std::env::var_os(CHILD).is_none() {
-        match driver() {
-            _ if only_the_fake_driver(NAME) => {}
-            Some(folder) => print!("{}", again(NAME, folder, &[])),
-            None => skipped(),
-        }
+    if sent(NAME, driver()) {
         return;
     }
     let small = Small::new();
@@ -715,12 +723,7 @@ fn a_failure_of_each_call_is_a_status_and_leaves_the_library_usable() {
 #[test]
 fn a_failure_of_each_product_of_cublaslt_is_one_too_and_a_replayed_one_has_the_same_bits() {
     const NAME: &str = "a_failure_of_each_product_of_cublaslt_is_one_too_and_a_replayed_one_has_the_same_bits";
-    if std::env::var_os(CHILD).is_none() {
-        match driver_with_cublaslt() {
-            _ if only_the_fake_driver(NAME) => {}
-            Some(folder) => print!("{}", again(NAME, folder, &[])),
-            None => skipped(),
-        }
+    if sent(NAME, driver_with_cublaslt()) {
         return;
     }
     let small = Small::wide();
