@@ -70,10 +70,5 @@ func (a *Adapter) Parameters() int {
 
 // Save writes a folder that PEFT reads; a folder that is there is replaced in one step.
 func (a *Adapter) Save(dir string) error {
-	path, free := owned(dir)
-	defer free()
-	var err *C.dllm_error
-	status := C.dllm_adapter_save(a.p, path, &err)
-	runtime.KeepAlive(a)
-	return errorOf(status, err)
+	return toFolder(a, dir, func(path *C.char, err **C.dllm_error) C.dllm_status { return C.dllm_adapter_save(a.p, path, err) })
 }

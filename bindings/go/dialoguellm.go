@@ -69,6 +69,28 @@ func taken(text *C.dllm_string) string {
 	return C.GoStringN(C.dllm_string_data(text), C.int(C.dllm_string_len(text)))
 }
 
+// textOf is the text that a call hands out; of stays alive during the call.
+func textOf(of any, call func(text **C.dllm_string, err **C.dllm_error) C.dllm_status) (string, error) {
+	defer runtime.KeepAlive(of)
+	var text *C.dllm_string
+	var err *C.dllm_error
+	status := call(&text, &err)
+	if err := errorOf(status, err); err != nil {
+		return "", err
+	}
+	return taken(text), nil
+}
+
+// toFolder makes a call that writes the folder dir; of stays alive during the call.
+func toFolder(of any, dir string, call func(path *C.char, err **C.dllm_error) C.dllm_status) error {
+	defer runtime.KeepAlive(of)
+	path, free := owned(dir)
+	defer free()
+	var err *C.dllm_error
+	status := call(path, &err)
+	return errorOf(status, err)
+}
+
 // Version is the library's version.
 func Version() string { return C.GoString(C.dllm_version()) }
 
@@ -246,14 +268,7 @@ func (m *Model) Close() {
 
 // Info is what the model is, as JSON.
 func (m *Model) Info() (string, error) {
-	var text *C.dllm_string
-	var err *C.dllm_error
-	status := C.dllm_model_info(m.p, &text, &err)
-	runtime.KeepAlive(m)
-	if err := errorOf(status, err); err != nil {
-		return "", err
-	}
-	return taken(text), nil
+	return textOf(m, func(text **C.dllm_string, err **C.dllm_error) C.dllm_status { return C.dllm_model_info(m.p, text, err) })
 }
 
 // Turn is a turn of a dialogue; Visual and Emotion may be empty.
@@ -450,12 +465,7 @@ func (c *Classifier) Temperature() float64 {
 
 // Save writes the folder that OpenClassifier opens; the classifier must have an adapter.
 func (c *Classifier) Save(dir string) error {
-	path, free := owned(dir)
-	defer free()
-	var err *C.dllm_error
-	status := C.dllm_classifier_save(c.p, path, &err)
-	runtime.KeepAlive(c)
-	return errorOf(status, err)
+	return toFolder(c, dir, func(path *C.char, err **C.dllm_error) C.dllm_status { return C.dllm_classifier_save(c.p, path, err) })
 }
 
 // Conversation is one dialogue as it happens. One call at a time; another gets ErrBusy.
@@ -566,14 +576,9 @@ func (t *Conversation) Rollback(turns int) error {
 
 // Save is the conversation as JSON, for Restore.
 func (t *Conversation) Save() (string, error) {
-	var text *C.dllm_string
-	var err *C.dllm_error
-	status := C.dllm_conversation_save(t.p, &text, &err)
-	runtime.KeepAlive(t)
-	if err := errorOf(status, err); err != nil {
-		return "", err
-	}
-	return taken(text), nil
+	return textOf(t, func(text **C.dllm_string, err **C.dllm_error) C.dllm_status {
+		return C.dllm_conversation_save(t.p, text, err)
+	})
 }
 
 // Turns are how many turns it holds.

@@ -40,14 +40,10 @@ func (m *Model) Tokenize(text string, special bool) ([]uint32, error) {
 
 // Detokenize gives the text of tokens; skipSpecial leaves out those that are no text.
 func (m *Model) Detokenize(ids []uint32, skipSpecial bool) (string, error) {
-	defer runtime.KeepAlive(m)
-	var text *C.dllm_string
-	var err *C.dllm_error
 	at := (*C.uint32_t)(unsafe.Pointer(unsafe.SliceData(ids)))
-	if err := errorOf(C.dllm_model_detokenize(m.p, at, C.size_t(len(ids)), flag(skipSpecial), &text, &err), err); err != nil {
-		return "", err
-	}
-	return taken(text), nil
+	return textOf(m, func(text **C.dllm_string, err **C.dllm_error) C.dllm_status {
+		return C.dllm_model_detokenize(m.p, at, C.size_t(len(ids)), flag(skipSpecial), text, err)
+	})
 }
 
 // Logits are those of what comes after tokens, one for every token of the vocabulary; adapter may be nil.

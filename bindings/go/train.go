@@ -95,39 +95,24 @@ func (d *Dataset) TurnsOf(dialogue int) int {
 
 // Stats are dialogues, turns, and turns of every label, as JSON.
 func (d *Dataset) Stats() (string, error) {
-	var text *C.dllm_string
-	var err *C.dllm_error
-	status := C.dllm_dataset_stats(d.p, &text, &err)
-	runtime.KeepAlive(d)
-	if err := errorOf(status, err); err != nil {
-		return "", err
-	}
-	return taken(text), nil
+	return textOf(d, func(text **C.dllm_string, err **C.dllm_error) C.dllm_status {
+		return C.dllm_dataset_stats(d.p, text, err)
+	})
 }
 
 // JSONLines are all dialogues as ParseDataset reads them.
 func (d *Dataset) JSONLines() (string, error) {
-	var text *C.dllm_string
-	var err *C.dllm_error
-	status := C.dllm_dataset_json_lines(d.p, &text, &err)
-	runtime.KeepAlive(d)
-	if err := errorOf(status, err); err != nil {
-		return "", err
-	}
-	return taken(text), nil
+	return textOf(d, func(text **C.dllm_string, err **C.dllm_error) C.dllm_status {
+		return C.dllm_dataset_json_lines(d.p, text, err)
+	})
 }
 
 // Baseline gives the figures on judged, as JSON, of a bag of words that learned from d: the bar that a model has to clear.
 func (d *Dataset) Baseline(judged *Dataset) (string, error) {
-	var text *C.dllm_string
-	var err *C.dllm_error
-	status := C.dllm_dataset_baseline(d.p, judged.p, &text, &err)
-	runtime.KeepAlive(d)
-	runtime.KeepAlive(judged)
-	if err := errorOf(status, err); err != nil {
-		return "", err
-	}
-	return taken(text), nil
+	defer runtime.KeepAlive(judged)
+	return textOf(d, func(text **C.dllm_string, err **C.dllm_error) C.dllm_status {
+		return C.dllm_dataset_baseline(d.p, judged.p, text, err)
+	})
 }
 
 // PairedBootstrap says whether answers b are better than answers a by more than chance, as JSON: the difference of their
@@ -142,14 +127,10 @@ func PairedBootstrap(labels int, gold, a, b []uint32, dialogueTurns []int, resam
 		turns[i] = C.size_t(n)
 	}
 	numbers := func(x []uint32) *C.uint32_t { return (*C.uint32_t)(unsafe.Pointer(unsafe.SliceData(x))) }
-	var text *C.dllm_string
-	var err *C.dllm_error
-	status := C.dllm_paired_bootstrap(C.size_t(labels), numbers(gold), numbers(a), numbers(b), C.size_t(len(gold)),
-		unsafe.SliceData(turns), C.size_t(len(turns)), C.size_t(resamples), C.uint64_t(seed), &text, &err)
-	if err := errorOf(status, err); err != nil {
-		return "", err
-	}
-	return taken(text), nil
+	return textOf(nil, func(text **C.dllm_string, err **C.dllm_error) C.dllm_status {
+		return C.dllm_paired_bootstrap(C.size_t(labels), numbers(gold), numbers(a), numbers(b), C.size_t(len(gold)),
+			unsafe.SliceData(turns), C.size_t(len(turns)), C.size_t(resamples), C.uint64_t(seed), text, err)
+	})
 }
 
 // TrainOptions say how a run begins; the zero value begins a new one.
@@ -271,28 +252,16 @@ func (t *Trainer) Events(ctx context.Context) iter.Seq2[Event, error] {
 	}
 }
 
-func (t *Trainer) to(dir string, call func(path *C.char, err **C.dllm_error) C.dllm_status) error {
-	path, free := owned(dir)
-	defer free()
-	defer runtime.KeepAlive(t)
-	var err *C.dllm_error
-	status := call(path, &err)
-	return errorOf(status, err)
-}
-
 // Save writes a checkpoint; a kill leaves the old one or the new one.
 func (t *Trainer) Save(dir string) error {
-	return t.to(dir, func(path *C.char, err **C.dllm_error) C.dllm_status { return C.dllm_trainer_save(t.p, path, err) })
+	return toFolder(t, dir, func(path *C.char, err **C.dllm_error) C.dllm_status { return C.dllm_trainer_save(t.p, path, err) })
 }
 
 // Finish ends the run; dir becomes the folder for OpenClassifier. What the run did, as JSON.
 func (t *Trainer) Finish(dir string) (string, error) {
-	var summary *C.dllm_string
-	err := t.to(dir, func(path *C.char, err **C.dllm_error) C.dllm_status {
-		return C.dllm_trainer_finish(t.p, path, &summary, err)
+	path, free := owned(dir)
+	defer free()
+	return textOf(t, func(text **C.dllm_string, err **C.dllm_error) C.dllm_status {
+		return C.dllm_trainer_finish(t.p, path, text, err)
 	})
-	if err != nil {
-		return "", err
-	}
-	return taken(summary), nil
 }

@@ -161,9 +161,8 @@ public final class Model: Sendable {
     }
     /// The text of tokens; `special` keeps those that are no text.
     public func detokenize(_ tokens: [UInt32], special: Bool = false) throws -> String {
-        var text: OpaquePointer?
-        try check { dllm_model_detokenize(handle.pointer, tokens, tokens.count, special ? 0 : 1, &text, &$0) }
-        return taken(text)
+        let pointer = handle.pointer
+        return try text { dllm_model_detokenize(pointer, tokens, tokens.count, special ? 0 : 1, $0, &$1) }
     }
 
     /// The logits of what comes after tokens, one for every token of the vocabulary.
