@@ -249,6 +249,8 @@ class Model(_Handle):
             return Classifier(_made("classifier_open", self._handle, _path(dir)))
         labels = list(labels)
         names, spoken = _strs(labels), _strs(words) if words is not None else None
+        if spoken is not None and len(spoken) != len(labels):
+            raise ValueError(f"{len(labels)} labels and {len(spoken)} words for them")
         options = new(_c.ClassifierOptions, template_text=template.encode() if template else None)
         if labels:
             options.labels, options.n_labels = c.cast(names, c.c_void_p), len(labels)

@@ -56,6 +56,8 @@ class Facts(unittest.TestCase):
         self.assertIn("no/such/folder", str(raised.exception))
         with self.assertRaises(ValueError):
             dllm.Runtime(device="tpu")
+        with self.assertRaises(ValueError):
+            self.model.classifier(labels=["joy", "fear"], words=["glad"])
 
     def test_text_is_streamed_and_ended_and_what_is_raised_goes_through(self):
         pieces = []
