@@ -1,5 +1,5 @@
 //! What a core could do if nothing held it up: rates that others are a part of, measured on the machine at hand. Whoever
-//! calls takes the time; for the roof of several threads, several call at once.
+//! calls takes the time; for the roof of several threads, several call at once, each with bytes of its own.
 
 use crate::Isa;
 

@@ -9,7 +9,7 @@ use dialoguellm::emotion::template::Template;
 use dialoguellm::emotion::{Bulk, Classifier, Labels};
 use dialoguellm::files::adapter::LoraConfig;
 use dialoguellm::files::{Access, Config, Dialogue, Site, Tensors, Turn};
-use dialoguellm::model::{Adapter, Builder, Learning, Model, Pass, Target, weights};
+use dialoguellm::model::{Adapter, Builder, Forest, Learning, Model, Pass, Target, weights};
 use dialoguellm::{Cancel, Error, Result};
 use serde_json::{Value, json};
 use std::hint::black_box;
@@ -104,12 +104,12 @@ impl Bench {
         let (isa, threads) = (model.engine().isa(), self.model.threads());
         let operands = if model.engine().precision() == "f32" { "f32" } else { "bf16" };
         let known = roof::multiply(isa, operands, 1).is_some();
-        let products = known.then(|| together(threads, || products_rate(isa, operands)));
-        let bytes = vec![1u8; READ];
-        let share = READ / threads;
-        let reading = together(threads, || {
+        let products = known.then(|| together(threads, |_| products_rate(isa, operands)));
+        // each thread reads bytes of its own: what another has read is in a cache that they share
+        let (bytes, share) = (vec![1u8; READ], READ / threads);
+        let reading = together(threads, |thread| {
             let started = Instant::now();
-            black_box(roof::read(black_box(&bytes[..share])));
+            black_box(roof::read(black_box(&bytes[thread * share..][..share])));
             share as f64 / started.elapsed().as_secs_f64()
         });
         Roof { products, reading: Some(reading) }
@@ -135,13 +135,10 @@ impl Bench {
     }
 
     fn prefill(&self, model: &Model, roof: Roof, n: usize) -> Result<Line> {
-        let mut builder = Builder::new(0);
-        self.prompts(model, n).iter().for_each(|ids| {
-            builder.insert(0, ids);
-        });
-        let (forest, rows) = builder.build();
+        let (forest, rows) = forest(&self.prompts(model, n));
         let mut last: Vec<u32> = rows.iter().filter_map(|rows| rows.last().copied()).collect();
         last.sort_unstable();
+        last.dedup(); // short prompts may be drawn twice
         let pass = Pass { forest: &forest, adapter: None, cancel: &Cancel::default() };
         let seconds = self.median(|| model.engine().logits(&pass, None, &last).map(drop))?;
         let rate = forest.len() as f64 / seconds;
@@ -189,12 +186,8 @@ impl Bench {
             json!({"peft_type": "LORA", "r": self.rank, "lora_alpha": self.rank, "target_modules": "all-linear"});
         let Value::Object(map) = json else { return Err(Error::internal("an object is none")) };
         let adapter = Adapter::new(LoraConfig::from_json(map)?, model.config(), 0)?;
-        let mut builder = Builder::new(0);
         let prompts = self.prompts(model, self.batch);
-        prompts.iter().for_each(|ids| {
-            builder.insert(0, ids);
-        });
-        let (forest, rows) = builder.build();
+        let (forest, rows) = forest(&prompts);
         let asked = prompts.iter().zip(&rows).filter_map(|(ids, rows)| {
             let last = rows.len().checked_sub(1)?;
             Some(Target { row: rows[last - 1], token: ids[last] })
@@ -234,6 +227,15 @@ impl Line {
 /// Bytes that are read: far more than any cache.
 const READ: usize = 512 << 20;
 
+/// The prompts as one, and the rows of each.
+fn forest(prompts: &[Vec<u32>]) -> (Forest, Vec<Vec<u32>>) {
+    let mut builder = Builder::new(0);
+    prompts.iter().for_each(|ids| {
+        builder.insert(0, ids);
+    });
+    builder.build()
+}
+
 /// Values of the linear maps of all layers: two operations each for a token.
 fn maps(config: &Config) -> f64 {
     let layer: usize = Site::ALL.map(|site| site.shape(config)).iter().map(|(rows, cols)| rows * cols).sum();
@@ -251,10 +253,11 @@ fn products_rate(isa: Isa, operands: &str) -> f64 {
 }
 
 /// The sum of what so many threads reach at once; the best of three tries, since others use the machine too.
-fn together(threads: usize, rate: impl Fn() -> f64 + Sync) -> f64 {
+fn together(threads: usize, rate: impl Fn(usize) -> f64 + Sync) -> f64 {
+    let rate = &rate;
     let once = || {
         std::thread::scope(|scope| {
-            let all: Vec<_> = (0..threads).map(|_| scope.spawn(&rate)).collect();
+            let all: Vec<_> = (0..threads).map(|thread| scope.spawn(move || rate(thread))).collect();
             all.into_iter().map(|thread| thread.join().unwrap_or(f64::NAN)).sum::<f64>()
         })
     };
