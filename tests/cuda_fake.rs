@@ -355,6 +355,25 @@ fn threads_take_turns_and_get_what_one_gets() {
     assert_eq!(together, alone.map(|sum| [sum, sum]));
 }
 
+#[test]
+fn models_side_by_side_open_and_compute_while_another_captures() {
+    if !on_the_driver("models_side_by_side_open_and_compute_while_another_captures") {
+        return;
+    }
+    let small = &Small::new();
+    let alone = &small.pass(&small.open().unwrap()).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(move || {
+                for _ in 0..3 {
+                    let gpu = small.open().unwrap();
+                    (0..3).for_each(|_| assert_eq!(small.pass(&gpu).as_ref(), Ok(alone)));
+                }
+            });
+        }
+    });
+}
+
 /// The log p of two leaves after every turn of a conversation, with one turn taken back and said otherwise.
 fn live(model: Model) -> Vec<f32> {
     let mut conversation = Conversation::new(Arc::new(model), Some(Arc::new(adapter())), Options::default());

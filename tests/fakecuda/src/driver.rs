@@ -8,6 +8,7 @@ use crate::failures::{Class, Failures};
 use ptxsim::{Launch, Memory, Module};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::thread::ThreadId;
 use std::time::Instant;
 
 /// Bytes of dynamic shared memory that a kernel gets without asking.
@@ -100,9 +101,22 @@ pub enum Task {
     },
 }
 
+/// Which calls a stream's recording forbids while it lasts, as `CUstreamCaptureMode` numbers them.
+#[derive(Clone, Copy, PartialEq)]
+enum Mode {
+    /// What allocates or waits, on every thread.
+    Global,
+    /// The same on the thread that began it.
+    ThreadLocal,
+    /// Nothing of another stream.
+    Relaxed,
+}
+
 /// A stream that records instead of running.
 struct Capture {
     origin: u64,
+    mode: Mode,
+    thread: ThreadId,
     streams: BTreeSet<u64>,
     events: BTreeSet<u64>,
     tasks: Vec<Task>,
@@ -117,7 +131,7 @@ pub struct Driver {
     used: usize,
     objects: BTreeMap<u64, Object>,
     next: u64,
-    capture: Option<Capture>,
+    captures: Vec<Capture>,
     lost: Option<Code>,
     failures: Failures,
 }
@@ -135,7 +149,7 @@ impl Driver {
             used: 0,
             objects: BTreeMap::new(),
             next: 0x1000,
-            capture: None,
+            captures: Vec::new(),
             lost: None,
             failures: Failures::parse(&failures).unwrap_or_else(|error| {
                 eprintln!("fakecuda: {error}");
@@ -304,11 +318,11 @@ impl Driver {
     pub fn record(&mut self, event: u64, stream: u64) -> Answer {
         self.stream(stream)?;
         self.event(event)?;
-        match &mut self.capture {
-            Some(capture) if capture.streams.contains(&stream) => {
+        match self.capture_of(stream) {
+            Some(capture) => {
                 capture.events.insert(event);
             }
-            _ => *self.event(event)? = Some(Instant::now()),
+            None => *self.event(event)? = Some(Instant::now()),
         }
         Ok(())
     }
@@ -316,9 +330,7 @@ impl Driver {
     pub fn wait_event(&mut self, stream: u64, event: u64) -> Answer {
         self.stream(stream)?;
         self.event(event)?;
-        if let Some(capture) = &mut self.capture
-            && capture.events.contains(&event)
-        {
+        if let Some(capture) = self.captures.iter_mut().find(|capture| capture.events.contains(&event)) {
             capture.streams.insert(stream);
         }
         Ok(())
@@ -333,26 +345,41 @@ impl Driver {
     /// A wait for an event; one of a capture cannot be waited for.
     pub fn await_event(&mut self, event: u64) -> Answer {
         self.event(event)?;
-        if self.capture.as_ref().is_some_and(|capture| capture.events.contains(&event)) {
+        if self.captures.iter().any(|capture| capture.events.contains(&event)) {
             return Err(Code::CAPTURED_EVENT);
         }
-        self.synchronize()
-    }
-    /// A wait for a stream.
-    pub fn await_stream(&mut self, stream: u64) -> Answer {
-        self.stream(stream)?;
-        self.synchronize()
-    }
-    /// A wait for the device: everything is done, unless a failure is planned; a capture is spoiled.
-    pub fn synchronize(&mut self) -> Answer {
-        self.forbid_in_capture()?;
         self.plan(Class::Sync)
     }
-    /// What a capture cannot hold spoils it.
-    pub fn forbid_in_capture(&mut self) -> Answer {
-        let Some(capture) = &mut self.capture else { return Ok(()) };
-        capture.spoiled = true;
-        Err(Code::CAPTURE_UNSUPPORTED)
+    /// A wait for a stream: everything is done, unless a failure is planned; its own capture is spoiled.
+    pub fn await_stream(&mut self, stream: u64) -> Answer {
+        self.stream(stream)?;
+        self.spoil(|capture| capture.streams.contains(&stream))?;
+        self.plan(Class::Sync)
+    }
+    /// A wait for the device, which waits for every stream.
+    pub fn synchronize(&mut self) -> Answer {
+        self.spoil(|_| true)?;
+        self.plan(Class::Sync)
+    }
+    /// A call that allocates or may wait: the captures whose mode forbids it are spoiled.
+    pub fn unless_captured(&mut self) -> Answer {
+        let here = std::thread::current().id();
+        self.spoil(|capture| match capture.mode {
+            Mode::Global => true,
+            Mode::ThreadLocal => capture.thread == here,
+            Mode::Relaxed => false,
+        })
+    }
+    fn spoil(&mut self, forbids: impl Fn(&Capture) -> bool) -> Answer {
+        let mut answer = Ok(());
+        for capture in self.captures.iter_mut().filter(|capture| forbids(capture)) {
+            capture.spoiled = true;
+            answer = Err(Code::CAPTURE_UNSUPPORTED);
+        }
+        answer
+    }
+    fn capture_of(&mut self, stream: u64) -> Option<&mut Capture> {
+        self.captures.iter_mut().find(|capture| capture.streams.contains(&stream))
     }
 
     // ---- work ----
@@ -363,22 +390,21 @@ impl Driver {
         if let Task::Launch { function, grid, block, shared, .. } = &task {
             fits(function, *grid, *block, *shared)?;
         }
-        match &mut self.capture {
-            Some(capture) if capture.streams.contains(&stream) => {
+        if stream == 0 {
+            self.spoil(|_| true).map_err(|_| Code::CAPTURE_IMPLICIT)?;
+        }
+        match self.capture_of(stream) {
+            Some(capture) => {
                 capture.tasks.push(task);
                 Ok(())
             }
-            Some(capture) if stream == 0 => {
-                capture.spoiled = true;
-                Err(Code::CAPTURE_IMPLICIT)
-            }
-            _ => self.perform(&task),
+            None => self.perform(&task),
         }
     }
 
-    /// Work that its caller waits for.
+    /// Work of the legacy stream, that its caller waits for.
     pub fn submit_and_wait(&mut self, task: Task) -> Answer {
-        self.forbid_in_capture()?;
+        self.spoil(|_| true)?;
         self.perform(&task)
     }
 
@@ -431,25 +457,28 @@ impl Driver {
     // ---- graphs ----
 
     /// From here a stream records.
-    pub fn begin_capture(&mut self, stream: u64) -> Answer {
+    pub fn begin_capture(&mut self, stream: u64, mode: u32) -> Answer {
         self.plan(Class::Graph)?;
         self.stream(stream)?;
-        if self.capture.is_some() || stream == 0 {
+        let modes = [Mode::Global, Mode::ThreadLocal, Mode::Relaxed];
+        let mode = *modes.get(mode as usize).ok_or(Code::INVALID_VALUE)?;
+        if self.capture_of(stream).is_some() || stream == 0 {
             return Err(Code::CAPTURE_UNSUPPORTED);
         }
-        let (streams, events) = (BTreeSet::from([stream]), BTreeSet::new());
-        self.capture = Some(Capture { origin: stream, streams, events, tasks: Vec::new(), spoiled: false });
+        let (streams, events, thread) = (BTreeSet::from([stream]), BTreeSet::new(), std::thread::current().id());
+        let capture = Capture { origin: stream, mode, thread, streams, events, tasks: Vec::new(), spoiled: false };
+        self.captures.push(capture);
         Ok(())
     }
     /// 0: not captured, 1: captured, 2: the capture is spoiled.
     pub fn capture_status(&mut self, stream: u64) -> Answer<u32> {
         self.stream(stream)?;
-        let capture = self.capture.as_ref().filter(|capture| capture.streams.contains(&stream));
-        Ok(capture.map_or(0, |capture| 1 + u32::from(capture.spoiled)))
+        Ok(self.capture_of(stream).map_or(0, |capture| 1 + u32::from(capture.spoiled)))
     }
     /// The graph of what was recorded.
     pub fn end_capture(&mut self, stream: u64) -> Answer<u64> {
-        let capture = self.capture.take_if(|capture| capture.origin == stream).ok_or(Code::CAPTURE_UNMATCHED)?;
+        let at = self.captures.iter().position(|capture| capture.origin == stream).ok_or(Code::CAPTURE_UNMATCHED)?;
+        let capture = self.captures.remove(at);
         self.plan(Class::Graph)?;
         if capture.spoiled {
             return Err(Code::CAPTURE_INVALIDATED);

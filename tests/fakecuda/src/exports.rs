@@ -250,17 +250,17 @@ export! { with_context:
         put(free, driver.info().0)?;
         put(total, driver.info().1)
     }
-    cuMemAlloc_v2(at: *mut u64, len: usize) |driver| { driver.forbid_in_capture()?; put(at, driver.alloc(len)?) }
+    cuMemAlloc_v2(at: *mut u64, len: usize) |driver| { driver.unless_captured()?; put(at, driver.alloc(len)?) }
     cuMemAllocAsync(at: *mut u64, len: usize, _stream: Handle) |driver| {
-        driver.forbid_in_capture()?;
+        driver.unless_captured()?;
         put(at, driver.alloc(len)?)
     }
     cuMemAllocFromPoolAsync(at: *mut u64, len: usize, _pool: Handle, _stream: Handle) |driver| {
-        driver.forbid_in_capture()?;
+        driver.unless_captured()?;
         put(at, driver.alloc(len)?)
     }
-    cuMemFree_v2(at: u64) |driver| { driver.forbid_in_capture()?; driver.free(at) }
-    cuMemFreeAsync(at: u64, _stream: Handle) |driver| { driver.forbid_in_capture()?; driver.free(at) }
+    cuMemFree_v2(at: u64) |driver| { driver.unless_captured()?; driver.free(at) }
+    cuMemFreeAsync(at: u64, _stream: Handle) |driver| { driver.unless_captured()?; driver.free(at) }
     cuMemGetAddressRange_v2(base: *mut u64, size: *mut usize, at: u64) |driver| {
         let (start, len) = driver.range(at)?;
         if !base.is_null() {
@@ -390,7 +390,7 @@ export! { with_context:
         put(milliseconds, driver.elapsed(start as u64, end as u64)?)
     }
 
-    cuStreamBeginCapture_v2(stream: Handle, _mode: c_uint) |driver| { driver.begin_capture(stream as u64) }
+    cuStreamBeginCapture_v2(stream: Handle, mode: c_uint) |driver| { driver.begin_capture(stream as u64, mode) }
     cuStreamEndCapture(stream: Handle, graph: *mut Handle) |driver| {
         put(graph, handle(driver.end_capture(stream as u64)?))
     }

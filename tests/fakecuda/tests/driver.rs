@@ -277,6 +277,43 @@ fn a_graph_replays_what_a_stream_recorded() {
 }
 
 #[test]
+fn a_capture_forbids_others_what_its_mode_says() {
+    if in_a_process("a_capture_forbids_others_what_its_mode_says", &[]).is_some() {
+        return;
+    }
+    start();
+    let (one, two) = (stream(), stream());
+    let (mut graph, mut at) = (null_mut(), 0);
+    // modes: 0 everywhere, 1 on the thread that captures, 2 nothing
+    for (mode, here, elsewhere) in [(0, 900, 900), (1, 900, 0), (2, 0, 0)] {
+        for (asked, there) in [(here, false), (elsewhere, true)] {
+            ok!(cuStreamBeginCapture_v2(one, mode));
+            let mut alloc = || {
+                start();
+                // SAFETY: the address goes to a local.
+                assert_eq!(unsafe { cuMemAlloc_v2(&mut at, 8) }, asked, "mode {mode}, elsewhere: {there}");
+            };
+            if there {
+                std::thread::scope(|scope| scope.spawn(alloc).join().unwrap())
+            } else {
+                alloc()
+            }
+            let ended = if asked == 0 { 0 } else { CAPTURE_INVALIDATED };
+            fails!(ended, cuStreamEndCapture(one, &mut graph));
+        }
+    }
+    // Two streams are captured side by side, and a wait for one leaves the other's capture whole.
+    ok!(cuStreamBeginCapture_v2(one, 2));
+    ok!(cuStreamSynchronize(two));
+    ok!(cuStreamBeginCapture_v2(two, 2));
+    fails!(CAPTURE_UNSUPPORTED, cuStreamBeginCapture_v2(two, 2));
+    fails!(CAPTURE_UNSUPPORTED, cuStreamSynchronize(two));
+    ok!(cuStreamEndCapture(one, &mut graph));
+    fails!(CAPTURE_INVALIDATED, cuStreamEndCapture(two, &mut graph));
+    fails!(INVALID_VALUE, cuStreamBeginCapture_v2(two, 3));
+}
+
+#[test]
 fn events_tell_the_time_between_them() {
     if in_a_process("events_tell_the_time_between_them", &[]).is_some() {
         return;
