@@ -3,9 +3,10 @@
 //! The roof is measured in the same run. Packing is timed with the product, once per call, as the
 //! model does it. The best of several runs counts: others use this machine too. An argument names the levels to run.
 
-use dialoguellm_kernels::linear::{Out, PANEL, Sum, Term, panel_len};
+use dialoguellm_kernels::linear::{Out, PANEL, Stored, Sum, Term, panel_len};
 use dialoguellm_kernels::testing::Random;
 use dialoguellm_kernels::{Dtype, Elem, Isa, Kernels, Matrix, bf16, roof};
+use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 /// (n, k) of SmolLM2-135M's projections.
@@ -14,10 +15,12 @@ const SHAPES: [(usize, usize); 4] = [(576, 576), (1536, 576), (576, 1536), (192,
 fn main() {
     let named: Vec<Isa> = std::env::args().filter_map(|arg| Isa::named(&arg)).collect();
     for isa in Isa::available().iter().filter(|isa| named.is_empty() || named.contains(isa)) {
-        products::<bf16>(*isa);
-        products::<f32>(*isa);
-        gradients::<bf16>(*isa);
-        decode(*isa);
+        if std::env::var("DEC").is_err() {
+            products::<bf16>(*isa);
+            products::<f32>(*isa);
+            gradients::<bf16>(*isa);
+        }
+        few_rows(*isa);
     }
 }
 
@@ -87,13 +90,28 @@ fn gradients<E: Elem>(isa: Isa) {
     println!("  gradient {m} x {n} over {rows} rows: {percent:.0} % of f32's roof");
 }
 
-/// The output head of SmolLM2-135M for one token: bound by memory.
-fn decode(isa: Isa) {
+/// The output head of SmolLM2-135M for a few rows, bound by memory: the matrix where it lies, and packed panel by panel.
+fn few_rows(isa: Isa) {
     let (n, k) = (49152, 576);
     let bytes: Vec<u8> = (0..n * k).flat_map(|i| bf16::narrow((i % 251) as f32).to_le_bytes()).collect();
     let w = Matrix::new(Dtype::Bf16, &bytes, n, k).expect("n * k values");
-    let x: Vec<bf16> = Random::new(1).vec(k);
-    let mut y = vec![0.0; n];
-    let seconds = best(|| bf16::kernels(isa).dots(&mut y, &w, 0, &x));
-    println!("  dots {n} x {k}: {:.1} GB/s", bytes.len() as f64 / seconds / 1e9);
+    let read = best(|| _ = black_box(roof::read(&bytes)));
+    let kernels = bf16::kernels(isa);
+    print!("  n {n} k {k}, {:.1} GB/s; % of it in place (packed):", bytes.len() as f64 / read / 1e9);
+    for rows in [1, 2, 4, 8].into_iter().filter(|rows| *rows <= kernels.gemv_rows()) {
+        let a: Vec<bf16> = Random::new(1).vec(rows * k);
+        let mut y = vec![bf16::ZERO; rows * n];
+        let terms = [Stored { a: &a, lda: k, w, sum: Sum::OverCols, n0: 0, scale: 1.0 }];
+        let in_place = best(|| kernels.gemv(Out::store(&mut y), n, rows, n, &terms, None));
+        let mut panel = vec![bf16::ZERO; panel_len(k)];
+        let packed = best(|| {
+            for n0 in (0..n).step_by(PANEL) {
+                kernels.pack(&mut panel, &w, Sum::OverCols, n0, 1.0);
+                let term = Term { a: &a, lda: k, b: &panel, k };
+                kernels.gemm(Out::store(&mut y[n0..]), n, rows, PANEL, &[term], None);
+            }
+        });
+        print!("  T {rows} {:.0} ({:.0})", 100.0 * read / in_place, 100.0 * read / packed);
+    }
+    println!();
 }

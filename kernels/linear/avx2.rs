@@ -2,7 +2,7 @@
 
 use super::pack::{self as packing, Transpose};
 use super::tile::{Pairs, Simd};
-use super::{Forms, Out, Sum, Term, gemv, tile, tn};
+use super::{Forms, Out, Sum, Term, tile, tn};
 use crate::{Elem, Matrix, bf16};
 use std::arch::x86_64::*;
 
@@ -15,7 +15,7 @@ const fn forms<E: Elem<Real = f32>>() -> Forms<E>
 where
     Avx2: Simd<E> + Transpose<E>,
 {
-    Forms { rows: <Avx2 as Simd<E>>::ROWS, pack: pack::<E>, gemm: gemm::<E>, gemm_tn: gemm_tn::<E>, dots: dots::<E> }
+    Forms { rows: <Avx2 as Simd<E>>::ROWS, pack: pack::<E>, gemm: gemm::<E>, gemm_tn: gemm_tn::<E>, gemv: None }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -57,12 +57,6 @@ unsafe fn gemm_tn<E: Elem<Real = f32>>(
 {
     // SAFETY: see `pack`.
     unsafe { tn::gemm_tn::<E, Avx2>(c, m, n, a, lda, b, ldb, rows) }
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn dots<E: Elem<Real = f32>>(y: &mut [f32], w: &Matrix, n0: usize, x: &[E]) {
-    // SAFETY: see `pack`.
-    unsafe { gemv::dots(y, w, n0, x) }
 }
 
 macro_rules! simd {

@@ -4,7 +4,7 @@
 use super::avx2::Avx2;
 use super::pack::{self as packing, Transpose};
 use super::tile::{Pairs, Simd, Tile};
-use super::{Forms, Out, Sum, Term, gemv, tile, tn, tn_dot};
+use super::{Forms, Out, PANEL, Sum, Term, gemv, tile, tn, tn_dot};
 use crate::quantize::packed;
 use crate::{Bits, Elem, Matrix, bf16};
 use std::arch::x86_64::*;
@@ -15,14 +15,14 @@ pub(super) struct Dot;
 pub(super) const F32: Forms<f32> = forms();
 pub(super) const BF16: Forms<bf16> = forms();
 pub(super) const BF16_DOT: Forms<bf16> =
-    Forms { rows: Dot::ROWS, pack: pack_dot, gemm: gemm_dot, gemm_tn: tn_dot::gemm_tn, ..BF16 };
+    Forms { rows: Dot::ROWS, pack: pack_dot, gemm: gemm_dot, gemm_tn: tn_dot::gemm_tn, gemv: Some(gemv::gemv) };
 
 const fn forms<E: Elem<Real = f32>>() -> Forms<E>
 where
     Avx2: Transpose<E>,
     Avx512: Simd<E>,
 {
-    Forms { rows: <Avx512 as Simd<E>>::ROWS, pack: pack::<E>, gemm: gemm::<E>, gemm_tn: gemm_tn::<E>, dots: dots::<E> }
+    Forms { rows: <Avx512 as Simd<E>>::ROWS, pack: pack::<E>, gemm: gemm::<E>, gemm_tn: gemm_tn::<E>, gemv: None }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
@@ -64,12 +64,6 @@ unsafe fn gemm_tn<E: Elem<Real = f32>>(
 {
     // SAFETY: see `pack`.
     unsafe { tn::gemm_tn::<E, Avx512>(c, m, n, a, lda, b, ldb, rows) }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-unsafe fn dots<E: Elem<Real = f32>>(y: &mut [f32], w: &Matrix, n0: usize, x: &[E]) {
-    // SAFETY: see `pack`.
-    unsafe { gemv::dots(y, w, n0, x) }
 }
 
 macro_rules! simd {
@@ -145,7 +139,7 @@ unsafe fn pack_dot(panel: &mut [bf16], w: &Matrix, sum: Sum, n0: usize, scale: f
 }
 
 /// Bytes from what is widened to what is fetched.
-const AHEAD: usize = 4096;
+pub(super) const AHEAD: usize = 4096;
 
 /// Halves of bytes, the lower one first, as bytes from -8 to 7.
 #[inline]
@@ -176,33 +170,48 @@ impl Transpose<bf16> for Dot {
     }
     #[inline]
     #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2")]
-    unsafe fn widen_pairs(to: &mut [[bf16; packing::PAIRS]], bits: Bits, q: &[u8], scales: &[bf16; super::PANEL]) {
-        // Eight outputs' scales, each for both values of a pair.
-        let twice = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
-        let scale = |at: usize| {
-            // SAFETY: eight of the 32 scales.
-            let bits = unsafe { _mm_loadu_si128(scales.as_ptr().add(8 * at).cast()) };
-            let wide = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits));
-            _mm512_castsi512_ps(_mm512_permutexvar_epi32(twice, _mm512_castsi256_si512(wide)))
-        };
-        let scales = [scale(0), scale(1), scale(2), scale(3)];
-        let real = |q, by| _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q)), by);
+    unsafe fn widen_pairs(to: &mut [[bf16; packing::PAIRS]], bits: Bits, q: &[u8], scales: &[bf16; PANEL]) {
+        let scales = scales_of_pairs(scales);
         for (to, q) in to.iter_mut().zip(q.chunks_exact(packed::pairs(bits))) {
             <Self as Transpose<bf16>>::fetch(q.as_ptr().wrapping_add(AHEAD));
-            // SAFETY: a pair's 64 or 32 bytes of all outputs are read, and its 64 values written.
-            unsafe {
-                for half in 0..2 {
-                    let bytes = match bits {
-                        Bits::Eight => _mm256_loadu_si256(q.as_ptr().add(32 * half).cast()),
-                        Bits::Four => signed(_mm_loadu_si128(q.as_ptr().add(16 * half).cast())),
-                    };
-                    let low = real(_mm256_castsi256_si128(bytes), scales[2 * half]);
-                    let high = real(_mm256_extracti128_si256::<1>(bytes), scales[2 * half + 1]);
-                    let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
-                    _mm512_storeu_si512(to.as_mut_ptr().add(32 * half).cast(), both);
-                }
+            for (half, to) in to.as_chunks_mut::<PANEL>().0.iter_mut().enumerate() {
+                // SAFETY: a pair's 64 or 32 bytes of all outputs are read, and its 64 values written.
+                unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), widen_half(bits, q.as_ptr(), half, &scales)) };
             }
         }
+    }
+}
+
+/// Eight outputs' scales a vector, each for both values of a pair.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
+pub(super) fn scales_of_pairs(scales: &[bf16; PANEL]) -> [__m512; 4] {
+    let twice = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+    std::array::from_fn(|at| {
+        // SAFETY: eight of the 32 scales.
+        let bits = unsafe { _mm_loadu_si128(scales.as_ptr().add(8 * at).cast()) };
+        let wide = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits));
+        _mm512_castsi512_ps(_mm512_permutexvar_epi32(twice, _mm512_castsi256_si512(wide)))
+    })
+}
+
+/// A pair of sixteen outputs, the lower or the upper half of a panel: narrow(q scale), as bits of bf16.
+///
+/// # Safety
+/// The pair's 64 or 32 bytes of all outputs are there.
+#[inline]
+#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2")]
+pub(super) unsafe fn widen_half(bits: Bits, q: *const u8, half: usize, scales: &[__m512; 4]) -> __m512i {
+    // SAFETY: the caller's bytes; vectors of one size.
+    unsafe {
+        let bytes = match bits {
+            Bits::Eight => _mm256_loadu_si256(q.add(32 * half).cast()),
+            Bits::Four => signed(_mm_loadu_si128(q.add(16 * half).cast())),
+        };
+        let real = |q, by| _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q)), by);
+        let low = real(_mm256_castsi256_si128(bytes), scales[2 * half]);
+        let high = real(_mm256_extracti128_si256::<1>(bytes), scales[2 * half + 1]);
+        std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
     }
 }
 

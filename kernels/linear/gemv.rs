@@ -1,68 +1,197 @@
-//! y = W x on the matrix where it lies: one dot product a row, bound by the reading of W. One generic body, compiled
-//! for each level; which partial sum takes which k is the same everywhere.
+//! A few rows times matrices where they lie, by vdpbf16ps: bound by the reading of the matrices. Pairs are transposed or
+//! widened in registers and multiplied at once, in the order of [`super::tile::gemm`], so that a row has the same bits.
 
-use crate::matrix::{self, Encoding};
-use crate::{Dtype, Elem, Matrix, Real};
-use half::{bf16, f16};
+use super::avx512::{AHEAD, Dot, scales_of_pairs, widen_half};
+use super::pack::{self, BLOCK, PAIRS, Transpose};
+use super::tile::add_bias;
+use super::{GEMV_ROWS, Out, PANEL, Stored, Sum};
+use crate::bf16;
+use crate::matrix::Encoding;
+use crate::quantize::packed::{self, Packed};
+use std::arch::x86_64::*;
 
-/// Partial sums: four vectors of AVX-512, so that additions do not wait for each other.
-const SUMS: usize = 64;
+/// Sums of M rows of one panel.
+type Sums<const M: usize> = [[__m512; 2]; M];
 
 /// # Safety
-/// Compiled into a level's function, it needs that level; lengths as [`crate::Kernels::dots`] checks them.
-#[inline(always)]
-pub(super) unsafe fn dots<E: Elem>(y: &mut [E::Real], w: &Matrix, n0: usize, x: &[E]) {
-    for (j, y) in y.iter_mut().enumerate() {
-        let row = w.row(n0 + j);
-        *y = match w.encoding() {
-            Encoding::Plain(Dtype::F32) => dot(row, x, f32::from_le_bytes),
-            Encoding::Plain(Dtype::F16) => dot(row, x, |b| matrix::widen_f16(f16::from_le_bytes(b))),
-            Encoding::Plain(Dtype::Bf16) => dot(row, x, |b| bf16::from_le_bytes(b).widen()),
-            Encoding::Quantized(..) | Encoding::Packed(_) => dot_quantized(w, n0 + j, x),
+/// AVX-512 with bf16 must be there, and lengths as [`crate::Kernels::gemv`] checks them.
+#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+pub(super) unsafe fn gemv(
+    out: Out<bf16>,
+    ldc: usize,
+    rows: usize,
+    n: usize,
+    terms: &[Stored<bf16>],
+    bias: Option<&[f32]>,
+) {
+    macro_rules! rows {
+        ($($m:literal)*) => {
+            match rows {
+                // SAFETY: the caller's.
+                $($m => unsafe { panels::<$m>(out, ldc, n, terms, bias) },)*
+                _ => unreachable!("1 to {GEMV_ROWS} rows, not {rows}"),
+            }
         };
     }
+    rows!(1 2 3 4 5 6 7 8)
 }
 
-#[inline(always)]
-fn dot<E: Elem, const N: usize>(row: &[u8], x: &[E], value: impl Fn([u8; N]) -> f32) -> E::Real {
-    let mut sums = [E::Real::ZERO; SUMS];
-    let (w, (x, tail)) = (row.as_chunks::<N>().0, x.as_chunks::<SUMS>());
-    let (w, w_tail) = w.as_chunks::<SUMS>();
-    for (w, x) in w.iter().zip(x) {
-        for i in 0..SUMS {
-            sums[i] += E::Real::from_f32(value(w[i])) * x[i].widen();
+#[inline]
+#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+unsafe fn panels<const M: usize>(
+    mut out: Out<bf16>,
+    ldc: usize,
+    n: usize,
+    terms: &[Stored<bf16>],
+    bias: Option<&[f32]>,
+) {
+    for j in (0..n).step_by(PANEL) {
+        let cols = PANEL.min(n - j);
+        let mut sums = [[_mm512_setzero_ps(); 2]; M];
+        for term in terms {
+            // SAFETY: the caller's; the panel begins below n.
+            unsafe {
+                let done = match term.w.encoding() {
+                    Encoding::Packed(packed) if in_order(term) => whole(&mut sums, term, &packed, j),
+                    _ if in_order(term) && pack::verbatim::<bf16>(&term.w, 1.0) && cols == PANEL => {
+                        numbers(&mut sums, term, j)
+                    }
+                    _ => 0,
+                };
+                blocks(&mut sums, term, j, done);
+            }
+        }
+        let bias = bias.map(|bias| &bias[j..j + cols]);
+        for (r, sums) in sums.iter().enumerate() {
+            let mut row = [0.0; PANEL];
+            for (to, sums) in row.as_chunks_mut::<16>().0.iter_mut().zip(sums) {
+                // SAFETY: sixteen values.
+                unsafe { _mm512_storeu_ps(to.as_mut_ptr(), *sums) };
+            }
+            add_bias(&mut row, bias);
+            out.put(r * ldc + j, &row[..cols]);
         }
     }
-    for (sum, (w, x)) in sums.iter_mut().zip(w_tail.iter().zip(tail)) {
-        *sum += E::Real::from_f32(value(*w)) * x.widen();
-    }
-    total(sums)
 }
 
-/// The same sums over whole numbers, widened with their scales a block at a time.
-#[inline(always)]
-fn dot_quantized<E: Elem>(w: &Matrix, i: usize, x: &[E]) -> E::Real {
-    let mut sums = [E::Real::ZERO; SUMS];
-    let mut wide = [E::Real::ZERO; SUMS];
-    for (block, x) in x.chunks(SUMS).enumerate() {
-        w.read_row(i, block * SUMS, &mut wide[..x.len()]);
-        for (sum, (w, x)) in sums.iter_mut().zip(wide.iter().zip(x)) {
-            *sum += *w * x.widen();
-        }
-    }
-    total(sums)
+/// Whether pairs of k lie side by side and nothing is to be scaled.
+fn in_order(term: &Stored<bf16>) -> bool {
+    term.sum == Sum::OverCols && term.scale == 1.0
 }
 
-/// By halves: the additions of one step are independent.
-#[inline(always)]
-fn total<R: Real>(mut sums: [R; SUMS]) -> R {
-    let mut half = SUMS / 2;
-    while half > 0 {
-        for i in 0..half {
-            let other = sums[i + half];
-            sums[i] += other;
+/// Adds a pair of k of sixteen outputs to the sums of one half of the panel.
+///
+/// # Safety
+/// Every row of `a` has two values from `k` on.
+#[inline]
+#[target_feature(enable = "avx512bf16,avx512f")]
+unsafe fn add<const M: usize>(sums: &mut Sums<M>, half: usize, a: *const bf16, lda: usize, k: usize, pairs: __m512i) {
+    for (r, sums) in sums.iter_mut().enumerate() {
+        // SAFETY: the caller's two values; vectors of one size, every bit pattern one of bf16.
+        unsafe {
+            let a = _mm512_set1_epi32(a.add(r * lda + k).cast::<i32>().read_unaligned());
+            let (a, pairs) =
+                (std::mem::transmute::<__m512i, __m512bh>(a), std::mem::transmute::<__m512i, __m512bh>(pairs));
+            sums[half] = _mm512_dpbf16_ps(sums[half], a, pairs);
         }
-        half /= 2;
     }
-    sums[0]
+}
+
+/// Multiplies a whole panel of bf16 where it lies, four pairs at a time; how much of the sum is done. What is read next is
+/// fetched meanwhile, in the order of memory: a panel's rows are too many streams for the processor to foresee.
+///
+/// # Safety
+/// As [`gemv`]; the panel has all its rows.
+#[inline]
+#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2")]
+unsafe fn numbers<const M: usize>(sums: &mut Sums<M>, term: &Stored<bf16>, j: usize) -> usize {
+    let (quads, stride) = (term.w.cols() / 8, term.w.row_bytes());
+    let first = term.w.row(term.n0 + j).as_ptr();
+    for q in 0..quads {
+        let next = first.wrapping_add(PANEL * stride + 512 * q);
+        (0..8).for_each(|line| <Dot as Transpose<bf16>>::fetch(next.wrapping_add(64 * line)));
+        for half in 0..2 {
+            // SAFETY: sixteen rows with 16 bytes from here on, and so many values in every row of a.
+            unsafe {
+                for (p, pairs) in transposed(first.add(half * 16 * stride + 16 * q), stride).into_iter().enumerate() {
+                    add(sums, half, term.a.as_ptr(), term.lda, 8 * q + 2 * p, pairs);
+                }
+            }
+        }
+    }
+    8 * quads
+}
+
+/// Of sixteen rows, `stride` bytes apart, 16 bytes each: four pairs, transposed. Each quarter of a register is loaded where it
+/// is wanted, so that only dwords inside quarters are left to transpose.
+///
+/// # Safety
+/// They are there.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq")]
+unsafe fn transposed(rows: *const u8, stride: usize) -> [__m512i; 4] {
+    // SAFETY: the caller's rows.
+    let quarter = |i: usize| unsafe { _mm_loadu_si128(rows.add(i * stride).cast()) };
+    let r: [__m512i; 4] = std::array::from_fn(|i| {
+        let first = _mm512_castsi128_si512(quarter(i));
+        let second = _mm512_mask_broadcast_i32x4(first, 0x00f0, quarter(4 + i));
+        let third = _mm512_mask_broadcast_i32x4(second, 0x0f00, quarter(8 + i));
+        _mm512_mask_broadcast_i32x4(third, 0xf000, quarter(12 + i))
+    });
+    let (a, b) = (_mm512_unpacklo_epi32(r[0], r[1]), _mm512_unpackhi_epi32(r[0], r[1]));
+    let (c, d) = (_mm512_unpacklo_epi32(r[2], r[3]), _mm512_unpackhi_epi32(r[2], r[3]));
+    [_mm512_unpacklo_epi64(a, c), _mm512_unpackhi_epi64(a, c), _mm512_unpacklo_epi64(b, d), _mm512_unpackhi_epi64(b, d)]
+}
+
+/// Multiplies a panel of whole numbers where it lies, all whole pairs of k; how much of the sum is done.
+///
+/// # Safety
+/// As [`gemv`].
+#[inline]
+#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2")]
+unsafe fn whole<const M: usize>(sums: &mut Sums<M>, term: &Stored<bf16>, packed: &Packed, j: usize) -> usize {
+    let (end, mut k) = (term.w.cols() / 2 * 2, 0);
+    for (bits, q, scales) in packed.panel((term.n0 + j) / PANEL, 0..end) {
+        let scales = scales_of_pairs(scales);
+        for q in q.chunks_exact(packed::pairs(bits)) {
+            <Dot as Transpose<bf16>>::fetch(q.as_ptr().wrapping_add(AHEAD));
+            for half in 0..2 {
+                // SAFETY: a pair of all outputs, and of every row of a.
+                unsafe { add(sums, half, term.a.as_ptr(), term.lda, k, widen_half(bits, q.as_ptr(), half, &scales)) };
+            }
+            k += 2;
+        }
+    }
+    end
+}
+
+/// The rest of the sum from `from` on, packed by blocks: other types, W^T, scaled terms, panels with outputs that are not there.
+///
+/// # Safety
+/// As [`gemv`].
+#[inline]
+#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+unsafe fn blocks<const M: usize>(sums: &mut Sums<M>, term: &Stored<bf16>, j: usize, from: usize) {
+    let Stored { a, lda, w, sum, n0, scale } = term;
+    let k = sum.shape(w).1;
+    let mut block = [[bf16::ZERO; PAIRS]; BLOCK / 2];
+    let mut rows = [[bf16::ZERO; BLOCK]; M]; // a zero behind an odd k
+    for from in (from..k).step_by(BLOCK) {
+        let len = BLOCK.min(k - from);
+        for (r, row) in rows.iter_mut().enumerate() {
+            row[..len].copy_from_slice(&a[r * lda + from..][..len]);
+            row[len..].fill(bf16::ZERO);
+        }
+        let pairs = &mut block[..len.div_ceil(2)];
+        // SAFETY: the caller's; each row has a block, and each pair 32 values a half.
+        unsafe {
+            pack::block::<bf16, Dot>(pairs, w, *sum, from, n0 + j, *scale);
+            for (p, pair) in pairs.iter().enumerate() {
+                for half in 0..2 {
+                    let pair = _mm512_loadu_si512(pair.as_ptr().add(PANEL * half).cast());
+                    add(sums, half, rows.as_flattened().as_ptr(), BLOCK, 2 * p, pair);
+                }
+            }
+        }
+    }
 }

@@ -21,6 +21,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub mod cuda;
+#[cfg(target_arch = "x86_64")]
 mod gemv;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -42,6 +43,8 @@ use std::marker::PhantomData;
 
 /// Output columns of one packed panel.
 pub const PANEL: usize = 32;
+/// Rows up to which a matrix is multiplied where it lies: with more, reading it again from a cache costs more than packing.
+const GEMV_ROWS: usize = 8;
 
 /// `y[T, n] += x[T, k] w[n, k]^T`, in f64: what every form is held to.
 pub fn reference(y: &mut [f64], x: &[f64], w: &[f64], n: usize, k: usize) {
@@ -99,6 +102,23 @@ pub struct Term<'a, E> {
     pub b: &'a [E],
     /// Values summed over.
     pub k: usize,
+}
+
+/// The same with its matrix as stored: what [`Kernels::pack`] and [`Kernels::gemm`] make of it together.
+#[derive(Clone, Copy, Debug)]
+pub struct Stored<'a, E> {
+    /// `[rows, k]` with row stride `lda`.
+    pub a: &'a [E],
+    /// Values from one row of `a` to the next.
+    pub lda: usize,
+    /// The matrix.
+    pub w: Matrix<'a>,
+    /// Which of its indices is summed over.
+    pub sum: Sum,
+    /// The first output that is asked for: a multiple of [`PANEL`].
+    pub n0: usize,
+    /// What W is multiplied by.
+    pub scale: f32,
 }
 
 /// Where a product goes: `[rows, n]`, the first written column first.
@@ -196,7 +216,7 @@ impl<'a, E: Elem> Out<'a, E> {
 type Pack<E> = unsafe fn(&mut [E], &Matrix, Sum, usize, f32);
 type Gemm<E, R> = unsafe fn(Out<E>, usize, usize, usize, &[Term<E>], Option<&[R]>);
 type GemmTn<E, R> = unsafe fn(&mut [R], usize, usize, &[E], usize, &[E], usize, usize);
-type Dots<E, R> = unsafe fn(&mut [R], &Matrix, usize, &[E]);
+type Gemv<E, R> = unsafe fn(Out<E>, usize, usize, usize, &[Stored<E>], Option<&[R]>);
 
 /// The forms of one level. All need that level's instructions and the lengths that the wrappers below check.
 pub(crate) struct Forms<E: Elem> {
@@ -204,7 +224,8 @@ pub(crate) struct Forms<E: Elem> {
     pack: Pack<E>,
     gemm: Gemm<E, E::Real>,
     gemm_tn: GemmTn<E, E::Real>,
-    dots: Dots<E, E::Real>,
+    /// Where reading a matrix in place is faster than packing it; for at most GEMV_ROWS rows.
+    gemv: Option<Gemv<E, E::Real>>,
 }
 
 impl<E: Elem> Forms<E> {
@@ -214,7 +235,7 @@ impl<E: Elem> Forms<E> {
             pack: pack::pack::<E, pack::Plain>,
             gemm: tile::gemm::<tile::Pairs<E, Portable>>,
             gemm_tn: tn::gemm_tn::<E, Portable>,
-            dots: gemv::dots::<E>,
+            gemv: None,
         }
     }
 }
@@ -245,7 +266,9 @@ impl Forms<bf16> {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 => avx512::BF16_DOT,
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx => Self { rows: amx::ROWS, gemm: amx::gemm, gemm_tn: tn_amx::gemm_tn, ..avx512::BF16_DOT },
+            Isa::Amx => {
+                Self { rows: amx::ROWS, gemm: amx::gemm, gemm_tn: tn_amx::gemm_tn, gemv: None, ..avx512::BF16_DOT }
+            }
             _ => Self::portable(),
         }
     }
@@ -321,12 +344,29 @@ impl<E: Elem> Kernels<E> {
         unsafe { (self.linear.gemm_tn)(c, m, n, a, lda, b, ldb, rows) }
     }
 
-    /// `y[j] = sum_k w[n0 + j, k] x[k]`, on the matrix where it lies: for few rows, where packing would not pay.
-    pub fn dots(&self, y: &mut [E::Real], w: &Matrix, n0: usize, x: &[E]) {
-        assert_eq!(x.len(), w.cols(), "x for a matrix of {} columns", w.cols());
-        assert!(y.len() <= w.rows() && n0 <= w.rows() - y.len(), "rows {n0} + {} of {}", y.len(), w.rows());
+    /// The most rows that [`Self::gemv`] takes; 0 where this level has none.
+    pub fn gemv_rows(&self) -> usize {
+        if self.linear.gemv.is_some() { GEMV_ROWS } else { 0 }
+    }
+
+    /// What [`Self::pack`] and [`Self::gemm`] make together, bit for bit, for at most [`Self::gemv_rows`] rows, with matrices
+    /// read where they lie.
+    pub fn gemv(&self, out: Out<E>, ldc: usize, rows: usize, n: usize, terms: &[Stored<E>], bias: Option<&[E::Real]>) {
+        if rows == 0 || n == 0 {
+            return;
+        }
+        assert!(strided(out.len(), rows, ldc, n), "output of {}: {rows} rows of {n}, stride {ldc}", out.len());
+        assert!(bias.is_none_or(|bias| bias.len() == n), "bias of other than {n} values");
+        for Stored { a, lda, w, sum, n0, .. } in terms {
+            let (outputs, k) = sum.shape(w);
+            assert!(strided(a.len(), rows, *lda, k), "input of {}: {rows} rows of {k}, stride {lda}", a.len());
+            let inside = n0.is_multiple_of(PANEL) && *n0 <= outputs && n <= outputs - n0;
+            assert!(inside, "outputs {n0} + {n} of {outputs}");
+        }
+        let gemv = self.linear.gemv.filter(|_| rows <= GEMV_ROWS);
+        let gemv = gemv.unwrap_or_else(|| panic!("{rows} rows, of at most {}", self.gemv_rows()));
         // SAFETY: as in `pack`.
-        unsafe { (self.linear.dots)(y, w, n0, x) }
+        unsafe { gemv(out, ldc, rows, n, terms, bias) }
     }
 }
 

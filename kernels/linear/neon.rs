@@ -3,7 +3,7 @@
 
 use super::pack::{self, Plain};
 use super::tile::{self, Pairs, Simd};
-use super::{Forms, gemv, tn};
+use super::{Forms, tn};
 use crate::{Elem, bf16};
 use std::arch::aarch64::*;
 
@@ -21,7 +21,7 @@ where
         pack: pack::pack::<E, Plain>,
         gemm: tile::gemm::<Pairs<E, Neon>>,
         gemm_tn: tn::gemm_tn::<E, Neon>,
-        dots: gemv::dots::<E>,
+        gemv: None,
     }
 }
 

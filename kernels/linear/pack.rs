@@ -10,7 +10,7 @@ use crate::quantize::packed;
 use crate::{Bits, Dtype, Elem, Matrix, Real, bf16};
 
 /// Values of k that are transposed at a time: 32 rows of 64 stay in the first-level cache.
-const BLOCK: usize = 64;
+pub(super) const BLOCK: usize = 64;
 /// Values of one row of pairs of a panel.
 pub(super) const PAIRS: usize = 2 * PANEL;
 /// Pairs of rows that are interleaved into one panel before the next panel has its turn: long runs for reads and writes.
@@ -96,7 +96,7 @@ pub(super) unsafe fn pack<E: Elem, T: Transpose<E>>(panels: &mut [E], w: &Matrix
 
 /// Whether stored bits are packed as they are: the only two-byte E is bf16.
 #[inline(always)]
-fn verbatim<E: Elem>(w: &Matrix, scale: f32) -> bool {
+pub(super) fn verbatim<E: Elem>(w: &Matrix, scale: f32) -> bool {
     scale == 1.0
         && matches!(w.encoding(), Encoding::Plain(Dtype::Bf16))
         && size_of::<E>() == 2
@@ -105,44 +105,66 @@ fn verbatim<E: Elem>(w: &Matrix, scale: f32) -> bool {
 
 #[inline(always)]
 unsafe fn over_cols<E: Elem, T: Transpose<E>>(panels: &mut [E], w: &Matrix, n0: usize, scale: f32) {
+    for (n0, panel) in (n0..).step_by(PANEL).zip(panels.chunks_exact_mut(panel_len(w.cols()))) {
+        for (from, pairs) in (0..).step_by(BLOCK).zip(panel.as_chunks_mut::<PAIRS>().0.chunks_mut(BLOCK / 2)) {
+            // SAFETY: the caller's.
+            unsafe { cols::<E, T>(pairs, w, from, n0, scale) };
+        }
+    }
+}
+
+/// Packs the pairs of one panel from `from` on, at most a block, into `to`.
+///
+/// # Safety
+/// The level of `T` must be there; `from` is even, below the sum's length, and `n0` below the outputs'.
+#[inline(always)]
+pub(super) unsafe fn block<E: Elem, T: Transpose<E>>(
+    to: &mut [[E; PAIRS]],
+    w: &Matrix,
+    sum: Sum,
+    from: usize,
+    n0: usize,
+    scale: f32,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        match sum {
+            Sum::OverCols => cols::<E, T>(to, w, from, n0, scale),
+            Sum::OverRows => run::<E, T>(to, w, from, n0, scale),
+        }
+    }
+}
+
+/// Columns of W from `from` on, at most a block, of the rows from `n0` on, as pairs of one panel.
+#[inline(always)]
+unsafe fn cols<E: Elem, T: Transpose<E>>(to: &mut [[E; PAIRS]], w: &Matrix, from: usize, n0: usize, scale: f32) {
+    let len = (2 * to.len()).min(w.cols() - from);
     if let (Encoding::Packed(packed), 1.0, true) = (w.encoding(), scale, n0.is_multiple_of(PANEL)) {
-        for (at, panel) in (n0 / PANEL..).zip(panels.chunks_mut(panel_len(w.cols()))) {
-            let mut to = panel.as_chunks_mut::<PAIRS>().0;
-            for (bits, q, scales) in packed.panel(at) {
-                let (now, later) = to.split_at_mut(q.len() / packed::pairs(bits));
-                // SAFETY: the caller's.
-                unsafe { T::widen_pairs(now, bits, q, scales) };
-                to = later;
-            }
+        let mut to = to;
+        for (bits, q, scales) in packed.panel(n0 / PANEL, from..from + len) {
+            let (now, later) = to.split_at_mut(q.len() / packed::pairs(bits));
+            // SAFETY: the caller's.
+            unsafe { T::widen_pairs(now, bits, q, scales) };
+            to = later;
         }
         return;
     }
-    let mut rows = [[E::default(); BLOCK]; PANEL];
+    let outputs = PANEL.min(w.rows() - n0);
     let stride = w.row_bytes();
-    for (n0, panel) in (n0..).step_by(PANEL).zip(panels.chunks_mut(panel_len(w.cols()))) {
-        let outputs = PANEL.min(w.rows() - n0);
-        for (block, panel) in panel.chunks_mut(BLOCK * PANEL).enumerate() {
-            let from = block * BLOCK;
-            let len = BLOCK.min(w.cols() - from);
-            let block_bytes = BLOCK * stride / w.cols() * PANEL;
-            fetch_part::<E, T>(w.row(n0).as_ptr().wrapping_add(PANEL * stride + block * block_bytes), block_bytes);
-            // SAFETY: whole rows of so many values, in the file or staged; the rest is the caller's.
-            unsafe {
-                if verbatim::<E>(w, scale) && outputs == PANEL && len.is_multiple_of(2) {
-                    let first = w.row(n0).as_ptr().add(from * size_of::<E>());
-                    T::pairs(panel, first.cast(), stride);
-                    continue;
-                }
-                for (j, row) in rows[..outputs].iter_mut().enumerate() {
-                    read(&mut row[..len], w, n0 + j, from, scale);
-                    // The pad of an odd k: the block before left a value there.
-                    row[len..].fill(E::default());
-                }
-                rows[outputs..].fill([E::default(); BLOCK]); // the panel before may have had more
-                T::pairs(panel, rows.as_ptr().cast(), size_of_val(&rows[0]));
-            }
-        }
+    let block_bytes = len * stride / w.cols() * PANEL;
+    fetch_part::<E, T>(w.row(n0).as_ptr().wrapping_add(PANEL * stride + from * stride / w.cols() * PANEL), block_bytes);
+    if verbatim::<E>(w, scale) && outputs == PANEL && len.is_multiple_of(2) {
+        // SAFETY: whole rows of so many values, in the file; the rest is the caller's.
+        return unsafe {
+            T::pairs(to.as_flattened_mut(), w.row(n0).as_ptr().add(from * size_of::<E>()).cast(), stride)
+        };
     }
+    let mut rows = [[E::default(); BLOCK]; PANEL]; // zeros are the pad of an odd k, and absent outputs
+    for (j, row) in rows[..outputs].iter_mut().enumerate() {
+        read(&mut row[..len], w, n0 + j, from, scale);
+    }
+    // SAFETY: as above, staged.
+    unsafe { T::pairs(to.as_flattened_mut(), rows.as_ptr().cast(), size_of_val(&rows[0])) }
 }
 
 /// Begins to load as much of the next panel's rows, which lie one after the other in memory, as a block of this one's takes.

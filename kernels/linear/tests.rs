@@ -84,7 +84,7 @@ each_type! {
     strides_and_canaries nan_stays_in_its_row rows_have_the_same_bits_however_they_are_split
     columns_have_the_same_bits_however_they_are_split nothing_to_sum_is_the_bias
     packing_is_one_rounding_of_every_type_and_alignment gradients_of_every_small_shape
-    gradients_add_up_over_split_rows gradients_keep_within_their_bounds dots_of_every_length nan_in_a_dot
+    gradients_add_up_over_split_rows gradients_keep_within_their_bounds few_rows_have_the_bits_of_packed_panels
 }
 
 /// A file's bytes at an odd address, and the same values in f64.
@@ -485,43 +485,54 @@ fn gradients_keep_within_their_bounds<E: Elem>() {
     });
 }
 
-fn dots_of_every_length<E: Elem>() {
-    let mut pool = Pool::new();
+/// Of every kind of matrix, either sum, two terms of which one is scaled, a bias; rows and outputs with gaps, which nothing
+/// touches; all outputs, or those from a panel on.
+fn few_rows_have_the_bits_of_packed_panels<E: Elem>() {
     for kind in KINDS {
-        for k in (1..=67).chain([127, 128, 129, 576, 1536]) {
-            dots_of::<E>(&mut pool, kind, k);
+        for sum in [Sum::OverCols, Sum::OverRows] {
+            for (n, k) in [(1, 1), (31, 2), (32, 64), (33, 63), (64, 65), (70, 129), (96, 192), (100, 1)] {
+                each_level::<E>(|kernels| {
+                    let most = kernels.gemv_rows();
+                    assert_eq!(most > 0, E::NAME == "bf16" && kernels.isa == Isa::Avx512Bf16);
+                    for rows in [1, 2, 5, most].into_iter().filter(|rows| (1..=most).contains(rows)) {
+                        few_rows(kernels, &Case::of(rows, n, &[k, 5], sum, kind, true));
+                    }
+                });
+            }
         }
     }
-    pool.check();
 }
 
-fn dots_of<E: Elem>(pool: &mut Pool<E::Real>, kind: Kind, k: usize) {
-    let file = File::random(k as u64, kind, 9, k);
-    let x: Vec<E> = Random::new(2).vec(k);
-    let w: Vec<E::Real> = file.operand(Sum::OverCols);
-    let mut want = vec![0.0; 9];
-    reference(&mut want, &wide(&x), &wide(&w), 9, k);
-    let dot = |w: &[E::Real]| w.iter().zip(&x).fold(E::Real::ZERO, |sum, (w, x)| sum + *w * x.widen());
-    pool.add(w.chunks_exact(k).map(dot).collect(), want, |kernels: &Kernels<E>| {
-        let mut y = vec![E::Real::ZERO; 9];
-        kernels.dots(&mut y, &file.matrix(), 0, &x);
-        let mut some = vec![E::Real::ZERO; 3];
-        kernels.dots(&mut some, &file.matrix(), 5, &x);
-        same_bits(&some, &y[5..8]).unwrap();
-        y
-    });
-}
-
-fn nan_in_a_dot<E: Elem>() {
-    let file = File::random(1, Plain(Dtype::F16), 2, 70);
-    for at in [0, 63, 64, 69] {
-        let mut x: Vec<E> = Random::new(2).vec(70);
-        x[at] = E::narrow(E::Real::from_f64(f64::NAN));
-        each_level::<E>(|kernels| {
-            let mut y = [E::Real::ZERO; 2];
-            kernels.dots(&mut y, &file.matrix(), 0, &x);
-            assert!(!y[0].is_finite() && !y[1].is_finite());
+fn few_rows<E: Elem>(kernels: &Kernels<E>, case: &Case<E>) {
+    let (rows, n, gap) = (case.rows, case.n, 3);
+    let scales = [1.0, 0.75];
+    let spread = |(a, k): (&Vec<E>, &usize)| {
+        let mut all = vec![E::narrow(E::Real::from_f64(f64::NAN)); (rows - 1) * (k + gap) + k];
+        a.chunks(*k).enumerate().for_each(|(i, row)| all[i * (k + gap)..][..*k].copy_from_slice(row));
+        all
+    };
+    let a: Vec<_> = case.a.iter().zip(&case.ks).map(spread).collect();
+    let bias = case.bias.as_deref().unwrap();
+    let canary = E::narrow(E::Real::from_f64(-77.0));
+    for n0 in (0..n).step_by(PANEL) {
+        let (cols, ldc) = (n - n0, n - n0 + gap);
+        let (mut want, mut got) = (vec![canary; rows * ldc], vec![canary; rows * ldc]);
+        let panels = case.w.iter().zip(&case.ks).zip(scales).map(|((w, k), scale)| {
+            let mut panels = vec![E::default(); cols.div_ceil(PANEL) * panel_len(*k)];
+            kernels.pack(&mut panels, &w.matrix(), case.sum, n0, scale);
+            panels
         });
+        let panels: Vec<_> = panels.collect();
+        let each = || a.iter().zip(&case.ks);
+        let packed: Vec<_> = each().zip(&panels).map(|((a, &k), b)| Term { a, lda: k + gap, b, k }).collect();
+        let terms: Vec<_> = each()
+            .zip(&case.w)
+            .zip(scales)
+            .map(|(((a, k), w), scale)| Stored { a, lda: k + gap, w: w.matrix(), sum: case.sum, n0, scale })
+            .collect();
+        kernels.gemm(Out::store(&mut want), ldc, rows, cols, &packed, Some(&bias[n0..]));
+        kernels.gemv(Out::store(&mut got), ldc, rows, cols, &terms, Some(&bias[n0..]));
+        same_bits(&got, &want).unwrap_or_else(|e| panic!("{} {n} x {:?}: {e}", kernels.isa.name(), case.ks));
     }
 }
 
@@ -561,6 +572,14 @@ fn a_short_input_is_refused() {
     let b = [0.0f32; panel_len(4)];
     let term = Term { a: &[0.0; 7], lda: 4, b: &b, k: 4 };
     f32::kernels(Isa::Portable).gemm(Out::store(&mut [0.0; 2]), 1, 2, 1, &[term], None);
+}
+
+#[test]
+#[should_panic(expected = "outputs 32 + 1 of 32")]
+fn outputs_that_are_not_there_are_refused() {
+    let file = File::random(1, Plain(Dtype::F32), 32, 1);
+    let term = Stored { a: &[1.0f32], lda: 1, w: file.matrix(), sum: Sum::OverCols, n0: 32, scale: 1.0 };
+    f32::kernels(Isa::Portable).gemv(Out::store(&mut [0.0]), 1, 1, 1, &[term], None);
 }
 
 #[test]

@@ -59,12 +59,25 @@ impl<'a> Packed<'a> {
         [self.rows, self.cols]
     }
 
-    /// Panel `at` in pieces of one run: its pairs, how many bits they have, and the outputs' scales.
-    pub(crate) fn panel(&self, at: usize) -> impl Iterator<Item = (Bits, &'a [u8], &'a [bf16; PANEL])> + use<'a> {
+    /// Columns `cols`, which begin with a pair, of panel `at` in pieces of one run: their pairs, how many bits they have, and
+    /// the outputs' scales.
+    pub(crate) fn panel(
+        &self,
+        at: usize,
+        cols: Range<usize>,
+    ) -> impl Iterator<Item = (Bits, &'a [u8], &'a [bf16; PANEL])> + use<'a> {
         let (q, scales) = panel_sizes(self.bits, self.cols, self.run);
-        let (bits, scales) = (self.bits, self.scales[at * scales..][..scales].as_chunks::<PANEL>().0);
-        let piece = self.run.div_ceil(2) * pairs(bits);
-        self.q[at * q..][..q].chunks(piece.max(1)).zip(scales).map(move |(q, scales)| (bits, q, scales))
+        let (bits, run) = (self.bits, self.run);
+        let (q, scales) = (&self.q[at * q..][..q], self.scales[at * scales..][..scales].as_chunks::<PANEL>().0);
+        let mut from = cols.start;
+        std::iter::from_fn(move || {
+            let to = cols.end.min((from / run + 1) * run);
+            let piece = (bits, q.get(from / 2 * pairs(bits)..to.div_ceil(2) * pairs(bits))?, scales.get(from / run)?);
+            (from < to).then(|| {
+                from = to;
+                piece
+            })
+        })
     }
 
     /// Rows `rows`, which begin with a panel.

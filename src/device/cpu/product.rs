@@ -33,6 +33,9 @@ impl<E: Elem> Cpu<E> {
         let out = Destination::of(out);
         let row_bytes: usize = factors.iter().map(|f| f.x.cols * size_of::<E>()).sum();
         let panel_bytes: usize = factors.iter().map(|f| linear::panel_len(f.x.cols) * size_of::<E>()).sum();
+        if rows <= self.kernels.gemv_rows() {
+            return self.by_outputs(&out, factors, bias, rows, n);
+        }
         if rows * row_bytes <= ROWS_BYTES {
             return self.by_columns(&out, factors, bias, rows, n, PANELS_BYTES / panel_bytes);
         }
@@ -41,6 +44,19 @@ impl<E: Elem> Cpu<E> {
             let cols = n0..n.min(n0 + step);
             self.by_rows(&out, factors, bias.map(|bias| &bias[cols.clone()]), rows, cols);
         }
+    }
+
+    /// A task multiplies a few rows with some panels where they lie; there are two tasks for every thread.
+    fn by_outputs(&self, out: &Destination<E>, factors: &[Factor<E>], bias: Option<&[E::Real]>, rows: usize, n: usize) {
+        let step = n.div_ceil(linear::PANEL).div_ceil(2 * self.pool.threads()) * linear::PANEL;
+        self.pool.run(n.div_ceil(step.max(1)), |task| {
+            let cols = task * step..n.min((task + 1) * step);
+            let stored: Vec<_> = factors.iter().map(|factor| factor.stored(cols.start)).collect();
+            let bias = bias.map(|bias| &bias[cols.clone()]);
+            // SAFETY: these columns belong to this task.
+            let part = unsafe { out.part(0..rows, cols.start) };
+            self.kernels.gemv(part, out.cols, rows, cols.len(), &stored, bias);
+        });
     }
 
     /// Columns `cols` of the product: every matrix is packed once, then tasks take runs of rows.
@@ -127,6 +143,12 @@ impl<'a, E: Elem> Factor<'a, E> {
             }
         };
         Factor { x: term.x, w, sum: term.sum, scale }
+    }
+
+    /// Outputs from `n0` on, for the kernel that takes matrices as they are.
+    fn stored(&self, n0: usize) -> linear::Stored<'_, E> {
+        let Factor { x, w, sum, scale } = self;
+        linear::Stored { a: x.values(), lda: x.cols, w: *w, sum: *sum, n0, scale: *scale }
     }
 
     /// Columns of the product.
