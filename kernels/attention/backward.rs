@@ -68,10 +68,12 @@ pub(super) fn backward_q<E: Elem, U: Unit<E>>(
         }
         sums.fill(E::Real::ZERO);
         let mut sequence = Sequence::of(block);
-        while let Some(tile) = sequence.fill(|i, j| {
-            lay_both::<E, U>(keys, key_units, i, key_head(k, j, heads, head));
-            lay::<E, U>(values, i, key_head(v, j, heads, head));
-        }) {
+        let mut order = [0; TILE];
+        while let Some(tile) = sequence.fill(&mut order) {
+            for (i, j) in order[..tile.len].iter().enumerate() {
+                lay_both::<E, U>(keys, key_units, i, key_head(k, *j as usize, heads, head));
+                lay::<E, U>(values, i, key_head(v, *j as usize, heads, head));
+            }
             let out = |values| Out { values, row: lanes, rows: tile.len, width: lanes };
             let left = |values| Left { values, row: padded(units), term: 1 };
             products.set(

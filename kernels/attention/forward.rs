@@ -34,16 +34,18 @@ pub(super) fn forward<E: Elem, U: Unit<E>>(
     let lens = [units * lanes, TILE * lanes, TILE * padded(units), TILE * dim, rows * dim, lanes, lanes, lanes];
     let [queries, scores, keys, values, outputs, max, total, decay] = buffers(scratch, lens);
     let scale = E::Real::from_f64(heads.scale());
+    let mut order = [0; TILE];
     for head in 0..heads.kv {
         transpose::<E, U>(queries, lanes, q, heads, head);
         outputs.fill(E::Real::ZERO);
         total.fill(E::Real::ZERO);
         max.fill(E::Real::NEG_INFINITY);
         let mut sequence = Sequence::of(block);
-        while let Some(tile) = sequence.fill(|i, j| {
-            lay::<E, U>(keys, i, key_head(k, j, heads, head));
-            lay::<E, Single>(values, i, key_head(v, j, heads, head));
-        }) {
+        while let Some(tile) = sequence.fill(&mut order) {
+            for (i, j) in order[..tile.len].iter().enumerate() {
+                lay::<E, U>(keys, i, key_head(k, *j as usize, heads, head));
+                lay::<E, Single>(values, i, key_head(v, *j as usize, heads, head));
+            }
             let out = Out { values: scores, row: lanes, rows: tile.len, width: lanes };
             let factor = Left { values: keys, row: padded(units), term: 1 };
             products.set(out, factor, Right { values: queries, row: lanes }, units);
@@ -168,16 +170,18 @@ impl<'a> Sequence<'a> {
         Some(run)
     }
 
-    /// Calls `each(i, j)` for the next TILE keys, key j the i-th of the tile; None after the last.
+    /// Writes the next TILE keys to `order`, or as many as are left; None after the last.
+    ///
+    /// A list and no closure: what a closure does is compiled without the level's instructions wherever it is not inlined.
     #[inline(always)]
-    pub fn fill(&mut self, mut each: impl FnMut(usize, usize)) -> Option<Tile> {
+    pub fn fill(&mut self, order: &mut [u32; TILE]) -> Option<Tile> {
         let mut len = 0;
         while len < TILE {
             let Some(run) = self.next(TILE - len) else { break };
-            for j in run {
-                each(len, j as usize);
-                len += 1;
+            for (to, key) in order[len..].iter_mut().zip(run.clone()) {
+                *to = key;
             }
+            len += run.len();
         }
         let tile = Tile { start: self.start, len, shared: self.shared };
         self.start += len;

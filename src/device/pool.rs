@@ -21,8 +21,9 @@ pub struct Pool {
     callers: Mutex<()>,
 }
 
-/// Looks before sleep: 20 to 100 microseconds, by how long the processor's pause lasts.
-const SPINS: u32 = 2000;
+/// Looks before sleep: 100 to 500 microseconds, by how long the processor's pause lasts. What the caller does alone between two
+/// jobs, mostly attention of one query, is over by then.
+const SPINS: u32 = 10_000;
 
 struct Shared {
     state: Mutex<State>,
