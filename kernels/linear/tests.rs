@@ -6,6 +6,7 @@ use crate::quantize::{packed, quantize};
 use crate::testing::{Random, check, same_bits};
 use crate::{Bits, Dtype, Real};
 use half::f16;
+use std::io::Write;
 
 /// How a test's matrix is stored.
 #[derive(Clone, Copy, Debug)]
@@ -84,7 +85,7 @@ each_type! {
     strides_and_canaries nan_stays_in_its_row rows_have_the_same_bits_however_they_are_split
     columns_have_the_same_bits_however_they_are_split nothing_to_sum_is_the_bias
     packing_is_one_rounding_of_every_type_and_alignment gradients_of_every_small_shape
-    gradients_add_up_over_split_rows gradients_keep_within_their_bounds few_rows_have_the_bits_of_packed_panels
+    gradients_add_up_over_split_rows gradients_keep_within_their_bounds
 }
 
 /// A file's bytes at an odd address, and the same values in f64.
@@ -487,38 +488,38 @@ fn gradients_keep_within_their_bounds<E: Elem>() {
 
 /// Of every kind of matrix, either sum, two terms of which one is scaled, a bias; rows and outputs with gaps, which nothing
 /// touches; all outputs, or those from a panel on.
-fn few_rows_have_the_bits_of_packed_panels<E: Elem>() {
-    for kind in KINDS {
-        for sum in [Sum::OverCols, Sum::OverRows] {
-            for (n, k) in [(1, 1), (31, 2), (32, 64), (33, 63), (64, 65), (70, 129), (96, 192), (100, 1)] {
-                each_level::<E>(|kernels| {
-                    let most = kernels.gemv_rows();
-                    assert_eq!(most > 0, E::NAME == "bf16" && kernels.isa == Isa::Avx512Bf16);
-                    for rows in [1, 2, 5, most].into_iter().filter(|rows| (1..=most).contains(rows)) {
-                        few_rows(kernels, &Case::of(rows, n, &[k, 5], sum, kind, true));
-                    }
-                });
+#[test]
+fn few_rows_have_the_bits_of_packed_panels() {
+    if !Isa::available().contains(&Isa::Avx512Bf16) {
+        let _ = std::io::stderr().write_all(b"SKIPPED few_rows_have_the_bits_of_packed_panels: needs AVX-512 BF16\n");
+        return;
+    }
+    let kernels = bf16::kernels(Isa::Avx512Bf16);
+    for (kind, sum) in KINDS.into_iter().flat_map(|kind| [(kind, Sum::OverCols), (kind, Sum::OverRows)]) {
+        for (n, k) in [(1, 1), (31, 2), (32, 64), (33, 63), (64, 65), (70, 129), (96, 192), (100, 1)] {
+            for rows in [1, 2, 5, kernels.gemv_rows()] {
+                few_rows(kernels, &Case::of(rows, n, &[k, 5], sum, kind, true));
             }
         }
     }
 }
 
-fn few_rows<E: Elem>(kernels: &Kernels<E>, case: &Case<E>) {
+fn few_rows(kernels: &Kernels<bf16>, case: &Case<bf16>) {
     let (rows, n, gap) = (case.rows, case.n, 3);
     let scales = [1.0, 0.75];
-    let spread = |(a, k): (&Vec<E>, &usize)| {
-        let mut all = vec![E::narrow(E::Real::from_f64(f64::NAN)); (rows - 1) * (k + gap) + k];
+    let spread = |(a, k): (&Vec<bf16>, &usize)| {
+        let mut all = vec![bf16::NAN; (rows - 1) * (k + gap) + k];
         a.chunks(*k).enumerate().for_each(|(i, row)| all[i * (k + gap)..][..*k].copy_from_slice(row));
         all
     };
     let a: Vec<_> = case.a.iter().zip(&case.ks).map(spread).collect();
     let bias = case.bias.as_deref().unwrap();
-    let canary = E::narrow(E::Real::from_f64(-77.0));
+    let canary = bf16::from_f32(-77.0);
     for n0 in (0..n).step_by(PANEL) {
         let (cols, ldc) = (n - n0, n - n0 + gap);
         let (mut want, mut got) = (vec![canary; rows * ldc], vec![canary; rows * ldc]);
         let panels = case.w.iter().zip(&case.ks).zip(scales).map(|((w, k), scale)| {
-            let mut panels = vec![E::default(); cols.div_ceil(PANEL) * panel_len(*k)];
+            let mut panels = vec![bf16::ZERO; cols.div_ceil(PANEL) * panel_len(*k)];
             kernels.pack(&mut panels, &w.matrix(), case.sum, n0, scale);
             panels
         });
@@ -532,7 +533,7 @@ fn few_rows<E: Elem>(kernels: &Kernels<E>, case: &Case<E>) {
             .collect();
         kernels.gemm(Out::store(&mut want), ldc, rows, cols, &packed, Some(&bias[n0..]));
         kernels.gemv(Out::store(&mut got), ldc, rows, cols, &terms, Some(&bias[n0..]));
-        same_bits(&got, &want).unwrap_or_else(|e| panic!("{} {n} x {:?}: {e}", kernels.isa.name(), case.ks));
+        same_bits(&got, &want).unwrap_or_else(|e| panic!("{n} x {:?}, {:?}: {e}", case.ks, case.w[0].kind));
     }
 }
 
