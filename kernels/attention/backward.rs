@@ -59,6 +59,7 @@ pub(super) fn backward_q<E: Elem, U: Unit<E>>(
     let lens = [wide, wide, TILE * lanes, TILE * lanes, TILE * dim, tall, tall, rows * dim, lanes, lanes];
     let [queries, d_outs, scores, d_probs, keys, key_units, values, sums, row_lse, row_delta] = buffers(scratch, lens);
     let scale = E::Real::from_f64(heads.scale());
+    let mut order = [0; TILE];
     for head in 0..heads.kv {
         transpose::<E, U>(queries, lanes, q, heads, head);
         transpose::<E, U>(d_outs, lanes, d_o, heads, head);
@@ -68,7 +69,6 @@ pub(super) fn backward_q<E: Elem, U: Unit<E>>(
         }
         sums.fill(E::Real::ZERO);
         let mut sequence = Sequence::of(block);
-        let mut order = [0; TILE];
         while let Some(tile) = sequence.fill(&mut order) {
             for (i, j) in order[..tile.len].iter().enumerate() {
                 lay_both::<E, U>(keys, key_units, i, key_head(k, *j as usize, heads, head));

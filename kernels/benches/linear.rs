@@ -3,7 +3,7 @@
 //! The roof is measured in the same run. Packing is timed with the product, once per call, as the
 //! model does it. The best of several runs counts: others use this machine too. An argument names the levels to run.
 
-use dialoguellm_kernels::linear::{Out, PANEL, Stored, Sum, Term, panel_len};
+use dialoguellm_kernels::linear::{InPlace, Out, PANEL, Sum, Term, panel_len};
 use dialoguellm_kernels::testing::Random;
 use dialoguellm_kernels::{Dtype, Elem, Isa, Kernels, Matrix, bf16, roof};
 use std::hint::black_box;
@@ -101,7 +101,7 @@ fn few_rows(isa: Isa) {
     for rows in [1, 2, 4, 8] {
         let a: Vec<bf16> = Random::new(1).vec(rows * k);
         let mut y = vec![bf16::ZERO; rows * n];
-        let terms = [Stored { a: &a, lda: k, w, sum: Sum::OverCols, n0: 0, scale: 1.0 }];
+        let terms = [InPlace { a: &a, lda: k, w, sum: Sum::OverCols, n0: 0, scale: 1.0 }];
         let in_place = best(|| kernels.gemv(Out::store(&mut y), n, rows, n, &terms, None));
         let mut panel = vec![bf16::ZERO; panel_len(k)];
         let packed = best(|| {

@@ -176,7 +176,7 @@ impl Transpose<bf16> for Dot {
             <Self as Transpose<bf16>>::fetch(q.as_ptr().wrapping_add(AHEAD));
             for (half, to) in to.as_chunks_mut::<PANEL>().0.iter_mut().enumerate() {
                 // SAFETY: a pair's 64 or 32 bytes of all outputs are read, and its 64 values written.
-                unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), widen_half(bits, q.as_ptr(), half, &scales)) };
+                unsafe { _mm512_storeu_ps(to.as_mut_ptr().cast(), widen_half(bits, q.as_ptr(), half, &scales)) };
             }
         }
     }
@@ -201,7 +201,7 @@ pub(super) fn scales_of_pairs(scales: &[bf16; PANEL]) -> [__m512; 4] {
 /// The pair's 64 or 32 bytes of all outputs are there.
 #[inline]
 #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2")]
-pub(super) unsafe fn widen_half(bits: Bits, q: *const u8, half: usize, scales: &[__m512; 4]) -> __m512i {
+pub(super) unsafe fn widen_half(bits: Bits, q: *const u8, half: usize, scales: &[__m512; 4]) -> __m512 {
     // SAFETY: the caller's bytes; vectors of one size.
     unsafe {
         let bytes = match bits {
@@ -211,7 +211,7 @@ pub(super) unsafe fn widen_half(bits: Bits, q: *const u8, half: usize, scales: &
         let real = |q, by| _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q)), by);
         let low = real(_mm256_castsi256_si128(bytes), scales[2 * half]);
         let high = real(_mm256_extracti128_si256::<1>(bytes), scales[2 * half + 1]);
-        std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
+        std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(high, low))
     }
 }
 

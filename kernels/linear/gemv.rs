@@ -3,11 +3,11 @@
 
 use super::avx512::{AHEAD, Dot, scales_of_pairs, widen_half};
 use super::pack::{self, BLOCK, PAIRS, Transpose};
-use super::tile::add_bias;
-use super::{GEMV_ROWS, Out, PANEL, Stored, Sum};
-use crate::bf16;
+use super::tile::{Tile, add_bias};
+use super::{GEMV_ROWS, InPlace, Out, PANEL, Sum};
 use crate::matrix::Encoding;
 use crate::quantize::packed::{self, Packed};
+use crate::{Dtype, bf16};
 use std::arch::x86_64::*;
 
 /// Sums of M rows of one panel.
@@ -21,7 +21,7 @@ pub(super) unsafe fn gemv(
     ldc: usize,
     rows: usize,
     n: usize,
-    terms: &[Stored<bf16>],
+    terms: &[InPlace<bf16>],
     bias: Option<&[f32]>,
 ) {
     macro_rules! rows {
@@ -42,7 +42,7 @@ unsafe fn panels<const M: usize>(
     mut out: Out<bf16>,
     ldc: usize,
     n: usize,
-    terms: &[Stored<bf16>],
+    terms: &[InPlace<bf16>],
     bias: Option<&[f32]>,
 ) {
     for j in (0..n).step_by(PANEL) {
@@ -52,10 +52,9 @@ unsafe fn panels<const M: usize>(
             // SAFETY: the caller's; the panel begins below n.
             unsafe {
                 let done = match term.w.encoding() {
-                    Encoding::Packed(packed) if in_order(term) => whole(&mut sums, term, &packed, j),
-                    _ if in_order(term) && pack::verbatim::<bf16>(&term.w, 1.0) && cols == PANEL => {
-                        numbers(&mut sums, term, j)
-                    }
+                    _ if term.sum == Sum::OverRows || term.scale != 1.0 => 0,
+                    Encoding::Packed(packed) => whole(&mut sums, term, &packed, j),
+                    Encoding::Plain(Dtype::Bf16) if cols == PANEL => numbers(&mut sums, term, j),
                     _ => 0,
                 };
                 blocks(&mut sums, term, j, done);
@@ -66,17 +65,12 @@ unsafe fn panels<const M: usize>(
             let mut row = [0.0; PANEL];
             for (to, sums) in row.as_chunks_mut::<16>().0.iter_mut().zip(sums) {
                 // SAFETY: sixteen values.
-                unsafe { _mm512_storeu_ps(to.as_mut_ptr(), *sums) };
+                unsafe { Dot::finish(to.as_mut_ptr(), *sums) };
             }
             add_bias(&mut row, bias);
             out.put(r * ldc + j, &row[..cols]);
         }
     }
-}
-
-/// Whether pairs of k lie side by side and nothing is to be scaled.
-fn in_order(term: &Stored<bf16>) -> bool {
-    term.sum == Sum::OverCols && term.scale == 1.0
 }
 
 /// Adds a pair of k of sixteen outputs to the sums of one half of the panel.
@@ -85,15 +79,10 @@ fn in_order(term: &Stored<bf16>) -> bool {
 /// Every row of `a` has two values from `k` on.
 #[inline]
 #[target_feature(enable = "avx512bf16,avx512f")]
-unsafe fn add<const M: usize>(sums: &mut Sums<M>, half: usize, a: *const bf16, lda: usize, k: usize, pairs: __m512i) {
+unsafe fn add<const M: usize>(sums: &mut Sums<M>, half: usize, a: *const bf16, lda: usize, k: usize, pairs: __m512) {
     for (r, sums) in sums.iter_mut().enumerate() {
-        // SAFETY: the caller's two values; vectors of one size, every bit pattern one of bf16.
-        unsafe {
-            let a = _mm512_set1_epi32(a.add(r * lda + k).cast::<i32>().read_unaligned());
-            let (a, pairs) =
-                (std::mem::transmute::<__m512i, __m512bh>(a), std::mem::transmute::<__m512i, __m512bh>(pairs));
-            sums[half] = _mm512_dpbf16_ps(sums[half], a, pairs);
-        }
+        // SAFETY: the caller's two values.
+        sums[half] = unsafe { Dot::mul_add(Dot::pair(a.add(r * lda + k)), pairs, sums[half]) };
     }
 }
 
@@ -104,12 +93,11 @@ unsafe fn add<const M: usize>(sums: &mut Sums<M>, half: usize, a: *const bf16, l
 /// As [`gemv`]; the panel has all its rows.
 #[inline]
 #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2")]
-unsafe fn numbers<const M: usize>(sums: &mut Sums<M>, term: &Stored<bf16>, j: usize) -> usize {
+unsafe fn numbers<const M: usize>(sums: &mut Sums<M>, term: &InPlace<bf16>, j: usize) -> usize {
     let (quads, stride) = (term.w.cols() / 8, term.w.row_bytes());
     let first = term.w.row(term.n0 + j).as_ptr();
     for q in 0..quads {
-        let next = first.wrapping_add(PANEL * stride + 512 * q);
-        (0..8).for_each(|line| <Dot as Transpose<bf16>>::fetch(next.wrapping_add(64 * line)));
+        pack::fetch_part::<bf16, Dot>(first.wrapping_add(PANEL * stride + 512 * q), 512);
         for half in 0..2 {
             // SAFETY: sixteen rows with 16 bytes from here on, and so many values in every row of a.
             unsafe {
@@ -129,7 +117,7 @@ unsafe fn numbers<const M: usize>(sums: &mut Sums<M>, term: &Stored<bf16>, j: us
 /// They are there.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
-unsafe fn transposed(rows: *const u8, stride: usize) -> [__m512i; 4] {
+unsafe fn transposed(rows: *const u8, stride: usize) -> [__m512; 4] {
     // SAFETY: the caller's rows.
     let quarter = |i: usize| unsafe { _mm_loadu_si128(rows.add(i * stride).cast()) };
     let r: [__m512i; 4] = std::array::from_fn(|i| {
@@ -141,6 +129,7 @@ unsafe fn transposed(rows: *const u8, stride: usize) -> [__m512i; 4] {
     let (a, b) = (_mm512_unpacklo_epi32(r[0], r[1]), _mm512_unpackhi_epi32(r[0], r[1]));
     let (c, d) = (_mm512_unpacklo_epi32(r[2], r[3]), _mm512_unpackhi_epi32(r[2], r[3]));
     [_mm512_unpacklo_epi64(a, c), _mm512_unpackhi_epi64(a, c), _mm512_unpacklo_epi64(b, d), _mm512_unpackhi_epi64(b, d)]
+        .map(|pairs| _mm512_castsi512_ps(pairs))
 }
 
 /// Multiplies a panel of whole numbers where it lies, all whole pairs of k; how much of the sum is done.
@@ -149,7 +138,7 @@ unsafe fn transposed(rows: *const u8, stride: usize) -> [__m512i; 4] {
 /// As [`gemv`].
 #[inline]
 #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2")]
-unsafe fn whole<const M: usize>(sums: &mut Sums<M>, term: &Stored<bf16>, packed: &Packed, j: usize) -> usize {
+unsafe fn whole<const M: usize>(sums: &mut Sums<M>, term: &InPlace<bf16>, packed: &Packed, j: usize) -> usize {
     let (end, mut k) = (term.w.cols() / 2 * 2, 0);
     for (bits, q, scales) in packed.panel((term.n0 + j) / PANEL, 0..end) {
         let scales = scales_of_pairs(scales);
@@ -171,24 +160,23 @@ unsafe fn whole<const M: usize>(sums: &mut Sums<M>, term: &Stored<bf16>, packed:
 /// As [`gemv`].
 #[inline]
 #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-unsafe fn blocks<const M: usize>(sums: &mut Sums<M>, term: &Stored<bf16>, j: usize, from: usize) {
-    let Stored { a, lda, w, sum, n0, scale } = term;
+unsafe fn blocks<const M: usize>(sums: &mut Sums<M>, term: &InPlace<bf16>, j: usize, from: usize) {
+    let InPlace { a, lda, w, sum, n0, scale } = term;
     let k = sum.shape(w).1;
-    let mut block = [[bf16::ZERO; PAIRS]; BLOCK / 2];
-    let mut rows = [[bf16::ZERO; BLOCK]; M]; // a zero behind an odd k
     for from in (from..k).step_by(BLOCK) {
         let len = BLOCK.min(k - from);
+        let mut rows = [[bf16::ZERO; BLOCK]; M]; // a zero behind an odd k
         for (r, row) in rows.iter_mut().enumerate() {
             row[..len].copy_from_slice(&a[r * lda + from..][..len]);
-            row[len..].fill(bf16::ZERO);
         }
+        let mut block = [[bf16::ZERO; PAIRS]; BLOCK / 2];
         let pairs = &mut block[..len.div_ceil(2)];
         // SAFETY: the caller's; each row has a block, and each pair 32 values a half.
         unsafe {
             pack::block::<bf16, Dot>(pairs, w, *sum, from, n0 + j, *scale);
             for (p, pair) in pairs.iter().enumerate() {
                 for half in 0..2 {
-                    let pair = _mm512_loadu_si512(pair.as_ptr().add(PANEL * half).cast());
+                    let pair = Dot::columns(pair.as_ptr().add(PANEL * half));
                     add(sums, half, rows.as_flattened().as_ptr(), BLOCK, 2 * p, pair);
                 }
             }

@@ -104,9 +104,9 @@ pub struct Term<'a, E> {
     pub k: usize,
 }
 
-/// The same with its matrix as stored: what [`Kernels::pack`] and [`Kernels::gemm`] make of it together.
+/// One product of a sum, whose matrix is read where it lies: what [`Kernels::pack`] and [`Kernels::gemm`] make together.
 #[derive(Clone, Copy, Debug)]
-pub struct Stored<'a, E> {
+pub struct InPlace<'a, E> {
     /// `[rows, k]` with row stride `lda`.
     pub a: &'a [E],
     /// Values from one row of `a` to the next.
@@ -216,7 +216,7 @@ impl<'a, E: Elem> Out<'a, E> {
 type Pack<E> = unsafe fn(&mut [E], &Matrix, Sum, usize, f32);
 type Gemm<E, R> = unsafe fn(Out<E>, usize, usize, usize, &[Term<E>], Option<&[R]>);
 type GemmTn<E, R> = unsafe fn(&mut [R], usize, usize, &[E], usize, &[E], usize, usize);
-type Gemv<E, R> = unsafe fn(Out<E>, usize, usize, usize, &[Stored<E>], Option<&[R]>);
+type Gemv<E, R> = unsafe fn(Out<E>, usize, usize, usize, &[InPlace<E>], Option<&[R]>);
 
 /// The forms of one level. All need that level's instructions and the lengths that the wrappers below check.
 pub(crate) struct Forms<E: Elem> {
@@ -309,8 +309,7 @@ impl<E: Elem> Kernels<E> {
         if rows == 0 || n == 0 {
             return;
         }
-        assert!(strided(out.len(), rows, ldc, n), "output of {}: {rows} rows of {n}, stride {ldc}", out.len());
-        assert!(bias.is_none_or(|bias| bias.len() == n), "bias of other than {n} values");
+        check_output(&out, ldc, rows, n, bias);
         for Term { a, lda, b, k } in terms.iter().copied() {
             assert!(strided(a.len(), rows, lda, k), "input of {}: {rows} rows of {k}, stride {lda}", a.len());
             assert!(b.len() >= n.div_ceil(PANEL) * panel_len(k), "{} packed values for {n} of {k}", b.len());
@@ -351,13 +350,12 @@ impl<E: Elem> Kernels<E> {
 
     /// What [`Self::pack`] and [`Self::gemm`] make together, bit for bit, for at most [`Self::gemv_rows`] rows, with matrices
     /// read where they lie.
-    pub fn gemv(&self, out: Out<E>, ldc: usize, rows: usize, n: usize, terms: &[Stored<E>], bias: Option<&[E::Real]>) {
+    pub fn gemv(&self, out: Out<E>, ldc: usize, rows: usize, n: usize, terms: &[InPlace<E>], bias: Option<&[E::Real]>) {
         if rows == 0 || n == 0 {
             return;
         }
-        assert!(strided(out.len(), rows, ldc, n), "output of {}: {rows} rows of {n}, stride {ldc}", out.len());
-        assert!(bias.is_none_or(|bias| bias.len() == n), "bias of other than {n} values");
-        for Stored { a, lda, w, sum, n0, .. } in terms {
+        check_output(&out, ldc, rows, n, bias);
+        for InPlace { a, lda, w, sum, n0, .. } in terms {
             let (outputs, k) = sum.shape(w);
             assert!(strided(a.len(), rows, *lda, k), "input of {}: {rows} rows of {k}, stride {lda}", a.len());
             let inside = n0.is_multiple_of(PANEL) && *n0 <= outputs && n <= outputs - n0;
@@ -368,6 +366,11 @@ impl<E: Elem> Kernels<E> {
         // SAFETY: as in `pack`.
         unsafe { gemv(out, ldc, rows, n, terms, bias) }
     }
+}
+
+fn check_output<E: Elem>(out: &Out<E>, ldc: usize, rows: usize, n: usize, bias: Option<&[E::Real]>) {
+    assert!(strided(out.len(), rows, ldc, n), "output of {}: {rows} rows of {n}, stride {ldc}", out.len());
+    assert!(bias.is_none_or(|bias| bias.len() == n), "bias of other than {n} values");
 }
 
 /// Do `rows` (at least one) rows of `width` lie in `len` values without overlap?

@@ -96,7 +96,7 @@ pub(super) unsafe fn pack<E: Elem, T: Transpose<E>>(panels: &mut [E], w: &Matrix
 
 /// Whether stored bits are packed as they are: the only two-byte E is bf16.
 #[inline(always)]
-pub(super) fn verbatim<E: Elem>(w: &Matrix, scale: f32) -> bool {
+fn verbatim<E: Elem>(w: &Matrix, scale: f32) -> bool {
     scale == 1.0
         && matches!(w.encoding(), Encoding::Plain(Dtype::Bf16))
         && size_of::<E>() == 2
@@ -169,7 +169,7 @@ unsafe fn cols<E: Elem, T: Transpose<E>>(to: &mut [[E; PAIRS]], w: &Matrix, from
 
 /// Begins to load as much of the next panel's rows, which lie one after the other in memory, as a block of this one's takes.
 #[inline(always)]
-fn fetch_part<E: Elem, T: Transpose<E>>(next: *const u8, bytes: usize) {
+pub(super) fn fetch_part<E: Elem, T: Transpose<E>>(next: *const u8, bytes: usize) {
     (0..bytes).step_by(64).for_each(|line| T::fetch(next.wrapping_add(line)));
 }
 

@@ -529,7 +529,7 @@ fn few_rows(kernels: &Kernels<bf16>, case: &Case<bf16>) {
         let terms: Vec<_> = each()
             .zip(&case.w)
             .zip(scales)
-            .map(|(((a, k), w), scale)| Stored { a, lda: k + gap, w: w.matrix(), sum: case.sum, n0, scale })
+            .map(|(((a, k), w), scale)| InPlace { a, lda: k + gap, w: w.matrix(), sum: case.sum, n0, scale })
             .collect();
         kernels.gemm(Out::store(&mut want), ldc, rows, cols, &packed, Some(&bias[n0..]));
         kernels.gemv(Out::store(&mut got), ldc, rows, cols, &terms, Some(&bias[n0..]));
@@ -579,7 +579,7 @@ fn a_short_input_is_refused() {
 #[should_panic(expected = "outputs 32 + 1 of 32")]
 fn outputs_that_are_not_there_are_refused() {
     let file = File::random(1, Plain(Dtype::F32), 32, 1);
-    let term = Stored { a: &[1.0f32], lda: 1, w: file.matrix(), sum: Sum::OverCols, n0: 32, scale: 1.0 };
+    let term = InPlace { a: &[1.0f32], lda: 1, w: file.matrix(), sum: Sum::OverCols, n0: 32, scale: 1.0 };
     f32::kernels(Isa::Portable).gemv(Out::store(&mut [0.0]), 1, 1, 1, &[term], None);
 }
 

@@ -69,14 +69,12 @@ impl<'a> Packed<'a> {
         let (q, scales) = panel_sizes(self.bits, self.cols, self.run);
         let (bits, run) = (self.bits, self.run);
         let (q, scales) = (&self.q[at * q..][..q], self.scales[at * scales..][..scales].as_chunks::<PANEL>().0);
-        let mut from = cols.start;
-        std::iter::from_fn(move || {
-            let to = cols.end.min((from / run + 1) * run);
-            let piece = (bits, q.get(from / 2 * pairs(bits)..to.div_ceil(2) * pairs(bits))?, scales.get(from / run)?);
-            (from < to).then(|| {
-                from = to;
-                piece
-            })
+        let mut at = cols.start;
+        scales[at / run..].iter().map_while(move |scales| {
+            let piece = at..cols.end.min((at / run + 1) * run);
+            at = piece.end;
+            let q = &q[piece.start / 2 * pairs(bits)..piece.end.div_ceil(2) * pairs(bits)];
+            (!piece.is_empty()).then_some((bits, q, scales))
         })
     }
 

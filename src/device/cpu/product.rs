@@ -31,11 +31,11 @@ impl<E: Elem> Cpu<E> {
         let Some(first) = factors.first() else { return };
         let (rows, n) = (first.x.rows, first.n());
         let out = Destination::of(out);
+        if rows <= self.kernels.gemv_rows() {
+            return self.in_place(&out, factors, bias, rows, n);
+        }
         let row_bytes: usize = factors.iter().map(|f| f.x.cols * size_of::<E>()).sum();
         let panel_bytes: usize = factors.iter().map(|f| linear::panel_len(f.x.cols) * size_of::<E>()).sum();
-        if rows <= self.kernels.gemv_rows() {
-            return self.by_outputs(&out, factors, bias, rows, n);
-        }
         if rows * row_bytes <= ROWS_BYTES {
             return self.by_columns(&out, factors, bias, rows, n, PANELS_BYTES / panel_bytes);
         }
@@ -47,15 +47,15 @@ impl<E: Elem> Cpu<E> {
     }
 
     /// A task multiplies a few rows with some panels where they lie; there are two tasks for every thread.
-    fn by_outputs(&self, out: &Destination<E>, factors: &[Factor<E>], bias: Option<&[E::Real]>, rows: usize, n: usize) {
-        let step = n.div_ceil(linear::PANEL).div_ceil(2 * self.pool.threads()) * linear::PANEL;
-        self.pool.run(n.div_ceil(step.max(1)), |task| {
+    fn in_place(&self, out: &Destination<E>, factors: &[Factor<E>], bias: Option<&[E::Real]>, rows: usize, n: usize) {
+        let step = n.div_ceil(linear::PANEL).div_ceil(2 * self.pool.threads()).max(1) * linear::PANEL;
+        self.pool.run(n.div_ceil(step), |task| {
             let cols = task * step..n.min((task + 1) * step);
-            let stored: Vec<_> = factors.iter().map(|factor| factor.stored(cols.start)).collect();
+            let terms: Vec<_> = factors.iter().map(|factor| factor.in_place(cols.start)).collect();
             let bias = bias.map(|bias| &bias[cols.clone()]);
             // SAFETY: these columns belong to this task.
             let part = unsafe { out.part(0..rows, cols.start) };
-            self.kernels.gemv(part, out.cols, rows, cols.len(), &stored, bias);
+            self.kernels.gemv(part, out.cols, rows, cols.len(), &terms, bias);
         });
     }
 
@@ -146,9 +146,9 @@ impl<'a, E: Elem> Factor<'a, E> {
     }
 
     /// Outputs from `n0` on, for the kernel that takes matrices as they are.
-    fn stored(&self, n0: usize) -> linear::Stored<'_, E> {
+    fn in_place(&self, n0: usize) -> linear::InPlace<'_, E> {
         let Factor { x, w, sum, scale } = self;
-        linear::Stored { a: x.values(), lda: x.cols, w: *w, sum: *sum, n0, scale: *scale }
+        linear::InPlace { a: x.values(), lda: x.cols, w: *w, sum: *sum, n0, scale: *scale }
     }
 
     /// Columns of the product.

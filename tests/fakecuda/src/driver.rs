@@ -102,7 +102,7 @@ pub enum Task {
 }
 
 /// Which calls a stream's recording forbids while it lasts, as `CUstreamCaptureMode` numbers them.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 enum Mode {
     /// What allocates or waits, on every thread.
     Global,
