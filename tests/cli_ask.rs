@@ -232,8 +232,11 @@ fn bench_gives_a_rate_to_each_kind_of_work_and_no_part_of_a_roof_above_it() {
         // other work at the time of either measurement moves it
         assert!(rate["part"].is_null() || (0.0..2.0).contains(&rate["part"].as_f64().unwrap()), "{rate}");
     }
+    let parts: f64 = said["start"]["parts"].as_object().unwrap().values().map(|part| part.as_f64().unwrap()).sum();
+    let start = said["start"]["seconds"].as_f64().unwrap();
+    assert!(start > 0.0 && (parts - start).abs() < 1e-9, "{start} {parts}");
     let text = bench(&[]).ok();
-    assert!(text.lines().count() == 7 && text.contains("GFLOP/s") && text.contains("turns/s"), "{text}");
+    assert!(text.lines().count() == 12 && text.contains("GFLOP/s") && text.contains("turns/s"), "{text}");
     let refused = command::run(&["bench", "--model", model.to_str().unwrap(), "--tokens", "1"]).refusal(1);
     assert!(refused.contains("--tokens is 1, must be 2 or more"), "{refused}");
 }

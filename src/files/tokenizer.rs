@@ -10,6 +10,8 @@ use crate::{Error, Result};
 use serde_json::{Map, Value};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use tokenizers::models::bpe::BPE;
+use tokenizers::{DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl};
 
 /// The vocabulary's file in a model folder.
 pub const FILE: &str = "tokenizer.json";
@@ -65,7 +67,7 @@ impl Tokenizer {
 
     fn parse(json: &[u8], path: &Path) -> Result<Self> {
         check_syntax(json).map_err(|e| Error::bad_file(path, e))?;
-        let parsed = guarded(|| tokenizers::Tokenizer::from_bytes(json));
+        let parsed = guarded(|| byte_pairs(json).map_or_else(|| tokenizers::Tokenizer::from_bytes(json), Ok));
         let mut inner = parsed.map_err(|e| Error::bad_file(path, format_args!("is not a tokenizer: {e}")))?;
         if let tokenizers::ModelWrapper::BPE(bpe) = inner.get_model()
             && bpe.dropout.is_some_and(|p| p != 0.0)
@@ -75,7 +77,7 @@ impl Tokenizer {
         }
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| Error::bad_file(path, e))?;
-        let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        let vocab_size = vocab_size(&inner);
         let special = SpecialTokens::default();
         Ok(Self { inner, path: path.to_owned(), vocab_size, special, chat_template: None })
     }
@@ -242,6 +244,22 @@ fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Resul
     caught.unwrap_or_else(|_| Err("its parts contradict each other".into()))
 }
 
+/// A tokenizer of byte pairs, as every LLaMA's is, read as what it is: where the crate finds out for itself what the
+/// model is, it makes a tree of values of the whole file first, which takes twice the time.
+fn byte_pairs(json: &[u8]) -> Option<tokenizers::Tokenizer> {
+    type Bpe = TokenizerImpl<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
+    serde_json::from_slice::<Bpe>(json).ok().map(Into::into)
+}
+
+/// One more than the largest id. As many ids from 0 on as there are tokens leave no room for a larger one.
+fn vocab_size(inner: &tokenizers::Tokenizer) -> usize {
+    let tokens = inner.get_vocab_size(true);
+    if (0..tokens as u32).all(|id| inner.id_to_token(id).is_some()) {
+        return tokens;
+    }
+    inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)
+}
+
 /// What the crate takes for granted: the JSON is valid, and the post-processor defines the tokens that it puts in.
 fn check_syntax(json: &[u8]) -> std::result::Result<(), String> {
     #[derive(serde::Deserialize)]
@@ -322,6 +340,21 @@ mod tests {
 
     fn tokenizer() -> Tokenizer {
         Tokenizer::from_bytes(byte_level().to_string().as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn byte_pairs_read_as_such_are_the_tokenizer_that_the_crate_finds_and_others_are_left_to_it() {
+        let json = byte_level().to_string();
+        let found = tokenizers::Tokenizer::from_bytes(&json).unwrap();
+        let read = byte_pairs(json.as_bytes()).unwrap();
+        assert_eq!(read.to_string(true).unwrap(), found.to_string(true).unwrap());
+        let mut words = byte_level();
+        words["model"] = serde_json::json!({"type": "WordLevel", "vocab": {"a": 0, "b": 5}, "unk_token": "a"});
+        words["added_tokens"] = serde_json::json!([]);
+        words["post_processor"] = Value::Null;
+        assert!(byte_pairs(words.to_string().as_bytes()).is_none());
+        let tokenizer = Tokenizer::from_bytes(words.to_string().as_bytes()).unwrap();
+        assert_eq!(tokenizer.vocab_size(), 6, "ids may leave out numbers");
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! Arguments that several subcommands share, and what they open.
 
+use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 use dialoguellm::emotion::template::Window;
 use dialoguellm::emotion::{Card, Classifier, Labels, Template, card};
 use dialoguellm::files::{Access, hub};
 use dialoguellm::model::{Adapter, Model, OpenOptions, Place, Precision};
 use dialoguellm::{Cancel, Code, Error, Result};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -88,6 +90,17 @@ impl ModelArgs {
             DeviceName::Cuda => Place::Cuda,
         };
         OpenOptions { device, precision, threads: self.threads, access: self.access(), ..OpenOptions::default() }
+    }
+
+    /// The arguments that say the same.
+    pub fn arguments(&self) -> Vec<OsString> {
+        let value = |value: Option<PossibleValue>| value.map(|value| value.get_name().into()).unwrap_or_default();
+        let mut all: Vec<OsString> = vec!["--model".into(), self.model.clone().into()];
+        all.extend(["--device".into(), value(self.device.to_possible_value())]);
+        all.extend(["--precision".into(), value(self.precision.to_possible_value())]);
+        all.extend(["--threads".into(), self.threads.to_string().into()]);
+        all.extend(self.no_mmap.then(|| "--no-mmap".into()));
+        all
     }
 
     pub fn access(&self) -> Access {

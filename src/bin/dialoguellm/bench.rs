@@ -1,5 +1,7 @@
 //! `bench`: how fast this machine computes with a model, and what part that is of what it could.
 
+mod start;
+
 use crate::args::{ModelArgs, Style};
 use crate::out;
 use clap::Args;
@@ -12,6 +14,7 @@ use dialoguellm::files::{Access, Config, Dialogue, Site, Tensors, Turn};
 use dialoguellm::model::{Adapter, Builder, Forest, Learning, Model, Pass, Target, weights};
 use dialoguellm::{Cancel, Error, Result};
 use serde_json::{Value, json};
+use start::Start;
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
@@ -79,13 +82,14 @@ impl Bench {
             self.label(&model)?,
             self.train(&model, roof)?,
         ];
+        let start = Start::measure(&self.model, &model, self.repeats)?;
         let (isa, threads) = (model.engine().isa().name(), self.model.threads());
         if style.json {
             let lines: Vec<Value> = lines.iter().map(Line::json).collect();
             let roof = json!({"products": roof.products, "reading": roof.reading});
             return out::json(&json!({
                 "device": model.device(), "precision": model.engine().precision(), "isa": isa, "threads": threads,
-                "roof": roof, "rates": lines,
+                "roof": roof, "rates": lines, "start": start.json(),
             }));
         }
         let precision = model.engine().precision();
@@ -94,7 +98,7 @@ impl Bench {
             text += &format!("; at most {:.0} GFLOP/s and {:.1} GB/s, measured now", products / 1e9, reading / 1e9);
         }
         lines.iter().for_each(|line| text += &format!("\n{}", line.text()));
-        out::line(text)
+        out::line(text + "\n" + &start.text())
     }
 
     fn roof(&self, model: &Model) -> Roof {
