@@ -242,7 +242,7 @@ inline std::string Model::generate(std::string_view prompt, const dllm_generate_
 /// Dialogues, or prompts with completions.
 class Dataset {
 public:
-    /// "meld:DIR", "jsonl:FILE", "log:FILE" or "pairs:FILE", and "train", "dev" or "test".
+    /// "KIND:PATH", such as "meld:DIR" or "jsonl:FILE" (dllm_dataset_open() lists the kinds), and "train", "dev" or "test".
     explicit Dataset(const std::string &spec, const std::string &split = "train", const std::vector<std::string> &labels = {},
                      const Cancel *cancel = nullptr) {
         const auto views = detail::views(labels);

@@ -283,7 +283,9 @@ fn data_are_counted_checked_and_converted() {
     let stats = command::run(&["data", "stats", "--data", &data, "--json"]).json();
     assert_eq!(stats["splits"]["all"], json!({"dialogues": 3, "turns": 6, "labels": {"joy": 3, "fear": 2}}));
     let checked = command::run(&["data", "check", "--data", &data, "--json"]).json();
-    assert_eq!(checked, json!({"ok": true, "dialogues": 3, "turns": 6}));
+    let findings =
+        json!({"all": {"as_published": null, "findings": ["dialogues with one speaker: 1, of them with one turn: 1"]}});
+    assert_eq!(checked, json!({"ok": true, "dialogues": 3, "turns": 6, "splits": findings}));
     assert_eq!(command::run(&["data", "convert", "--data", &data]).ok(), DIALOGUES);
     let refused = command::run(&["data", "check", "--data", &data, "--labels", "joy"]).refusal(4);
     assert!(refused.contains("line 1: unknown label `fear`; known are joy"), "{refused}");

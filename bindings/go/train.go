@@ -26,8 +26,8 @@ func newDataset(made *C.dllm_dataset) *Dataset {
 	return d
 }
 
-// OpenDataset reads "meld:DIR", "jsonl:FILE", "log:FILE" or "pairs:FILE"; split is "train", "dev" or "test". A label that is not
-// among labels is an error; none: MELD's for MELD, any for other data.
+// OpenDataset reads "KIND:PATH", such as "meld:DIR" or "jsonl:FILE"; dllm_dataset_open in the header lists the kinds. split is
+// "train", "dev" or "test". A label that is not among labels is an error; none: a set's own, any for jsonl and log.
 func OpenDataset(ctx context.Context, spec, split string, labels ...string) (*Dataset, error) {
 	var pinner runtime.Pinner
 	defer pinner.Unpin()

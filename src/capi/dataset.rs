@@ -45,9 +45,21 @@ impl Set {
 
 /// ---- Dataset: dialogues ----
 ///
-/// Reads data: `spec` is "meld:DIR", "jsonl:FILE", "log:FILE" or "pairs:FILE", `split` "train", "dev" or "test" where the
-/// data have them. A label that is not among `labels` is an error; NULL takes MELD's for MELD and any for other data. `cancel`
-/// may be NULL.
+/// Reads data: `spec` is "KIND:PATH", `split` "train", "dev" or "test" where the data have them. The kinds:
+///
+///     meld:DIR            MELD as released, also meld-dyadic:DIR
+///     emorynlp:DIR        EmoryNLP in its official, its small or its reduced form
+///     iemocap:DIR         IEMOCAP's release; ?labels=4|6|8, unlabelled=keep|drop, dev=last20|FILE, hap=FILE, joined by &
+///     dailydialog:DIR     DailyDialog
+///     emotionlines:PATH   EmotionLines or EmotionX
+///     jsonl:PATH          a dialogue a line, in this library's own form, or a folder with train.jsonl and so on
+///     log:FILE            "Name: text" a line
+///     pairs:FILE          {"prompt", "completion"} a line
+///     instructions:FILE   a list of {"instruction", "input", "output"}
+///
+/// Behind dialogues of any kind "?visual=PATH" adds descriptions of what is seen, as JSON lines {"dialogue", "turn", "visual"}
+/// or a folder of texts dia0_utt3.txt. A label that is not among `labels` is an error; NULL takes a set's own, and any for
+/// jsonl and log. `cancel` may be NULL.
 ///
 /// Ownership: the caller's.
 /// Errors:    NOT_FOUND, IO; BAD_FILE with the line, never with its text; CANCELLED.
@@ -72,9 +84,9 @@ pub unsafe extern "C" fn dllm_dataset_open(
         // SAFETY: as the header says.
         let (known, cancel) = unsafe { (known(labels, n_labels)?, cancel_of(cancel)?) };
         let (source, split): (Source, Split) = (spec.parse()?, split.parse()?);
-        let data = match source {
-            Source::Pairs(_) => Data::Pairs(source.pairs(&cancel)?),
-            _ => Data::Dialogues(source.dialogues(split, known.as_deref(), &cancel)?),
+        let data = match source.is_pairs() {
+            true => Data::Pairs(source.pairs(&cancel)?),
+            false => Data::Dialogues(source.dialogues(split, known.as_deref(), &cancel)?),
         };
         *dataset = give(Set(data));
         Ok(())

@@ -110,6 +110,14 @@ impl Tensors {
         }
     }
 
+    /// As [`Tensors::release`], of the matrix `name` in all its parts.
+    pub(crate) fn release_matrix(&self, name: &str) {
+        self.release(name);
+        for other in ["packed", "scale"] {
+            self.release(&part(name, other));
+        }
+    }
+
     fn quantized<'a>(
         &'a self,
         bits: Bits,

@@ -7,10 +7,10 @@
 
 use super::{open_plain, room_for};
 use crate::{Error, Result};
-use memmap2::{Mmap, MmapOptions};
+use memmap2::{Mmap, MmapOptions, UncheckedAdvice};
 use std::fs::File;
 use std::io::Read;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::Path;
 
 /// How a file's bytes are brought in.
@@ -45,7 +45,21 @@ impl Bytes {
             Access::Read => Source::Owned(read(file, path)?),
         }))
     }
+
+    /// Gives the memory of mapped pages that lie within `range` back to the system, which brings them again when they
+    /// are touched. Without effect on bytes that were read, and where the system does not know how.
+    pub fn release(&self, range: Range<usize>) {
+        let Source::Mapped(map) = &self.0 else { return };
+        let (from, to) = (range.start.next_multiple_of(PAGE), range.end.min(map.len()) / PAGE * PAGE);
+        if from < to {
+            // SAFETY: nothing is written to this mapping, so what comes again is the file's content, as before.
+            let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, from, to - from) };
+        }
+    }
 }
+
+/// A multiple of every page size in use.
+const PAGE: usize = 64 << 10;
 
 impl Deref for Bytes {
     type Target = [u8];
@@ -90,6 +104,22 @@ mod tests {
             for access in [Access::Mapped, Access::Read] {
                 assert_eq!(&*Bytes::open(&path, access).unwrap(), content);
             }
+        }
+    }
+
+    #[test]
+    fn bytes_come_again_after_their_pages_were_given_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let content: Vec<u8> = (0..4 * PAGE + 5).map(|i| (i / 1000) as u8).collect();
+        std::fs::write(&path, &content).unwrap();
+        for access in [Access::Mapped, Access::Read] {
+            let bytes = Bytes::open(&path, access).unwrap();
+            assert_eq!(&*bytes, content);
+            for range in [0..0, 0..content.len(), 1..PAGE, 5..usize::MAX] {
+                bytes.release(range);
+            }
+            assert_eq!(&*bytes, content);
         }
     }
 

@@ -162,6 +162,13 @@ impl Tensors {
         Ok(Some(TensorView { name, dtype, shape: &entry.shape, bytes: &file.bytes[entry.range.clone()] }))
     }
 
+    /// Gives back the memory of the tensor called `name`, if there is one, for as long as nobody reads it.
+    pub(crate) fn release(&self, name: &str) {
+        if let Some(entry) = self.entries.get(name) {
+            self.files[entry.file].bytes.release(entry.range.clone());
+        }
+    }
+
     /// Type, shape and bytes of the tensor called `name`, whatever its type.
     pub(super) fn raw(&self, name: &str) -> Option<(Stored, &[usize], &[u8])> {
         let entry = self.entries.get(name)?;

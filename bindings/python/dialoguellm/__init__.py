@@ -294,7 +294,7 @@ class Adapter(_Handle):
 
 
 class Dataset(_Handle):
-    """Dialogues, or prompts with completions: "meld:DIR", "jsonl:FILE", "log:FILE", "pairs:FILE"."""
+    """Dialogues, or prompts with completions: "KIND:PATH", such as "meld:DIR" or "jsonl:FILE"; the header lists the kinds."""
 
     _kind = "dataset"
 

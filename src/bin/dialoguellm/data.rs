@@ -3,7 +3,7 @@
 use crate::args::Style;
 use crate::out::{self, thousands};
 use clap::{Args, Subcommand};
-use dialoguellm::files::dialogues::{Dialogue, Source, Split, label_counts, stats};
+use dialoguellm::files::dialogues::{Checked, Source, Split, label_counts, stats};
 use dialoguellm::{Cancel, Error, Result};
 use serde_json::{Map, Value, json};
 
@@ -16,9 +16,11 @@ pub struct Data {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Dialogues, turns and labels of every split
+    /// Dialogues, turns and labels of every split, beside the published counts where there are such
     Stats(Spec),
-    /// Read everything and say what is wrong with the first line that cannot be read
+    /// Read everything, compare it with the published counts, and tell traps
+    ///
+    /// A file that cannot be read is an error that names the line; what is only odd is listed.
     Check(Spec),
     /// Write dialogues as JSON lines to standard output
     Convert(Spec),
@@ -26,7 +28,7 @@ enum Command {
 
 #[derive(Args)]
 struct Spec {
-    /// meld:DIR, jsonl:FILE, log:FILE or pairs:FILE
+    /// KIND:PATH, such as meld:DIR or jsonl:FILE; README.md lists the kinds
     #[arg(long = "data", value_name = "SPEC")]
     data: String,
     /// Only this split: train, dev or test
@@ -36,9 +38,6 @@ struct Spec {
     #[arg(long, value_name = "A,B,..", value_delimiter = ',')]
     labels: Option<Vec<String>>,
 }
-
-/// A split, if there are any, and what it holds.
-type Part = (Option<Split>, Vec<Dialogue>);
 
 impl Data {
     pub fn run(&self, style: Style) -> Result<()> {
@@ -56,25 +55,14 @@ impl Spec {
     }
 
     /// Every split that is asked for.
-    fn parts(&self) -> Result<Vec<Part>> {
-        let source = self.source()?;
-        let read = |split: Option<Split>| {
-            let dialogues =
-                source.dialogues(split.unwrap_or(Split::Test), self.labels.as_deref(), &Cancel::default())?;
-            Ok((split, dialogues))
-        };
-        match (&self.split, source.splits().as_slice()) {
-            (Some(split), _) => Ok(vec![read(Some(split.parse()?))?]),
-            (None, []) => Ok(vec![read(None)?]),
-            (None, splits) => splits.iter().map(|&split| read(Some(split))).collect(),
-        }
+    fn parts(&self) -> Result<Vec<Checked>> {
+        let split = self.split.as_ref().map(|name| name.parse()).transpose()?;
+        self.source()?.check(split, self.labels.as_deref(), &Cancel::default())
     }
 
     fn pairs(&self) -> Result<Option<usize>> {
-        match self.source()? {
-            source @ Source::Pairs(_) => Ok(Some(source.pairs(&Cancel::default())?.len())),
-            _ => Ok(None),
-        }
+        let source = self.source()?;
+        source.is_pairs().then(|| Ok(source.pairs(&Cancel::default())?.len())).transpose()
     }
 
     fn stats(&self, style: Style) -> Result<()> {
@@ -87,30 +75,44 @@ impl Spec {
         }
         let parts = self.parts()?;
         if style.json {
-            let all: Map<String, Value> = parts.iter().map(|part| (name(part).to_owned(), stats(&part.1))).collect();
+            let all: Map<String, Value> =
+                parts.iter().map(|part| (name(part).to_owned(), stats(&part.dialogues))).collect();
             return out::json(&json!({"splits": all}));
         }
-        parts.iter().try_for_each(|part| out::text(&table(name(part), &part.1)))
+        parts.iter().try_for_each(|part| out::text(&table(part)))
     }
 
     fn check(&self, style: Style) -> Result<()> {
-        let what = match self.pairs()? {
-            Some(pairs) => json!({"ok": true, "pairs": pairs}),
-            None => {
-                let parts = self.parts()?;
-                let turns: usize = parts.iter().flat_map(|part| &part.1).map(|dialogue| dialogue.turns.len()).sum();
-                let dialogues: usize = parts.iter().map(|part| part.1.len()).sum();
-                json!({"ok": true, "dialogues": dialogues, "turns": turns})
-            }
-        };
-        if style.json {
-            return out::json(&what);
+        if let Some(pairs) = self.pairs()? {
+            return if style.json {
+                out::json(&json!({"ok": true, "pairs": pairs}))
+            } else {
+                out::line(format_args!("all of {} can be read: {} pairs", self.data, thousands(pairs as u64)))
+            };
         }
-        let counts: Vec<String> = ["dialogues", "turns", "pairs"]
-            .iter()
-            .filter_map(|name| Some(format!("{} {name}", thousands(what[name].as_u64()?))))
-            .collect();
-        out::line(format_args!("all of {} can be read: {}", self.data, counts.join(", ")))
+        let parts = self.parts()?;
+        let dialogues: usize = parts.iter().map(|part| part.dialogues.len()).sum();
+        let turns: usize = parts.iter().flat_map(|part| &part.dialogues).map(|dialogue| dialogue.turns.len()).sum();
+        if style.json {
+            let of = |part: &Checked| json!({"as_published": as_published(part), "findings": part.findings});
+            let splits: Map<String, Value> = parts.iter().map(|part| (name(part).to_owned(), of(part))).collect();
+            return out::json(&json!({"ok": true, "dialogues": dialogues, "turns": turns, "splits": splits}));
+        }
+        let mut text = format!(
+            "all of {} can be read: {} dialogues, {} turns\n",
+            self.data,
+            thousands(dialogues as u64),
+            thousands(turns as u64)
+        );
+        for part in &parts {
+            match as_published(part) {
+                Some(true) => text += &format!("{}: counts as published\n", name(part)),
+                Some(false) => text += &format!("{}: other counts than the published ones\n", name(part)),
+                None => {}
+            }
+            part.findings.iter().for_each(|finding| text += &format!("{}: {finding}\n", name(part)));
+        }
+        out::text(&text)
     }
 
     fn convert(&self) -> Result<()> {
@@ -119,19 +121,30 @@ impl Spec {
             let splits = parts.iter().map(name).collect::<Vec<_>>().join(", ");
             return Err(Error::invalid(format!("{} has splits {splits}: choose one with --split", self.data)));
         }
-        parts.iter().flat_map(|part| &part.1).try_for_each(|dialogue| out::json(&json!(dialogue)))
+        parts.iter().flat_map(|part| &part.dialogues).try_for_each(|dialogue| out::json(&json!(dialogue)))
     }
 }
 
-fn name(part: &Part) -> &'static str {
-    part.0.map_or("all", Split::name)
+fn name(part: &Checked) -> &'static str {
+    part.split.map_or("all", Split::name)
 }
 
-fn table(name: &str, dialogues: &[Dialogue]) -> String {
+/// Whether counts are the published ones, where there are such.
+fn as_published(part: &Checked) -> Option<bool> {
+    part.published.map(|published| published.differences(&part.dialogues).is_empty())
+}
+
+fn table(part: &Checked) -> String {
+    let (name, dialogues) = (name(part), &part.dialogues);
     let turns: usize = dialogues.iter().map(|dialogue| dialogue.turns.len()).sum();
     let longest = dialogues.iter().map(|dialogue| dialogue.turns.len()).max().unwrap_or(0);
+    let published = match as_published(part) {
+        Some(true) => ", as published",
+        Some(false) => ", not as published (data check says more)",
+        None => "",
+    };
     let mut text = format!(
-        "{name}: {} dialogues, {} turns, {:.1} a dialogue, at most {longest}\n",
+        "{name}: {} dialogues, {} turns, {:.1} a dialogue, at most {longest}{published}\n",
         thousands(dialogues.len() as u64),
         thousands(turns as u64),
         turns as f64 / dialogues.len().max(1) as f64

@@ -24,7 +24,7 @@ pub struct Eval {
     model: ModelArgs,
     #[command(flatten)]
     ask: AskArgs,
-    /// meld:DIR, jsonl:FILE (or a folder with train, dev and test)
+    /// KIND:PATH, such as meld:DIR or jsonl:FILE (README.md lists the kinds)
     #[arg(long, value_name = "SPEC")]
     data: String,
     /// train, dev or test, where the data have them
@@ -106,11 +106,11 @@ fn bag_of_words(spec: &str, dialogues: &[Dialogue], labels: &Labels) -> Result<R
     baseline::report(&learned, dialogues, labels).map_err(|error| error.at(spec))
 }
 
-/// MELD's own order where it is MELD, else the most frequent label first.
+/// The set's own order where it has one, else the most frequent label first.
 fn labels_of(source: &Source, dialogues: &[Dialogue]) -> Option<Labels> {
-    match source {
-        Source::Meld(_) => Some(Labels::meld()),
-        _ => Labels::of(dialogues).ok(),
+    match source.labels() {
+        Some(names) => Labels::new(names.iter().map(|name| (*name).to_owned()).collect()).ok(),
+        None => Labels::of(dialogues).ok(),
     }
 }
 

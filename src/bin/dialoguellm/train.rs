@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 pub struct Train {
     #[command(flatten)]
     model: ModelArgs,
-    /// meld:DIR, jsonl:FILE, log:FILE or pairs:FILE; the train split is learned from
+    /// KIND:PATH, such as meld:DIR or jsonl:FILE (README.md lists the kinds); the train split is learned from
     #[arg(long, value_name = "SPEC")]
     data: String,
     /// What the epoch is chosen by and the calibration fitted on; by default the data's own dev split, if it has one
@@ -269,9 +269,9 @@ impl Train {
 }
 
 fn read(source: &Source, split: Split, known: Option<&[String]>) -> Result<Data> {
-    match source {
-        Source::Pairs(_) => Ok(Data::Pairs(source.pairs(&Cancel::default())?)),
-        _ => Ok(Data::Dialogues(source.dialogues(split, known, &Cancel::default())?)),
+    match source.is_pairs() {
+        true => Ok(Data::Pairs(source.pairs(&Cancel::default())?)),
+        false => Ok(Data::Dialogues(source.dialogues(split, known, &Cancel::default())?)),
     }
 }
 

@@ -44,6 +44,9 @@ impl Stored {
             }
             _ => Values::File { tensors: tensors.clone(), name: name.to_owned() },
         };
+        if let Values::Packed { .. } = values {
+            tensors.release_matrix(name); // there is a copy now
+        }
         Ok(Self { values, rows, cols })
     }
 

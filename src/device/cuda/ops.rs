@@ -185,7 +185,9 @@ impl Device for Gpu {
         bits: Option<Bits>,
         cancel: &Cancel,
     ) -> Result<Weight> {
-        self.send(&tensors.matrix(name, rows, cols)?, bits, name, cancel)
+        let weight = self.send(&tensors.matrix(name, rows, cols)?, bits, name, cancel)?;
+        tensors.release_matrix(name); // the GPU has a copy now
+        Ok(weight)
     }
 
     fn vector(&self, tensors: &Arc<Tensors>, name: &str, len: usize) -> Result<Array<f32>> {

@@ -3,8 +3,8 @@ import CDialoguellm
 /// Dialogues, or prompts with completions.
 public final class Dataset: Sendable {
     let handle: Handle
-    /// "meld:DIR", "jsonl:FILE", "log:FILE" or "pairs:FILE", and "train", "dev" or "test". A label that is not among `labels` is
-    /// an error; none: MELD's for MELD, any for other data.
+    /// "KIND:PATH", such as "meld:DIR" or "jsonl:FILE" (`dllm_dataset_open` in the header lists the kinds), and "train", "dev" or
+    /// "test". A label that is not among `labels` is an error; none: a set's own, any for jsonl and log.
     public init(_ spec: String, split: String = "train", labels: [String] = []) throws {
         let pinned = Pinned()
         let names = pinned.views(labels)
