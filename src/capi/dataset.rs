@@ -47,15 +47,15 @@ impl Set {
 ///
 /// Reads data: `spec` is "KIND:PATH", `split` "train", "dev" or "test" where the data have them. The kinds:
 ///
-///     meld:DIR            MELD as released, also meld-dyadic:DIR
-///     emorynlp:DIR        EmoryNLP in its official, its small or its reduced form
-///     iemocap:DIR         IEMOCAP's release; ?labels=4|6|8, unlabelled=keep|drop, dev=last20|FILE, hap=FILE, joined by &
-///     dailydialog:DIR     DailyDialog
-///     emotionlines:PATH   EmotionLines or EmotionX
-///     jsonl:PATH          a dialogue a line, in this library's own form, or a folder with train.jsonl and so on
-///     log:FILE            "Name: text" a line
-///     pairs:FILE          {"prompt", "completion"} a line
-///     instructions:FILE   a list of {"instruction", "input", "output"}
+/// - "meld:DIR": MELD as released; also "meld-dyadic:DIR"
+/// - "emorynlp:DIR": EmoryNLP in its official, its small or its reduced form
+/// - "iemocap:DIR": IEMOCAP's release; ?labels=4|6|8, unlabelled=keep|drop, dev=last20|FILE, hap=FILE, joined by &
+/// - "dailydialog:DIR": DailyDialog
+/// - "emotionlines:PATH": EmotionLines or EmotionX
+/// - "jsonl:PATH": a dialogue a line, in this library's own form, or a folder with train.jsonl and so on
+/// - "log:FILE": "Name: text" a line
+/// - "pairs:FILE": {"prompt", "completion"} a line
+/// - "instructions:FILE": a list of {"instruction", "input", "output"}
 ///
 /// Behind dialogues of any kind "?visual=PATH" adds descriptions of what is seen, as JSON lines {"dialogue", "turn", "visual"}
 /// or a folder of texts dia0_utt3.txt. A label that is not among `labels` is an error; NULL takes a set's own, and any for
