@@ -1,7 +1,7 @@
 //! Templates as data: how a turn and what was said before it become a prompt.
 //!
 //! A template is two texts in minijinja's language, the context and the question; the prompt is one after the other.
-//! Dropping old turns renders the context with fewer of them, so the question is never cut. Two templates are built in;
+//! Dropping old turns renders the context with fewer of them, so the question is never cut. Some templates are built in;
 //! others are TOML files. Knows no tokens and no model.
 
 use super::labels::Labels;
@@ -132,13 +132,18 @@ pub struct Template {
     pub demonstrations: Vec<Demonstration>,
 }
 
-const BUILT_IN: [(&str, &str); 2] = [
+const BUILT_IN: [(&str, &str); 6] = [
     ("dialoguellm", include_str!("templates/dialoguellm.toml")),
     ("dialogue", include_str!("templates/dialogue.toml")),
+    ("instructerc", include_str!("templates/instructerc.toml")),
+    ("instructerc-impact", include_str!("templates/instructerc-impact.toml")),
+    ("instructerc-speaker", include_str!("templates/instructerc-speaker.toml")),
+    ("debate-erc", include_str!("templates/debate-erc.toml")),
 ];
 
 impl Template {
-    /// A built-in template: `dialoguellm` (the paper's code) or `dialogue` (a conversation as one trunk). Errors: NOT_FOUND.
+    /// A built-in template: `dialogue` (a conversation as one trunk), `dialoguellm` (the paper's code), `instructerc` with its
+    /// tasks `instructerc-impact` and `instructerc-speaker`, or `debate-erc`. Errors: NOT_FOUND.
     pub fn built_in(name: &str) -> Result<Self> {
         Self::from_toml_table(built_in_table(name)?)
     }
@@ -310,6 +315,7 @@ fn refused(name: &str, error: &minijinja::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files::dialogues::SPEAKER_LABELS;
 
     fn turn(speaker: &str, text: &str) -> Turn {
         Turn { speaker: speaker.into(), text: text.into(), ..Turn::default() }
@@ -436,6 +442,75 @@ mod tests {
         assert_eq!(prompt(&dialogue("1"), &Labels::meld(), &turns, 1, 0), want);
     }
 
+    /// InstructERC's label words for MELD, in its order.
+    fn instructerc_labels() -> Labels {
+        let names = ["neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger"];
+        let words = ["neutral", "surprise", "fear", "sad", "joyful", "disgust", "angry"];
+        Labels::with_words(names.map(String::from).to_vec(), words.map(String::from).to_vec()).unwrap()
+    }
+
+    const EXPERT: &str = "Now you are expert of sentiment and emotional analysis. The following conversation noted between '### ###' \
+                          involves several speakers. ### ";
+    const WORDS: &str = "neutral, surprise, fear, sad, joyful, disgust, angry";
+
+    /// Checked by hand against strings of the released code.
+    #[test]
+    fn instructercs_three_prompts_are_its_codes_byte_for_byte() {
+        let turns = [turn("Ann", "Is it  you?"), turn("Bo", "It's \"me\"."), turn("Ann", "No!")];
+        let of =
+            |name: &str, target| prompt(&Template::built_in(name).unwrap(), &instructerc_labels(), &turns, target, 0);
+        let main = format!(
+            "{EXPERT}\t Speaker_0:\"Is it  you?\"\t Speaker_1:\"It's \"me\".\"\t Speaker_0:\"No!\" ### Please select the emotional label of \
+             < Speaker_0:\"No!\"> from <{WORDS}>:"
+        );
+        assert_eq!(of("instructerc", 2), main);
+        let first = format!(
+            "{EXPERT}\t Speaker_0:\"Is it  you?\" ### Please select the emotional label of < Speaker_0:\"Is it  you?\"> from <{WORDS}>:"
+        );
+        assert_eq!(of("instructerc", 0), first);
+        let impact = format!(
+            "{EXPERT}\t Speaker_0:\"Is it  you?\"\t Speaker_1:\"It's \"me\".\"###Based on the above historical utterances, next utterance \
+             is spoken by <0>, please predict the emotion states of <0> from <{WORDS}>:"
+        );
+        assert_eq!(of("instructerc-impact", 2), impact);
+        assert_eq!(of("instructerc-impact", 0), first);
+        let template = Template::built_in("instructerc-speaker").unwrap();
+        let labels = Labels::new(SPEAKER_LABELS.map(String::from).to_vec()).unwrap();
+        let speaker = "Now you are expert of sentiment and emotional analysis. Please select the Speaker label of the utterance \
+                       <Speaker: No!> from <Speaker_0, Speaker_1, Speaker_2, Speaker_3, Speaker_4, Speaker_5, Speaker_6, Speaker_7, \
+                       Speaker_8>:";
+        assert_eq!(prompt(&template, &labels, &turns, 2, 0), speaker);
+    }
+
+    /// Checked by hand against the released template and its rendering of a dialogue.
+    #[test]
+    fn debate_ercs_prompt_is_its_codes_byte_for_byte_and_drops_the_oldest_lines_past_800_characters() {
+        let template = Template::built_in("debate-erc").unwrap();
+        let of = |turns: &[Turn], target| prompt(&template, &Labels::meld(), turns, target, 0);
+        let around = |lines: &str, speaker: &str, text: &str| {
+            format!(
+                "You are an expert in emotion recognition in conversations (ERC).\n\nConversation (the target utterance is marked with \
+                 [TARGET]):\n{lines}\n\nTask: Identify the emotion of the target utterance spoken by {speaker}.\nTarget utterance: \
+                 \"{text}\"\n\nAnswer with exactly one emotion label from: neutral, joy, surprise, anger, sadness, disgust, fear.\nAnswer:"
+            )
+        };
+        let turns = [turn("Ann", "Is it  you?"), turn("Bo", "It's me.")];
+        assert_eq!(of(&turns, 1), around("Ann: Is it  you?\nBo: It's me. [TARGET]", "Bo", "It's me."));
+        assert_eq!(of(&turns, 0), around("Ann: Is it  you? [TARGET]", "Ann", "Is it  you?"));
+        // two lines of 388 and 395 characters, their ends, and 15 of the last are 800; with one more the oldest does not fit
+        let lines =
+            |n: usize, m: usize| [turn("Ann", &"a".repeat(n)), turn("Ann", &"b".repeat(m)), turn("Ann", "\u{e4}")];
+        let (a, b) = ("a".repeat(383), "b".repeat(390));
+        let whole = format!("Ann: {a}\nAnn: {b}\nAnn: \u{e4} [TARGET]");
+        assert_eq!(whole.chars().count(), 800);
+        assert_eq!(of(&lines(383, 390), 2), around(&whole, "Ann", "\u{e4}"));
+        assert_eq!(of(&lines(384, 390), 2), around(&format!("Ann: {b}\nAnn: \u{e4} [TARGET]"), "Ann", "\u{e4}"));
+        // what does not fit ends it: an older line that would fit stays out too
+        assert_eq!(of(&lines(1, 790), 2), around("Ann: \u{e4} [TARGET]", "Ann", "\u{e4}"));
+        let long = "c".repeat(900);
+        assert_eq!(of(&[turn("Ann", "a"), turn("Bo", &long)], 1), around(&format!("Bo: {long} [TARGET]"), "Bo", &long));
+    }
+
     #[test]
     fn answers_are_label_words_as_the_template_writes_them() {
         let answers =
@@ -471,7 +546,7 @@ mod tests {
     fn a_template_file_is_checked_by_name_and_type() {
         let text = |toml| Template::from_toml(toml).unwrap_err().to_string();
         assert!(text("base = \"dialogue\"\nwindows = 3").contains("windows"));
-        assert!(text("base = \"dialog\"").contains("built in are dialoguellm, dialogue"));
+        assert!(text("base = \"dialog\"").contains("built in are dialoguellm, dialogue, instructerc"));
         assert!(text("name = \"x\"").contains("instruction"));
     }
 

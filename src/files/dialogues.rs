@@ -133,6 +133,8 @@ pub enum Source {
     Pairs(PathBuf),
     /// `instructions:FILE`: a JSON list of `{"instruction", "input", "output"}`, read as prompts and completions.
     Instructions(PathBuf),
+    /// Any kind of dialogues with `?label=speaker`: a turn's label is who says it, `Speaker_0` who speaks first of all.
+    Speakers(Box<Source>),
     /// Any kind of dialogues with `?visual=PATH`: descriptions of what is seen, as JSON lines `{"dialogue", "turn", "visual"}`
     /// or a folder of texts `dia0_utt3.txt`.
     Described {
@@ -157,6 +159,7 @@ impl FromStr for Source {
         };
         let options = options.split('&').filter(|option| !option.is_empty());
         let options: Vec<(&str, &str)> = options.map(|option| option.split_once('=').unwrap_or((option, ""))).collect();
+        let (labelled, options): (Vec<_>, Vec<_>) = options.into_iter().partition(|(name, _)| *name == "label");
         let (visual, options): (Vec<_>, Vec<_>) = options.into_iter().partition(|(name, _)| *name == "visual");
         let path = PathBuf::from(path);
         let source = match kind {
@@ -176,12 +179,19 @@ impl FromStr for Source {
             "instructions" => Source::Instructions(path),
             _ => return Err(Error::invalid(format!("data are given as `{spec}`, must be {KINDS}"))),
         };
-        match *visual {
-            [] => Ok(source),
+        let wrong =
+            |what: &str| Err(Error::invalid(format!("data are given as `{spec}`: {what} is once, and of dialogues")));
+        let source = match *visual {
+            [] => source,
             [(_, visual)] if !source.is_pairs() && !visual.is_empty() => {
-                Ok(Source::Described { of: Box::new(source), visual: visual.into() })
+                Source::Described { of: Box::new(source), visual: visual.into() }
             }
-            _ => Err(Error::invalid(format!("data are given as `{spec}`: visual=PATH is once, and of dialogues"))),
+            _ => return wrong("visual=PATH"),
+        };
+        match *labelled {
+            [] => Ok(source),
+            [(_, "speaker")] if !source.is_pairs() => Ok(Source::Speakers(Box::new(source))),
+            _ => wrong("label=speaker"),
         }
     }
 }
@@ -211,6 +221,11 @@ impl Source {
             }
             Source::Jsonl(path) => jsonl(path, &read(path, cancel)?, known, cancel),
             Source::Log(path) => log(path, &read(path, cancel)?, cancel),
+            Source::Speakers(of) => {
+                let mut dialogues = of.dialogues(split, None, cancel)?;
+                dialogues.iter_mut().for_each(label_by_speaker);
+                all_known(dialogues, known, std::path::Path::new("?label=speaker"))
+            }
             Source::Described { of, visual } => {
                 let mut dialogues = of.dialogues(split, known, cancel)?;
                 let numbers = of.numbers(&dialogues, split, cancel)?;
@@ -245,7 +260,7 @@ impl Source {
             Source::Jsonl(path) => {
                 splits_where(|split| path.is_dir() && path.join(format!("{}.jsonl", split.name())).exists())
             }
-            Source::Described { of, .. } => of.splits(),
+            Source::Described { of, .. } | Source::Speakers(of) => of.splits(),
             Source::Log(_) | Source::Pairs(_) | Source::Instructions(_) => Vec::new(),
         }
     }
@@ -258,6 +273,7 @@ impl Source {
             Source::Iemocap(iemocap) => Some(iemocap.labels.names()),
             Source::DailyDialog(_) => Some(&DAILYDIALOG_LABELS),
             Source::Described { of, .. } => of.labels(),
+            Source::Speakers(_) => Some(&SPEAKER_LABELS),
             // of EmotionLines papers take different parts
             _ => None,
         }
@@ -277,6 +293,31 @@ impl Source {
                 "these data are dialogues; prompts and completions come from pairs:FILE or instructions:FILE",
             )),
         }
+    }
+}
+
+/// The labels of `?label=speaker`: as many as InstructERC has (arXiv 2309.11911).
+pub const SPEAKER_LABELS: [&str; 9] = [
+    "Speaker_0",
+    "Speaker_1",
+    "Speaker_2",
+    "Speaker_3",
+    "Speaker_4",
+    "Speaker_5",
+    "Speaker_6",
+    "Speaker_7",
+    "Speaker_8",
+];
+
+/// Speakers by first appearance; those past the last label have none.
+fn label_by_speaker(dialogue: &mut Dialogue) {
+    let mut known: Vec<String> = Vec::new();
+    for turn in &mut dialogue.turns {
+        let number = known.iter().position(|speaker| *speaker == turn.speaker).unwrap_or_else(|| {
+            known.push(turn.speaker.clone());
+            known.len() - 1
+        });
+        turn.emotion = SPEAKER_LABELS.get(number).map(|label| (*label).to_owned());
     }
 }
 

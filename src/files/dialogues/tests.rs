@@ -421,6 +421,20 @@ fn descriptions_belong_to_a_turn_by_dialogue_and_number() {
 }
 
 #[test]
+fn a_turn_may_be_labelled_by_who_says_it() {
+    let text: String = (0..11).chain([3, 0]).map(|i| format!("S{i}: x\n")).collect();
+    let dir = folder(&[("talk.log", &text)]);
+    let source: Source = format!("log:{}?label=speaker", dir.path().join("talk.log").display()).parse().unwrap();
+    let dialogues = source.dialogues(Split::Test, None, &Cancel::default()).unwrap();
+    let labels: Vec<_> = dialogues[0].turns.iter().map(|turn| turn.emotion.as_deref()).collect();
+    let want: Vec<Option<&str>> = SPEAKER_LABELS.iter().map(|label| Some(*label)).collect();
+    assert_eq!(labels[..9], want);
+    assert_eq!(labels[9..], [None, None, Some("Speaker_3"), Some("Speaker_0")]);
+    assert_eq!(source.labels().unwrap(), SPEAKER_LABELS);
+    assert!(sentence("log:a?label=emotion".parse::<Source>()).contains("label=speaker is once"));
+}
+
+#[test]
 fn what_is_odd_in_a_set_is_told() {
     let file =
         format!("{HEADER}{}{}{}", row("Hm", "joy", "0", "1"), row(" ", "joy", "0", "2"), row("Hm", "fear", "3", "0"));
