@@ -17,6 +17,7 @@ mod spread;
 pub mod template;
 #[cfg(test)]
 mod testing;
+pub mod trust;
 
 pub use card::Card;
 pub use classifier::{Bulk, Classifier};

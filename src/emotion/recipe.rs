@@ -104,7 +104,7 @@ pub struct Emotion {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub template: Option<TemplateChoice>,
     /// The labels' names in the data, in the order of the probabilities. Default: those of the training data, the most
-    /// frequent first.
+    /// frequent first; the command takes a set's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<Vec<String>>,
     /// The words that the model reads and writes for them, in the same order. Default: the names.

@@ -3,10 +3,13 @@
 use crate::args::{AskArgs, ModelArgs, Style};
 use crate::out::{self, duration, thousands};
 use crate::progress::Progress;
+use crate::report::Content;
 use clap::Args;
 use dialoguellm::emotion::baseline;
 use dialoguellm::emotion::classifier::Scored;
 use dialoguellm::emotion::metrics::{Bootstrap, Report, likeliest, paired_bootstrap};
+use dialoguellm::emotion::run::METRICS;
+use dialoguellm::emotion::trust::{McNemar, mcnemar};
 use dialoguellm::emotion::{Bulk, Classifier, Labels};
 use dialoguellm::files::dialogues::{Dialogue, Source, Split};
 use dialoguellm::{Cancel, Error, Result};
@@ -33,9 +36,15 @@ pub struct Eval {
     /// Write every turn's prediction, one JSON line each: id, turn (from 0), gold, label, probs
     #[arg(long, value_name = "FILE")]
     predictions: Option<PathBuf>,
-    /// Compare with another predictions file: paired bootstrap of the weighted F1, dialogues drawn whole
+    /// Compare with another predictions file: paired bootstrap of the weighted F1, dialogues drawn whole, and McNemar's test
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
+    /// Write report.html, to look at, and report.json into this folder: figures, plots, mistakes, every dialogue
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
+    /// Show in report.html what was said; without it, it holds nobody's words
+    #[arg(long, requires = "report")]
+    report_texts: bool,
     /// Resamples of the bootstrap
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     resamples: usize,
@@ -70,8 +79,12 @@ impl Eval {
         let baseline =
             self.baseline.as_deref().map(|spec| bag_of_words(spec, &dialogues, classifier.labels())).transpose()?;
         let others = Others { compared, baseline };
+        let figures = as_json(&report, &scored, seconds, &others);
+        if let Some(dir) = &self.report {
+            self.write_report(dir, &classifier, &dialogues, &scored, &report, seconds, &figures)?;
+        }
         match style.json {
-            true => out::json(&as_json(&report, &scored, seconds, &others)),
+            true => out::json(&figures),
             false => out::text(&table(&report, &scored, seconds, &others)),
         }
     }
@@ -85,17 +98,63 @@ impl Eval {
         scored
     }
 
+    /// Makes `dir` hold the report, in two files that are whole or not there.
+    fn write_report(
+        &self,
+        dir: &Path,
+        classifier: &Classifier,
+        dialogues: &[Dialogue],
+        scored: &Scored,
+        report: &Report,
+        seconds: f64,
+        figures: &Value,
+    ) -> Result<()> {
+        let probabilities: Vec<Vec<Vec<f32>>> = scored
+            .scores
+            .iter()
+            .map(|turns| turns.iter().map(|scores| classifier.probabilities(scores)).collect())
+            .collect();
+        let adapter = self.ask.adapter.as_ref().map_or(String::new(), |dir| format!(" with {}", dir.display()));
+        let content = Content {
+            title: format!("{}{adapter} on {} ({})", self.model.model.display(), self.data, self.split),
+            about: format!(
+                "{} dialogues; {} tokens computed of {} without sharing, in {}; temperature {:.3}",
+                thousands(dialogues.len() as u64),
+                thousands(scored.tokens as u64),
+                thousands(scored.linear_tokens as u64),
+                duration(seconds),
+                classifier.card().temperature
+            ),
+            report,
+            names: classifier.labels().names(),
+            dialogues,
+            probabilities: &probabilities,
+            metrics: &self.metrics(),
+            texts: self.report_texts,
+        };
+        std::fs::create_dir_all(dir).map_err(|error| Error::io("make", dir, &error))?;
+        out::file(&dir.join("report.json"), &format!("{}\n", content.json(figures.clone())))?;
+        out::file(&dir.join("report.html"), &content.html()?)
+    }
+
+    /// The lines that training left in the adapter; none where it left none.
+    fn metrics(&self) -> Vec<Value> {
+        let text = self.ask.adapter.as_ref().and_then(|dir| std::fs::read_to_string(dir.join(METRICS)).ok());
+        text.unwrap_or_default().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
     /// The bootstrap against the predictions in `path`, which must be of the same turns.
-    fn compared(&self, path: &Path, mine: &Mine) -> Result<Bootstrap> {
+    fn compared(&self, path: &Path, mine: &Mine) -> Result<(Bootstrap, McNemar)> {
         let theirs = mine.find(path)?;
         let answers = [&theirs[..], mine.answers];
-        paired_bootstrap(mine.names.len(), mine.gold, answers, mine.units, self.resamples, 0)
+        let bootstrap = paired_bootstrap(mine.names.len(), mine.gold, answers, mine.units, self.resamples, 0)?;
+        Ok((bootstrap, mcnemar(mine.gold, answers)?))
     }
 }
 
 /// What an evaluation is put beside.
 struct Others {
-    compared: Option<Bootstrap>,
+    compared: Option<(Bootstrap, McNemar)>,
     baseline: Option<Report>,
 }
 
@@ -195,8 +254,9 @@ fn as_json(report: &Report, scored: &Scored, seconds: f64, others: &Others) -> V
     let mut value = json!(report);
     value["seconds"] = json!(seconds);
     value["tokens"] = json!(scored.tokens);
-    if let Some(Bootstrap { difference, low, high, not_better }) = &others.compared {
-        value["compared"] = json!({"difference": difference, "low": low, "high": high, "not_better": not_better});
+    if let Some((Bootstrap { difference, low, high, not_better }, mcnemar)) = &others.compared {
+        value["compared"] =
+            json!({"difference": difference, "low": low, "high": high, "not_better": not_better, "mcnemar": mcnemar});
     }
     if let Some(baseline) = &others.baseline {
         value["baseline"] = json!(baseline);
@@ -239,13 +299,17 @@ fn table(report: &Report, scored: &Scored, seconds: f64, others: &Others) -> Str
     if let Some(baseline) = &others.baseline {
         text += &format!("a bag of words: {}", summary(baseline));
     }
-    if let Some(Bootstrap { difference, low, high, not_better }) = &others.compared {
+    if let Some((Bootstrap { difference, low, high, not_better }, mcnemar)) = &others.compared {
         text += &format!(
             "weighted F1 against the other file: {:+.2} points (95 %: {:+.2} to {:+.2}); not better in {} of resamples\n",
             100.0 * difference,
             100.0 * low,
             100.0 * high,
             percent(*not_better)
+        );
+        text += &format!(
+            "only this one right in {} turns, only the other in {}: p = {:.4} (McNemar, exact)\n",
+            mcnemar.only_second, mcnemar.only_first, mcnemar.p
         );
     }
     text

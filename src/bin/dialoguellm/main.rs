@@ -16,6 +16,7 @@ mod merge;
 mod out;
 mod progress;
 mod quantize;
+mod report;
 mod score;
 mod train;
 

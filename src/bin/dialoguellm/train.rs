@@ -90,8 +90,13 @@ impl FromArgMatches for Fields {
 impl Train {
     pub fn run(&self, style: Style) -> Result<()> {
         self.check_out()?;
-        let recipe = self.recipe()?;
-        let (train, dev) = self.data(&recipe)?;
+        let mut recipe = self.recipe()?;
+        let source: Source = self.data.parse()?;
+        if self.known(&recipe)?.is_none() {
+            // a set's own labels, also those that no turn of its train split has
+            recipe.emotion.labels = source.labels().map(|names| names.iter().map(|&name| name.to_owned()).collect());
+        }
+        let (train, dev) = self.data(&source, &recipe)?;
         let setup = Setup {
             recipe,
             train,
@@ -159,10 +164,9 @@ impl Train {
         }
     }
 
-    fn data(&self, recipe: &Recipe) -> Result<(Data, Option<Data>)> {
-        let source: Source = self.data.parse()?;
+    fn data(&self, source: &Source, recipe: &Recipe) -> Result<(Data, Option<Data>)> {
         let known = self.known(recipe)?;
-        let train = read(&source, Split::Train, known.as_deref())?;
+        let train = read(source, Split::Train, known.as_deref())?;
         let known = match (&known, &train) {
             (None, Data::Dialogues(dialogues)) => {
                 let labels = Labels::of(dialogues).map_err(|error| error.at(&self.data))?;
@@ -172,7 +176,7 @@ impl Train {
         };
         let dev = match &self.dev {
             Some(spec) => Some(read(&spec.parse()?, Split::Dev, known.as_deref())?),
-            None if source.splits().contains(&Split::Dev) => Some(read(&source, Split::Dev, known.as_deref())?),
+            None if source.splits().contains(&Split::Dev) => Some(read(source, Split::Dev, known.as_deref())?),
             None => None,
         };
         Ok((train, dev))

@@ -1,0 +1,331 @@
+//! report.html: an evaluation to look at, in one file that needs no network, and report.json, the same for programs.
+//!
+//! Colours follow the reader's light or dark setting; what a plot shows is also said in words.
+
+use dialoguellm::emotion::metrics::{Report, likeliest};
+use dialoguellm::emotion::trust::{Answer, Bin, ece_of, reliability, risk_at, risk_coverage};
+use dialoguellm::files::Dialogue;
+use dialoguellm::{Error, Result};
+use minijinja::{AutoEscape, Environment};
+use plotters::prelude::*;
+use serde_json::{Value, json};
+use std::ops::Range;
+
+/// Bins of the reliability diagram.
+const BINS: usize = 15;
+/// Mistakes that are listed.
+const MISTAKES: usize = 20;
+/// Colours of labels (Tol, "muted" and "bright"), told apart by most people with a colour deficiency; they come again
+/// past the last.
+const COLORS: [&str; 9] =
+    ["#9aa3ad", "#e6b94d", "#66b2d6", "#d0564a", "#4a6fb5", "#6f9e58", "#8e5fa8", "#d98fae", "#5fb3a1"];
+
+/// What is shown.
+pub struct Content<'a> {
+    /// The model, adapter and data, in words.
+    pub title: String,
+    /// Turns a second and the like, in words.
+    pub about: String,
+    /// The figures.
+    pub report: &'a Report,
+    /// Names of the labels.
+    pub names: &'a [String],
+    /// What was scored.
+    pub dialogues: &'a [Dialogue],
+    /// Probabilities of every turn of every dialogue.
+    pub probabilities: &'a [Vec<Vec<f32>>],
+    /// Lines of the metrics that training left beside the adapter; none where there are none.
+    pub metrics: &'a [Value],
+    /// Whether what was said is shown.
+    pub texts: bool,
+}
+
+/// A turn with its answer.
+struct Turn<'a> {
+    dialogue: usize,
+    number: usize,
+    speaker: &'a str,
+    text: &'a str,
+    gold: Option<&'a str>,
+    label: usize,
+    p: f32,
+}
+
+impl Content<'_> {
+    /// Every turn.
+    fn turns(&self) -> Vec<Turn<'_>> {
+        let mut all = Vec::new();
+        for (d, (dialogue, probabilities)) in self.dialogues.iter().zip(self.probabilities).enumerate() {
+            for (t, (turn, p)) in dialogue.turns.iter().zip(probabilities).enumerate() {
+                let label = likeliest(p);
+                all.push(Turn {
+                    dialogue: d,
+                    number: t + 1,
+                    speaker: &turn.speaker,
+                    text: &turn.text,
+                    gold: turn.emotion.as_deref(),
+                    label,
+                    p: p[label],
+                });
+            }
+        }
+        all
+    }
+
+    fn wrong(&self, turn: &Turn) -> bool {
+        turn.gold.is_some_and(|gold| gold != self.names[turn.label])
+    }
+
+    /// The answers that can be right or wrong.
+    fn answers(&self, turns: &[Turn]) -> Vec<Answer> {
+        let marked = turns.iter().filter(|turn| turn.gold.is_some());
+        marked.map(|turn| Answer { confidence: f64::from(turn.p), right: !self.wrong(turn) }).collect()
+    }
+
+    /// What the page shows, for programs: `figures` with what is added here.
+    pub fn json(&self, mut figures: Value) -> Value {
+        let answers = self.answers(&self.turns());
+        let bins = reliability(&answers, BINS);
+        figures["ece_equal_mass"] = json!(ece_of(&bins));
+        figures["reliability"] = json!(bins);
+        let points = risk_coverage(&answers);
+        let at = |coverage: f64| json!({"coverage": coverage, "risk": risk_at(&points, coverage)});
+        figures["selective"] = [0.5, 0.6, 0.7, 0.8, 0.9, 1.0].map(at).to_vec().into();
+        figures
+    }
+
+    /// The page. Errors: INTERNAL.
+    pub fn html(&self) -> Result<String> {
+        let turns = self.turns();
+        let answers = self.answers(&turns);
+        let bins = reliability(&answers, BINS);
+        let points = risk_coverage(&answers);
+        let mut environment = Environment::new();
+        environment.set_auto_escape_callback(|_| AutoEscape::Html);
+        let render = |context: Value| environment.render_str(include_str!("report.html"), context);
+        render(json!({
+            "title": self.title,
+            "about": self.about,
+            "texts": self.texts,
+            "figures": self.figures(ece_of(&bins)),
+            "labels": self.labels(),
+            "confusion": self.confusion(),
+            "plots": [reliability_plot(&bins)?, risk_plot(&points)?],
+            "training": training_plots(self.metrics)?,
+            "mistakes": self.mistakes(&turns),
+            "dialogues": self.pages(&turns),
+        }))
+        .map_err(|error| Error::internal(format!("the report's template: {error}")))
+    }
+
+    fn figures(&self, ece: f64) -> Value {
+        let Report { n, accuracy, weighted_f1, macro_f1, nll, .. } = self.report;
+        let figure = |name: &str, value: String| json!({"name": name, "value": value});
+        json!([
+            figure("turns", crate::out::thousands(*n as u64)),
+            figure("accuracy", percent(*accuracy)),
+            figure("weighted F1", percent(*weighted_f1)),
+            figure("macro F1", percent(*macro_f1)),
+            figure("NLL", format!("{nll:.3}")),
+            figure("ECE, equal mass", percent(ece)),
+        ])
+    }
+
+    fn labels(&self) -> Vec<Value> {
+        let label = |(i, label): (usize, &dialoguellm::emotion::metrics::LabelReport)| {
+            json!({
+                "name": label.name, "precision": percent(label.precision), "recall": percent(label.recall),
+                "f1": percent(label.f1), "share": (100.0 * label.f1).round(), "support": label.support,
+                "color": COLORS[i % COLORS.len()],
+            })
+        };
+        self.report.per_label.iter().enumerate().map(label).collect()
+    }
+
+    fn confusion(&self) -> Vec<Value> {
+        let row = |(truth, counts): (usize, &Vec<usize>)| {
+            let all = counts.iter().sum::<usize>().max(1) as f64;
+            let cell = |(answer, &n): (usize, &usize)| json!({"n": n, "share": format!("{:.3}", n as f64 / all), "right": answer == truth});
+            json!({"name": self.names[truth], "cells": counts.iter().enumerate().map(cell).collect::<Vec<_>>()})
+        };
+        self.report.confusion.iter().enumerate().map(row).collect()
+    }
+
+    fn turn(&self, turn: &Turn) -> Value {
+        let shown = |text: &str| if self.texts { text.to_owned() } else { String::new() };
+        json!({
+            "dialogue": self.dialogues[turn.dialogue].id, "anchor": format!("d{}", turn.dialogue), "number": turn.number,
+            "speaker": turn.speaker, "text": shown(turn.text), "gold": turn.gold.unwrap_or("-"),
+            "label": self.names[turn.label], "index": turn.label, "p": format!("{:.2}", turn.p), "wrong": self.wrong(turn),
+        })
+    }
+
+    fn mistakes(&self, turns: &[Turn]) -> Vec<Value> {
+        let mut wrong: Vec<&Turn> = turns.iter().filter(|turn| self.wrong(turn)).collect();
+        wrong.sort_by(|a, b| b.p.total_cmp(&a.p));
+        wrong.into_iter().take(MISTAKES).map(|turn| self.turn(turn)).collect()
+    }
+
+    fn pages(&self, turns: &[Turn]) -> Vec<Value> {
+        let page = |turns: &[Turn]| {
+            let marked = turns.iter().filter(|turn| turn.gold.is_some()).count();
+            let wrong = turns.iter().filter(|turn| self.wrong(turn)).count();
+            let dialogue = turns[0].dialogue;
+            json!({
+                "id": self.dialogues[dialogue].id, "anchor": format!("d{dialogue}"), "marked": marked,
+                "right": marked - wrong, "turns": turns.iter().map(|turn| self.turn(turn)).collect::<Vec<_>>(),
+            })
+        };
+        turns.chunk_by(|a, b| a.dialogue == b.dialogue).map(page).collect()
+    }
+}
+
+fn percent(x: f64) -> String {
+    format!("{:.2} %", 100.0 * x)
+}
+
+/// A plot and what it says in words.
+fn plot(id: &str, says: String, svg: String) -> Value {
+    json!({"id": id, "says": says, "svg": svg})
+}
+
+fn reliability_plot(bins: &[Bin]) -> Result<Value> {
+    let says = format!(
+        "Reliability: the part of answers that is right against their probability, in {} bins of as many turns; the \
+         distance from the diagonal is {} in the mean.",
+        bins.len(),
+        percent(ece_of(bins))
+    );
+    let line: Vec<(f64, f64)> = bins.iter().map(|bin| (bin.confidence, bin.accuracy)).collect();
+    let axes = Axes { x: "probability", y: "right", x_range: 0.0..1.0, y_range: 0.0..1.0 };
+    Ok(plot("reliability", says, axes.draw(&[Curve::plain(&[(0.0, 0.0), (1.0, 1.0)]), Curve::marked(&line)])?))
+}
+
+fn risk_plot(points: &[(f64, f64)]) -> Result<Value> {
+    let at = |coverage| risk_at(points, coverage).map_or("-".to_owned(), percent);
+    let says = format!(
+        "Risk and coverage: the part of answers that is wrong if only the most confident are given; {} of all, {} of the \
+         most confident 80 %, {} of half.",
+        at(1.0),
+        at(0.8),
+        at(0.5)
+    );
+    let top = points.iter().map(|(_, risk)| *risk).fold(0.05, f64::max);
+    let axes = Axes { x: "answered", y: "wrong", x_range: 0.0..1.0, y_range: 0.0..top };
+    Ok(plot("risk", says, axes.draw(&[Curve::line(points)])?))
+}
+
+/// Loss, learning rate and dev scores, where training left them.
+fn training_plots(metrics: &[Value]) -> Result<Vec<Value>> {
+    let series = |x: &str, y: &str| -> Vec<(f64, f64)> {
+        metrics.iter().filter_map(|line| Some((line.get(x)?.as_f64()?, line.get(y)?.as_f64()?))).collect()
+    };
+    let (loss, rate, dev) = (series("step", "loss"), series("step", "lr"), series("step", "weighted_f1"));
+    let mut all = Vec::new();
+    let smooth = smoothed(&loss, 20);
+    if let (Some(first), Some(last)) = (smooth.first(), smooth.last()) {
+        let says = format!("Loss by step, the mean of 20 steps: {:.3} first, {:.3} last.", first.1, last.1);
+        all.push(plot("loss", says, Axes::around("step", "loss", &smooth).draw(&[Curve::line(&smooth)])?));
+    }
+    if let Some(most) = rate.iter().map(|(_, rate)| *rate).reduce(f64::max) {
+        let says = format!("Learning rate by step, at most {most:.1e}.");
+        all.push(plot("rate", says, Axes::around("step", "rate", &rate).draw(&[Curve::line(&rate)])?));
+    }
+    if let Some(best) = dev.iter().map(|(_, f1)| *f1).reduce(f64::max) {
+        let says = format!("Weighted F1 of the dev split by step, at best {}.", percent(best));
+        all.push(plot("dev", says, Axes::around("step", "weighted F1", &dev).draw(&[Curve::marked(&dev)])?));
+    }
+    Ok(all)
+}
+
+/// A tick's number without zeros at its end.
+fn short(x: &f64) -> String {
+    format!("{}", (x * 1e6).round() / 1e6)
+}
+
+/// The mean of each `n` points.
+fn smoothed(points: &[(f64, f64)], n: usize) -> Vec<(f64, f64)> {
+    let mean =
+        |some: &[(f64, f64)]| (some[some.len() - 1].0, some.iter().map(|(_, y)| y).sum::<f64>() / some.len() as f64);
+    points.chunks(n).map(mean).collect()
+}
+
+/// A line of points, perhaps with a dot at each.
+struct Curve<'a> {
+    points: &'a [(f64, f64)],
+    strong: bool,
+    dots: bool,
+}
+
+impl<'a> Curve<'a> {
+    fn plain(points: &'a [(f64, f64)]) -> Self {
+        Self { points, strong: false, dots: false }
+    }
+    fn line(points: &'a [(f64, f64)]) -> Self {
+        Self { points, strong: true, dots: false }
+    }
+    fn marked(points: &'a [(f64, f64)]) -> Self {
+        Self { points, strong: true, dots: true }
+    }
+}
+
+/// The page's style sheet gives these three colours others.
+const INK: RGBColor = BLACK;
+const GRID: RGBColor = RGBColor(0xdd, 0xdd, 0xdd);
+const MARK: RGBColor = RGBColor(0x33, 0x66, 0x99);
+
+struct Axes<'a> {
+    x: &'a str,
+    y: &'a str,
+    x_range: Range<f64>,
+    y_range: Range<f64>,
+}
+
+impl<'a> Axes<'a> {
+    /// Around all points, from 0 on.
+    fn around(x: &'a str, y: &'a str, points: &[(f64, f64)]) -> Self {
+        let most = |of: fn(&(f64, f64)) -> f64| points.iter().map(of).filter(|v| v.is_finite()).fold(0.0, f64::max);
+        let above = |v: f64| if v > 0.0 { 1.02 * v } else { 1.0 };
+        Self { x, y, x_range: 0.0..above(most(|p| p.0)), y_range: 0.0..above(most(|p| p.1)) }
+    }
+
+    fn draw(&self, curves: &[Curve]) -> Result<String> {
+        let mut svg = String::new();
+        self.draw_on(&mut svg, curves).map_err(|error| Error::internal(format!("a plot: {error}")))?;
+        Ok(svg)
+    }
+
+    fn draw_on(&self, svg: &mut String, curves: &[Curve]) -> std::result::Result<(), Box<dyn std::error::Error>> {
+        let area = SVGBackend::with_string(svg, (480, 320)).into_drawing_area();
+        let text = ("sans-serif", 14).into_font().color(&INK);
+        let mut chart = ChartBuilder::on(&area)
+            .margin(8)
+            .x_label_area_size(40)
+            .y_label_area_size(56)
+            .build_cartesian_2d(self.x_range.clone(), self.y_range.clone())?;
+        chart
+            .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(GRID)
+            .axis_style(INK)
+            .label_style(text.clone())
+            .axis_desc_style(text)
+            .x_label_formatter(&short)
+            .y_label_formatter(&short)
+            .x_labels(6)
+            .y_labels(6)
+            .x_desc(self.x)
+            .y_desc(self.y)
+            .draw()?;
+        for curve in curves {
+            let color = if curve.strong { MARK } else { INK };
+            let points = || curve.points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite());
+            chart.draw_series(LineSeries::new(points(), color.stroke_width(if curve.strong { 2 } else { 1 })))?;
+            if curve.dots {
+                chart.draw_series(points().map(|point| Circle::new(point, 4, color.filled())))?;
+            }
+        }
+        area.present()?;
+        Ok(())
+    }
+}
