@@ -18,6 +18,7 @@ mod progress;
 mod quantize;
 mod report;
 mod score;
+mod study;
 mod train;
 
 use clap::{Parser, Subcommand};
@@ -51,6 +52,8 @@ enum Command {
     Train(train::Train),
     /// Measure how well labels are named
     Eval(eval::Eval),
+    /// Run a recipe with one thing and another varied, over several seeds
+    Study(study::Study),
     /// Name the emotion of every turn of dialogues that come as lines
     Classify(classify::Classify),
     /// Type a conversation and see the emotion of every turn at once
@@ -102,6 +105,7 @@ fn run(cli: &Cli) -> Result<()> {
     match &cli.command {
         Command::Train(command) => command.run(cli.style),
         Command::Eval(command) => command.run(cli.style),
+        Command::Study(command) => command.run(cli.style),
         Command::Classify(command) => command.run(cli.style),
         Command::Chat(command) => command.run(cli.style),
         Command::Generate(command) => command.run(cli.style),

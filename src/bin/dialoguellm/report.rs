@@ -100,22 +100,21 @@ impl Content<'_> {
         let answers = self.answers(&turns);
         let bins = reliability(&answers, BINS);
         let points = risk_coverage(&answers);
-        let mut environment = Environment::new();
-        environment.set_auto_escape_callback(|_| AutoEscape::Html);
-        let render = |context: Value| environment.render_str(include_str!("report.html"), context);
-        render(json!({
-            "title": self.title,
-            "about": self.about,
-            "texts": self.texts,
-            "figures": self.figures(ece_of(&bins)),
-            "labels": self.labels(),
-            "confusion": self.confusion(),
-            "plots": [reliability_plot(&bins)?, risk_plot(&points)?],
-            "training": training_plots(self.metrics)?,
-            "mistakes": self.mistakes(&turns),
-            "dialogues": self.pages(&turns),
-        }))
-        .map_err(|error| Error::internal(format!("the report's template: {error}")))
+        page(
+            include_str!("report/report.html"),
+            json!({
+                "title": self.title,
+                "about": self.about,
+                "texts": self.texts,
+                "figures": self.figures(ece_of(&bins)),
+                "labels": self.labels(),
+                "confusion": self.confusion(),
+                "plots": [reliability_plot(&bins)?, risk_plot(&points)?],
+                "training": training_plots(self.metrics)?,
+                "mistakes": self.mistakes(&turns),
+                "dialogues": self.pages(&turns),
+            }),
+        )
     }
 
     fn figures(&self, ece: f64) -> Value {
@@ -178,6 +177,15 @@ impl Content<'_> {
         };
         turns.chunk_by(|a, b| a.dialogue == b.dialogue).map(page).collect()
     }
+}
+
+/// A page of a template, which sees `context` and the style of all pages. Errors: INTERNAL.
+pub fn page(template: &str, mut context: Value) -> Result<String> {
+    context["style"] = json!(include_str!("report/page.css"));
+    let mut environment = Environment::new();
+    environment.set_auto_escape_callback(|_| AutoEscape::Html);
+    let page = environment.render_str(template, context);
+    page.map_err(|error| Error::internal(format!("the report's template: {error}")))
 }
 
 fn percent(x: f64) -> String {
@@ -328,4 +336,59 @@ impl<'a> Axes<'a> {
         area.present()?;
         Ok(())
     }
+}
+
+/// Means with their deviations, side by side.
+pub fn spread_plot(what: &str, points: &[(String, f64, f64)]) -> Result<Value> {
+    let words: Vec<String> =
+        points.iter().map(|(name, mean, deviation)| format!("{name} {mean:.2} ± {deviation:.2}")).collect();
+    let mut svg = String::new();
+    draw_spread(&mut svg, what, points).map_err(|error| Error::internal(format!("a plot: {error}")))?;
+    Ok(plot("spread", format!("{what}: {}.", words.join("; ")), svg))
+}
+
+fn draw_spread(
+    svg: &mut String,
+    what: &str,
+    points: &[(String, f64, f64)],
+) -> std::result::Result<(), Box<dyn std::error::Error>> {
+    let ends = || points.iter().flat_map(|(_, mean, deviation)| [mean - deviation, mean + deviation]);
+    let (low, high) = (ends().fold(f64::INFINITY, f64::min), ends().fold(f64::NEG_INFINITY, f64::max));
+    let room = (0.15 * (high - low)).max(0.5);
+    let area = SVGBackend::with_string(svg, (960, 320)).into_drawing_area();
+    let text = ("sans-serif", 14).into_font().color(&INK);
+    let mut chart = ChartBuilder::on(&area)
+        .margin(8)
+        .x_label_area_size(40)
+        .y_label_area_size(56)
+        // the last one is inside too
+        .build_cartesian_2d((0..points.len().saturating_sub(1).max(1)).into_segmented(), low - room..high + room)?;
+    let name = |at: &SegmentValue<usize>| match at {
+        SegmentValue::CenterOf(i) => points.get(*i).map_or(String::new(), |(name, ..)| name.clone()),
+        _ => String::new(),
+    };
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(GRID)
+        .axis_style(INK)
+        .label_style(text.clone())
+        .axis_desc_style(text)
+        .x_labels(points.len())
+        .x_label_formatter(&name)
+        .y_label_formatter(&short)
+        .y_labels(6)
+        .y_desc(what)
+        .draw()?;
+    for (i, (_, mean, deviation)) in points.iter().enumerate() {
+        let at = |y: f64| (SegmentValue::CenterOf(i), y);
+        chart.draw_series(std::iter::once(PathElement::new(
+            vec![at(mean - deviation), at(mean + deviation)],
+            MARK.stroke_width(2),
+        )))?;
+        chart.draw_series(std::iter::once(Circle::new(at(*mean), 4, MARK.filled())))?;
+    }
+    area.present()?;
+    Ok(())
 }
