@@ -277,6 +277,35 @@ fn a_model_is_found_by_name_in_the_local_cache() {
 }
 
 #[test]
+fn the_test_split_opens_only_with_a_note_and_a_second_time_is_shown_as_such() {
+    let place = Place::new();
+    std::fs::create_dir(place.path("data")).unwrap();
+    for split in ["train", "dev", "test"] {
+        place.write(&format!("data/{split}.jsonl"), DIALOGUES);
+    }
+    let (data, log) = (format!("jsonl:{}", place.arg("data")), place.arg("final.jsonl"));
+    let eval = |more: &[&str]| place.run(&[&["eval", "--data", &data, "--labels", "joy,fear"], more].concat());
+    assert!(eval(&["--split", "test"]).refusal(1).contains("--final FILE"));
+    assert!(eval(&["--final", &log]).refusal(1).contains("--split test"));
+    assert!(!place.path("final.jsonl").exists());
+    eval(&[]).ok();
+    let first = eval(&["--split", "test", "--final", &log, "--json"]);
+    assert!(!first.err.contains("before"), "{}", first.err);
+    let figures = first.json();
+    assert!(
+        eval(&["--split", "test", "--final", &log]).err.contains("opened by this recipe before: this is opening 2")
+    );
+    eval(&["--split", "test", "--final", &log, "--window", "0"]).ok();
+    let text = std::fs::read_to_string(place.path("final.jsonl")).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let openings: Vec<u64> = lines.iter().map(|line| line["opening"].as_u64().unwrap()).collect();
+    assert_eq!(openings, [1, 2, 1], "another template is another recipe");
+    assert_eq!(lines[0]["weighted_f1"], figures["weighted_f1"]);
+    // a file is not cut into splits, so nothing is opened
+    place.run(&["eval", "--data", &place.dialogues(), "--labels", "joy,fear", "--split", "test"]).ok();
+}
+
+#[test]
 fn data_are_counted_checked_and_converted() {
     let place = Place::new();
     let data = place.dialogues();

@@ -1,6 +1,7 @@
 //! `eval`: figures of a model on labelled dialogues, and whether it differs from another by more than chance.
 
 use crate::args::{AskArgs, ModelArgs, Style};
+use crate::openings;
 use crate::out::{self, duration, thousands};
 use crate::progress::Progress;
 use crate::report::Content;
@@ -8,9 +9,9 @@ use clap::Args;
 use dialoguellm::emotion::baseline;
 use dialoguellm::emotion::classifier::Scored;
 use dialoguellm::emotion::metrics::{Bootstrap, Report, likeliest, paired_bootstrap};
-use dialoguellm::emotion::run::METRICS;
+use dialoguellm::emotion::run::{METRICS, RECIPE};
 use dialoguellm::emotion::trust::{McNemar, mcnemar};
-use dialoguellm::emotion::{Bulk, Classifier, Labels};
+use dialoguellm::emotion::{Bulk, Classifier, Labels, Recipe};
 use dialoguellm::files::dialogues::{Dialogue, Source, Split};
 use dialoguellm::{Cancel, Error, Result};
 use serde::Deserialize;
@@ -30,9 +31,12 @@ pub struct Eval {
     /// KIND:PATH, such as meld:DIR or jsonl:FILE (README.md lists the kinds)
     #[arg(long, value_name = "SPEC")]
     data: String,
-    /// train, dev or test, where the data have them
-    #[arg(long, default_value = "test")]
+    /// train, dev or test, where the data have them; test needs --final
+    #[arg(long, default_value = "dev")]
     split: String,
+    /// Open the test split, and add a line to FILE that says what was asked and what came of it
+    #[arg(long = "final", value_name = "FILE")]
+    log: Option<PathBuf>,
     /// Write every turn's prediction, one JSON line each: id, turn (from 0), gold, label, probs
     #[arg(long, value_name = "FILE")]
     predictions: Option<PathBuf>,
@@ -60,6 +64,7 @@ impl Eval {
     pub fn run(&self, style: Style) -> Result<()> {
         let source: Source = self.data.parse()?;
         let split: Split = self.split.parse()?;
+        openings::check(&source, split, self.log.as_deref())?;
         let dialogues = source.dialogues(split, self.ask.known(&self.model)?.as_deref(), &Cancel::default())?;
         let labels = labels_of(&source, &dialogues);
         let classifier = self.ask.classifier(&self.model, self.model.open()?, labels)?;
@@ -80,6 +85,12 @@ impl Eval {
             self.baseline.as_deref().map(|spec| bag_of_words(spec, &dialogues, classifier.labels())).transpose()?;
         let others = Others { compared, baseline };
         let figures = as_json(&report, &scored, seconds, &others);
+        if let Some(log) = &self.log {
+            let opening = openings::note(log, self.asked(&classifier)?, &figures)?;
+            if opening > 1 && !style.quiet {
+                eprintln!("the test split was opened by this recipe before: this is opening {opening}");
+            }
+        }
         if let Some(dir) = &self.report {
             self.write_report(dir, &classifier, &dialogues, &scored, &report, seconds, &figures)?;
         }
@@ -135,6 +146,19 @@ impl Eval {
         std::fs::create_dir_all(dir).map_err(|error| Error::io("make", dir, &error))?;
         out::file(&dir.join("report.json"), &format!("{}\n", content.json(figures.clone())))?;
         out::file(&dir.join("report.html"), &content.html()?)
+    }
+
+    /// What is asked of the test split: by which recipe, of which model, on which data.
+    fn asked(&self, classifier: &Classifier) -> Result<Value> {
+        let recipe = self.ask.adapter.as_ref().and_then(|dir| std::fs::read_to_string(dir.join(RECIPE)).ok());
+        let seed = recipe.as_ref().and_then(|text| Recipe::from_toml(text).ok()).map(|recipe| recipe.train.seed);
+        // a model as it is, or an adapter of another program, is asked by its template and labels
+        let card = || serde_json::to_string(classifier.card()).map_err(|_| Error::internal("a card is not JSON"));
+        let text = recipe.map_or_else(card, Ok)?;
+        Ok(json!({
+            "recipe": openings::fingerprint(&text), "seed": seed,
+            "model": openings::fingerprint(&classifier.card().base), "data": self.data,
+        }))
     }
 
     /// The lines that training left in the adapter; none where it left none.

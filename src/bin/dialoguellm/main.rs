@@ -13,6 +13,7 @@ mod generate;
 mod import;
 mod info;
 mod merge;
+mod openings;
 mod out;
 mod progress;
 mod quantize;

@@ -4,6 +4,7 @@
 //! goes on where it was: runs that are done stay, and one that was training is resumed, to the same bits.
 
 use crate::args::{ModelArgs, Style, cancelled_by_ctrl_c};
+use crate::openings;
 use crate::out;
 use crate::report::{page, spread_plot};
 use clap::Args;
@@ -36,6 +37,9 @@ pub struct Study {
     /// The folder for runs and results
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Open the test split (split = "test"), and add a line to FILE for every run
+    #[arg(long = "final", value_name = "FILE")]
+    log: Option<PathBuf>,
     /// Any field of the recipe, such as train.max_steps=20, in every run
     #[arg(long = "set", value_name = "FIELD=VALUE")]
     settings: Vec<String>,
@@ -87,6 +91,7 @@ impl Study {
         let text = std::fs::read_to_string(&self.recipe).map_err(|error| Error::io("read", &self.recipe, &error))?;
         let (plan, base) = parse(&text).map_err(|error| error.at(self.recipe.display()))?;
         let split: Split = plan.split.parse()?;
+        openings::check(&self.data.parse()?, split, self.log.as_deref())?;
         let variants = plan.variants().map_err(|error| error.at(self.recipe.display()))?;
         // what is wrong in one variant is found out before the first one runs
         for variant in &variants {
@@ -160,7 +165,8 @@ impl Study {
                 false => untrained(run, &Recipe::with(base, &settings)?)?,
             };
             let fixed = ["--data", &self.data, "--split", split.name()].map(OsString::from);
-            let to = [OsString::from("--report"), run.join("report").into()];
+            let mut to = vec![OsString::from("--report"), run.join("report").into()];
+            to.extend(self.log.iter().flat_map(|log| ["--final".into(), log.clone().into()]));
             self.child("eval", &[&fixed[..], &ask, &to].concat(), style, cancel)?;
         }
         let mut result = read_json(&report)?;
