@@ -4,6 +4,10 @@
 //! log-probabilities of its tokens. What prompts share is computed once. How turns are packed does not change what is
 //! asked of the model, so a turn's scores are the same alone, in bulk and in `live`.
 
+mod why;
+
+pub use why::{Influence, Why};
+
 use super::card::Card;
 use super::framing::Ends;
 use super::labels::Labels;

@@ -51,6 +51,51 @@ fn scores_in_bulk_are_those_of_every_turn_alone() {
 }
 
 #[test]
+fn what_a_turn_or_a_word_did_is_the_difference_to_the_prompt_without_it() {
+    let turn = |speaker: &str, text: &str| Turn { speaker: speaker.into(), text: text.into(), ..Turn::default() };
+    let turns = [turn("Ann", "What  a day"), turn("Bo", "No!"), turn("Ann", "We won it")];
+    let answer = |classifier: &Classifier, turns: &[Turn]| {
+        let dialogue = Dialogue { id: "d".into(), turns: turns.to_vec() };
+        classifier.probabilities(&alone(classifier, &dialogue, turns.len() - 1))
+    };
+    for template in [template(""), template("window = 1")] {
+        let (classifier, _) = classifier(4000, template, &NAMES);
+        for budget in [1, usize::MAX] {
+            let why = classifier.why(&turns, None, true, &bulk(budget)).unwrap();
+            let whole = answer(&classifier, &turns);
+            assert_eq!(why.probabilities, whole);
+            assert!(whole.iter().all(|&p| p <= whole[why.label]));
+            let expect = |turn: usize, part: Option<Range<usize>>, rest: &[Turn]| {
+                let without = answer(&classifier, rest)[why.label];
+                Influence { turn, part, without, change: whole[why.label].ln() - without.ln() }
+            };
+            assert_eq!(
+                why.turns,
+                [expect(0, None, &turns[1..]), expect(1, None, &[turns[0].clone(), turns[2].clone()])]
+            );
+            let with = |i: usize, text: &str| {
+                let mut rest = turns.clone();
+                rest[i].text = text.into();
+                rest
+            };
+            let words = [
+                expect(0, Some(0..4), &with(0, "a day")),
+                expect(0, Some(6..7), &with(0, "What day")),
+                expect(0, Some(8..11), &with(0, "What  a")),
+                expect(2, Some(0..2), &with(2, "won it")),
+                expect(2, Some(3..6), &with(2, "We it")),
+                expect(2, Some(7..9), &with(2, "We won")),
+            ];
+            assert_eq!(why.words, words, "a word that is alone cannot be left out");
+            let other = classifier.why(&turns, Some(2), false, &bulk(budget)).unwrap();
+            assert!(other.label == 2 && other.words.is_empty() && other.turns.len() == 2);
+        }
+        assert_eq!(classifier.why(&[], None, false, &bulk(1)).unwrap_err().code(), Code::InvalidArgument);
+        assert_eq!(classifier.why(&turns, Some(3), false, &bulk(1)).unwrap_err().code(), Code::InvalidArgument);
+    }
+}
+
+#[test]
 fn threads_do_not_change_the_scores() {
     let dialogues = dialogues(100);
     let (classifier, _) = classifier(4000, template(""), &NAMES);
