@@ -956,7 +956,7 @@ void dllm_conversation_free(struct dllm_conversation *conversation);
  - "instructions:FILE": a list of {"instruction", "input", "output"}
 
  Behind dialogues of any kind "?visual=PATH" adds descriptions of what is seen, as JSON lines {"dialogue", "turn", "visual"}
- or a folder of texts dia0_utt3.txt. A label that is not among `labels` is an error; NULL takes a set's own, and any for
+ or a folder of texts dia0_utt3.txt, and "?label=speaker" takes who speaks, Speaker_0 to Speaker_8, as the label. A label that is not among `labels` is an error; NULL takes a set's own, and any for
  jsonl and log. `cancel` may be NULL.
 
  Ownership: the caller's.
