@@ -3,7 +3,7 @@
 //! MELD and EmoryNLP may not be redistributed: without `DLLM_DATA` these tests skip and say so.
 
 use dialoguellm::Cancel;
-use dialoguellm::files::dialogues::{Checked, Dialogue, Source, Split, label_counts};
+use dialoguellm::files::dialogues::{Dialogue, Part, Source, Split, label_counts};
 use std::path::PathBuf;
 
 /// A part of the data that were fetched, or a skip.
@@ -17,9 +17,12 @@ fn data(part: &str, test: &str) -> Option<PathBuf> {
     Some(dir)
 }
 
-fn check(spec: &str, dir: &std::path::Path) -> Vec<Checked> {
+/// All there is of a set, and what is odd in it.
+fn check(spec: &str, dir: &std::path::Path) -> (Vec<Part>, Vec<Vec<String>>) {
     let source: Source = format!("{spec}:{}", dir.display()).parse().unwrap();
-    source.check(None, None, &Cancel::default()).unwrap()
+    let parts = source.parts(None, None, &Cancel::default()).unwrap();
+    let findings = source.findings(&parts, &Cancel::default()).unwrap();
+    (parts, findings)
 }
 
 fn counts(dialogues: &[Dialogue]) -> (usize, usize) {
@@ -35,13 +38,13 @@ fn turns(dialogues: &[Dialogue]) -> Vec<(&str, &str, Option<&str>)> {
 #[test]
 fn meld_holds_what_is_published_and_all_its_traps_are_told() {
     let Some(dir) = data("meld", "meld_holds_what_is_published_and_all_its_traps_are_told") else { return };
-    let all = check("meld", &dir);
+    let (all, findings) = check("meld", &dir);
     let held: Vec<_> = all.iter().map(|part| counts(&part.dialogues)).collect();
     assert_eq!(held, [(1038, 9989), (114, 1109), (280, 2610)]);
     for part in &all {
         assert_eq!(part.published.unwrap().differences(&part.dialogues), [""; 0]);
     }
-    let told = |i: usize| all[i].findings.join("\n");
+    let told = |i: usize| findings[i].join("\n");
     for trap in [
         "dialogues with one speaker: 96,",
         "Dialogue_ID skips 60",
@@ -64,7 +67,7 @@ fn meld_holds_what_is_published_and_all_its_traps_are_told() {
 fn emorynlp_is_the_same_in_its_official_and_its_small_form_and_less_in_the_reduced_one() {
     let name = "emorynlp_is_the_same_in_its_official_and_its_small_form_and_less_in_the_reduced_one";
     let Some(dir) = data("emorynlp", name) else { return };
-    let part = |folder: &str| check("emorynlp", &dir.join(folder)).pop().unwrap();
+    let part = |folder: &str| check("emorynlp", &dir.join(folder)).0.pop().unwrap();
     let (official, small, reduced) = (part(""), part("small_form"), part("reduced"));
     for (part, held) in [(&official, (99, 1344)), (&small, (99, 1344)), (&reduced, (89, 954))] {
         assert_eq!((part.split, counts(&part.dialogues)), (Some(Split::Dev), held));

@@ -5,7 +5,7 @@
 //! others are TOML files. Knows no tokens and no model.
 
 use super::labels::Labels;
-use crate::files::dialogues::Turn;
+use crate::files::dialogues::{Turn, speaker_numbers};
 use crate::{Code, Error, Result};
 use minijinja::value::Value;
 use minijinja::{Environment, UndefinedBehavior, context};
@@ -226,18 +226,12 @@ impl Renderer {
 
     /// The turns of a dialogue as the texts see them; made once a dialogue.
     pub fn turns(&self, turns: &[Turn]) -> Vec<Value> {
-        let mut speakers: Vec<&str> = Vec::new();
-        let value = |turn| {
-            let Turn { speaker, text, visual, .. }: &Turn = turn;
-            let known = speakers.iter().position(|known| known == speaker);
-            let number = 1 + known.unwrap_or_else(|| {
-                speakers.push(speaker);
-                speakers.len() - 1
-            });
-            let visual = visual.as_deref().map(one_line);
+        let value = |(turn, speaker_number): (&Turn, usize)| {
+            let Turn { speaker, text, visual, .. } = turn;
+            let (number, visual) = (1 + speaker_number, visual.as_deref().map(one_line));
             context! { speaker => one_line(speaker), number, text => one_line(text), visual }
         };
-        turns.iter().map(value).collect()
+        turns.iter().zip(speaker_numbers(turns)).map(value).collect()
     }
 
     /// Previous turns that the window shows of turn `target`.

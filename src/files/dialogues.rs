@@ -20,7 +20,7 @@ mod table;
 mod text;
 mod visual;
 
-pub use check::Checked;
+pub use check::Part;
 pub use dailydialog::DAILYDIALOG_LABELS;
 pub use emorynlp::EMORYNLP_LABELS;
 pub use emotionlines::EMOTIONLINES_LABELS;
@@ -309,14 +309,24 @@ pub const SPEAKER_LABELS: [&str; 9] = [
     "Speaker_8",
 ];
 
-/// Speakers by first appearance; those past the last label have none.
+/// The number of every turn's speaker, from 0 by first appearance.
+pub fn speaker_numbers(turns: &[Turn]) -> Vec<usize> {
+    let mut known: Vec<&str> = Vec::new();
+    turns
+        .iter()
+        .map(|turn| {
+            known.iter().position(|speaker| *speaker == turn.speaker).unwrap_or_else(|| {
+                known.push(&turn.speaker);
+                known.len() - 1
+            })
+        })
+        .collect()
+}
+
+/// A turn's label is its speaker; those past the last label have none.
 fn label_by_speaker(dialogue: &mut Dialogue) {
-    let mut known: Vec<String> = Vec::new();
-    for turn in &mut dialogue.turns {
-        let number = known.iter().position(|speaker| *speaker == turn.speaker).unwrap_or_else(|| {
-            known.push(turn.speaker.clone());
-            known.len() - 1
-        });
+    let numbers = speaker_numbers(&dialogue.turns);
+    for (turn, number) in dialogue.turns.iter_mut().zip(numbers) {
         turn.emotion = SPEAKER_LABELS.get(number).map(|label| (*label).to_owned());
     }
 }

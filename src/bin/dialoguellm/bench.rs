@@ -121,15 +121,7 @@ impl Bench {
 
     /// The median seconds of the repeats, after one that does not count.
     fn median(&self, mut run: impl FnMut() -> Result<()>) -> Result<f64> {
-        run()?;
-        let mut seconds = Vec::new();
-        for _ in 0..self.repeats.max(1) {
-            let started = Instant::now();
-            run()?;
-            seconds.push(started.elapsed().as_secs_f64());
-        }
-        seconds.sort_by(f64::total_cmp);
-        Ok(seconds[seconds.len() / 2])
+        median(self.repeats, || timed(&mut run))
     }
 
     fn prompts(&self, model: &Model, n: usize) -> Vec<Vec<u32>> {
@@ -226,6 +218,21 @@ impl Line {
         let words: Vec<&str> = self.what.split_whitespace().collect();
         json!({"what": words.join(" "), "rate": self.rate, "unit": self.unit, "part": self.part})
     }
+}
+
+/// Seconds that `work` takes.
+fn timed(work: impl FnOnce() -> Result<()>) -> Result<f64> {
+    let started = Instant::now();
+    work()?;
+    Ok(started.elapsed().as_secs_f64())
+}
+
+/// The median of what `measure` answers, after a first answer that does not count.
+fn median(repeats: usize, mut measure: impl FnMut() -> Result<f64>) -> Result<f64> {
+    measure()?;
+    let mut all = (0..repeats.max(1)).map(|_| measure()).collect::<Result<Vec<f64>>>()?;
+    all.sort_by(f64::total_cmp);
+    Ok(all[all.len() / 2])
 }
 
 /// Bytes that are read: far more than any cache.

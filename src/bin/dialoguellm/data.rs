@@ -3,7 +3,7 @@
 use crate::args::Style;
 use crate::out::{self, thousands};
 use clap::{Args, Subcommand};
-use dialoguellm::files::dialogues::{Checked, Source, Split, label_counts, stats};
+use dialoguellm::files::dialogues::{Part, Source, Split, label_counts, stats};
 use dialoguellm::{Cancel, Error, Result};
 use serde_json::{Map, Value, json};
 
@@ -55,9 +55,9 @@ impl Spec {
     }
 
     /// Every split that is asked for.
-    fn parts(&self) -> Result<Vec<Checked>> {
+    fn parts(&self) -> Result<Vec<Part>> {
         let split = self.split.as_ref().map(|name| name.parse()).transpose()?;
-        self.source()?.check(split, self.labels.as_deref(), &Cancel::default())
+        self.source()?.parts(split, self.labels.as_deref(), &Cancel::default())
     }
 
     fn pairs(&self) -> Result<Option<usize>> {
@@ -91,11 +91,14 @@ impl Spec {
             };
         }
         let parts = self.parts()?;
+        let findings = self.source()?.findings(&parts, &Cancel::default())?;
         let dialogues: usize = parts.iter().map(|part| part.dialogues.len()).sum();
         let turns: usize = parts.iter().flat_map(|part| &part.dialogues).map(|dialogue| dialogue.turns.len()).sum();
         if style.json {
-            let of = |part: &Checked| json!({"as_published": as_published(part), "findings": part.findings});
-            let splits: Map<String, Value> = parts.iter().map(|part| (name(part).to_owned(), of(part))).collect();
+            let of = |(part, findings): (&Part, &Vec<String>)| {
+                (name(part).to_owned(), json!({"as_published": as_published(part), "findings": findings}))
+            };
+            let splits: Map<String, Value> = parts.iter().zip(&findings).map(of).collect();
             return out::json(&json!({"ok": true, "dialogues": dialogues, "turns": turns, "splits": splits}));
         }
         let mut text = format!(
@@ -104,13 +107,13 @@ impl Spec {
             thousands(dialogues as u64),
             thousands(turns as u64)
         );
-        for part in &parts {
+        for (part, findings) in parts.iter().zip(&findings) {
             match as_published(part) {
                 Some(true) => text += &format!("{}: counts as published\n", name(part)),
                 Some(false) => text += &format!("{}: other counts than the published ones\n", name(part)),
                 None => {}
             }
-            part.findings.iter().for_each(|finding| text += &format!("{}: {finding}\n", name(part)));
+            findings.iter().for_each(|finding| text += &format!("{}: {finding}\n", name(part)));
         }
         out::text(&text)
     }
@@ -125,16 +128,16 @@ impl Spec {
     }
 }
 
-fn name(part: &Checked) -> &'static str {
+fn name(part: &Part) -> &'static str {
     part.split.map_or("all", Split::name)
 }
 
 /// Whether counts are the published ones, where there are such.
-fn as_published(part: &Checked) -> Option<bool> {
+fn as_published(part: &Part) -> Option<bool> {
     part.published.map(|published| published.differences(&part.dialogues).is_empty())
 }
 
-fn table(part: &Checked) -> String {
+fn table(part: &Part) -> String {
     let (name, dialogues) = (name(part), &part.dialogues);
     let turns: usize = dialogues.iter().map(|dialogue| dialogue.turns.len()).sum();
     let longest = dialogues.iter().map(|dialogue| dialogue.turns.len()).max().unwrap_or(0);

@@ -76,19 +76,19 @@ impl Content<'_> {
         turn.gold.is_some_and(|gold| gold != self.names[turn.label])
     }
 
-    /// The answers that can be right or wrong.
-    fn answers(&self, turns: &[Turn]) -> Vec<Answer> {
+    /// Reliability, and risk by coverage, of the answers that can be right or wrong.
+    fn trust(&self, turns: &[Turn]) -> (Vec<Bin>, Vec<(f64, f64)>) {
         let marked = turns.iter().filter(|turn| turn.gold.is_some());
-        marked.map(|turn| Answer { confidence: f64::from(turn.p), right: !self.wrong(turn) }).collect()
+        let answers: Vec<Answer> =
+            marked.map(|turn| Answer { confidence: f64::from(turn.p), right: !self.wrong(turn) }).collect();
+        (reliability(&answers, BINS), risk_coverage(&answers))
     }
 
     /// What the page shows, for programs: `figures` with what is added here.
     pub fn json(&self, mut figures: Value) -> Value {
-        let answers = self.answers(&self.turns());
-        let bins = reliability(&answers, BINS);
+        let (bins, points) = self.trust(&self.turns());
         figures["ece_equal_mass"] = json!(ece_of(&bins));
         figures["reliability"] = json!(bins);
-        let points = risk_coverage(&answers);
         let at = |coverage: f64| json!({"coverage": coverage, "risk": risk_at(&points, coverage)});
         figures["selective"] = [0.5, 0.6, 0.7, 0.8, 0.9, 1.0].map(at).to_vec().into();
         figures
@@ -97,9 +97,7 @@ impl Content<'_> {
     /// The page. Errors: INTERNAL.
     pub fn html(&self) -> Result<String> {
         let turns = self.turns();
-        let answers = self.answers(&turns);
-        let bins = reliability(&answers, BINS);
-        let points = risk_coverage(&answers);
+        let (bins, points) = self.trust(&turns);
         page(
             include_str!("report/report.html"),
             json!({

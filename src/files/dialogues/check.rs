@@ -4,49 +4,52 @@ use super::{Dialogue, Published, Source, Split, dailydialog, emorynlp, meld, pub
 use crate::{Cancel, Result};
 use std::collections::HashSet;
 
-/// What was read, and what is to be said of it: a sentence each.
-pub struct Checked {
+/// What was read of a set.
+pub struct Part {
     /// The split; none for a single file.
     pub split: Option<Split>,
     /// Its dialogues.
     pub dialogues: Vec<Dialogue>,
     /// What the split is known to hold, where that is known.
     pub published: Option<&'static Published>,
-    /// What differs from that, and what else may mislead.
-    pub findings: Vec<String>,
 }
 
 impl Source {
-    /// Reads `splits`, or all there is, and says what is odd. An error is what cannot be read at all.
-    pub fn check(&self, only: Option<Split>, known: Option<&[String]>, cancel: &Cancel) -> Result<Vec<Checked>> {
+    /// Reads the split `only`, or all there is. Errors: as [`Source::dialogues`].
+    pub fn parts(&self, only: Option<Split>, known: Option<&[String]>, cancel: &Cancel) -> Result<Vec<Part>> {
         let splits: Vec<Option<Split>> = match (only, self.splits()) {
             (Some(split), _) => vec![Some(split)],
             (None, splits) if splits.is_empty() => vec![None],
             (None, splits) => splits.into_iter().map(Some).collect(),
         };
+        let part = |split: Option<Split>| {
+            let dialogues = self.dialogues(split.unwrap_or(Split::Test), known, cancel)?;
+            Ok(Part { split, dialogues, published: self.published(split) })
+        };
+        splits.into_iter().map(part).collect()
+    }
+
+    /// What is odd in each of `parts`, a sentence each: what differs from the published counts, and what else may mislead.
+    /// Errors: those of reading a file again.
+    pub fn findings(&self, parts: &[Part], cancel: &Cancel) -> Result<Vec<Vec<String>>> {
         let mut all = Vec::new();
         let mut places = Vec::new();
-        for split in splits {
-            let of = split.unwrap_or(Split::Test);
-            let dialogues = self.dialogues(of, known, cancel)?;
-            let published = self.published(split);
-            let mut findings = published.map_or(Vec::new(), |published| published.differences(&dialogues));
-            findings.extend(oddities(&dialogues));
-            if let Source::Meld(dir) = self.bare() {
-                let path = dir.join(meld::file(of, false));
+        for Part { split, dialogues, published } in parts {
+            let mut findings = published.map_or(Vec::new(), |published| published.differences(dialogues));
+            findings.extend(oddities(dialogues));
+            if let (Source::Meld(dir), Some(split)) = (self.bare(), split) {
+                let path = dir.join(meld::file(*split, false));
                 let (odd, here) = meld::oddities(&path, &text::read(&path, cancel)?, cancel)?;
                 findings.extend(odd);
-                places.push((of, here));
-            }
-            all.push(Checked { split, dialogues, published, findings });
-        }
-        for (i, (_, here)) in places.iter().enumerate() {
-            for (other, there) in &places[..i] {
-                let n = here.intersection(there).count();
-                if n > 0 {
-                    all[i].findings.push(format!("utterances that are in the {} split too: {n}", other.name()));
+                for (other, there) in &places {
+                    let n = here.intersection(there).count();
+                    if n > 0 {
+                        findings.push(format!("utterances that are in the {other} split too: {n}"));
+                    }
                 }
+                places.push((split.name(), here));
             }
+            all.push(findings);
         }
         Ok(all)
     }

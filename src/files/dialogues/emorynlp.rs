@@ -11,7 +11,7 @@
 //! utterance are joined by a space, as the small form has them.
 
 use super::table::{Grouped, Table};
-use super::text::{json_file, label, only_one, own, quote, read};
+use super::text::{Said, json_file, label, lists, only_one, own, quote, read};
 use super::{Dialogue, Split, Turn};
 use crate::{Cancel, Error, Result};
 use serde::Deserialize;
@@ -81,10 +81,8 @@ pub fn official(path: &Path, bytes: &[u8], known: Option<&[String]>, cancel: &Ca
     let season: Season = json_file(path, bytes, what, cancel)?;
     let known = own(known, &EMORYNLP_LABELS);
     let turn = |utterance: Utterance| {
-        let emotion = {
-            let place = format!("utterance {}", quote(&utterance.utterance_id));
-            label(path, place, &utterance.emotion, Some(&known))?
-        };
+        let place = format!("utterance {}", quote(&utterance.utterance_id));
+        let emotion = label(path, place, &utterance.emotion, Some(&known))?;
         let speaker = utterance.speakers.join(" ");
         Ok(Turn { speaker, text: utterance.transcript, emotion: Some(emotion), ..Turn::default() })
     };
@@ -111,20 +109,13 @@ pub fn small(
         speaker: String,
         label: String,
     }
-    let what = "a list of scenes, each a list of {\"text\", \"speaker\", \"label\"}";
-    let scenes: Vec<Vec<Utterance>> = json_file(path, bytes, what, cancel)?;
-    let known = own(known, &EMORYNLP_LABELS);
-    let mut dialogues = Vec::new();
-    for (scene, utterances) in scenes.into_iter().enumerate().filter(|(_, utterances)| !utterances.is_empty()) {
-        let turn = |(i, utterance): (usize, Utterance)| {
-            let place = format!("scene {}, utterance {}", scene + 1, i + 1);
-            let emotion = label(path, place, &utterance.label, Some(&known))?;
-            Ok(Turn { speaker: utterance.speaker, text: utterance.text, emotion: Some(emotion), ..Turn::default() })
-        };
-        let turns = utterances.into_iter().enumerate().map(turn).collect::<Result<_>>()?;
-        dialogues.push(Dialogue { id: format!("{}/{scene}", split.name()), turns });
+    impl From<Utterance> for Said {
+        fn from(utterance: Utterance) -> Self {
+            Said(utterance.speaker, utterance.text, utterance.label)
+        }
     }
-    Ok(dialogues)
+    let what = "a list of scenes, each a list of {\"text\", \"speaker\", \"label\"}";
+    lists::<Utterance>(path, bytes, (what, "scene", split.name()), &own(known, &EMORYNLP_LABELS), cancel)
 }
 
 /// The reduced form: CSV, one row an utterance, speakers as Python writes a list.

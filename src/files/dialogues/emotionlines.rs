@@ -1,8 +1,8 @@
 //! EmotionLines (Chen et al. 2018, arXiv 1802.08379), also as EmotionX has it: a JSON list of dialogues, each a list of
 //! `{"speaker", "utterance", "emotion", "annotation"}`.
 
-use super::text::{json_file, label, only_one, own};
-use super::{Dialogue, Split, Turn};
+use super::text::{Said, lists, only_one, own};
+use super::{Dialogue, Split};
 use crate::{Cancel, Result};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -40,18 +40,11 @@ pub fn emotionlines(
         utterance: String,
         emotion: String,
     }
-    let what = "a list of dialogues, each a list of {\"speaker\", \"utterance\", \"emotion\"}";
-    let all: Vec<Vec<Utterance>> = json_file(path, bytes, what, cancel)?;
-    let known = own(known, &EMOTIONLINES_LABELS);
-    let mut dialogues = Vec::new();
-    for (dialogue, utterances) in all.into_iter().enumerate().filter(|(_, utterances)| !utterances.is_empty()) {
-        let turn = |(i, utterance): (usize, Utterance)| {
-            let place = format!("dialogue {}, utterance {}", dialogue + 1, i + 1);
-            let emotion = Some(label(path, place, &utterance.emotion, Some(&known))?);
-            Ok(Turn { speaker: utterance.speaker, text: utterance.utterance, emotion, ..Turn::default() })
-        };
-        let turns = utterances.into_iter().enumerate().map(turn).collect::<Result<_>>()?;
-        dialogues.push(Dialogue { id: format!("{prefix}/{dialogue}"), turns });
+    impl From<Utterance> for Said {
+        fn from(utterance: Utterance) -> Self {
+            Said(utterance.speaker, utterance.utterance, utterance.emotion)
+        }
     }
-    Ok(dialogues)
+    let what = "a list of dialogues, each a list of {\"speaker\", \"utterance\", \"emotion\"}";
+    lists::<Utterance>(path, bytes, (what, "dialogue", prefix), &own(known, &EMOTIONLINES_LABELS), cancel)
 }

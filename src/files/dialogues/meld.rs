@@ -3,7 +3,7 @@
 //! Rows of a dialogue adjoin; Utterance_ID rises with gaps, so the previous utterance is the previous row. Dialogue_ID
 //! starts again in every split, so a dialogue's id is `train/0`.
 
-use super::table::{Grouped, Row, Table};
+use super::table::{Grouped, Row, Table, missing};
 use super::text::{label, own};
 use super::{Dialogue, Split, Turn};
 use crate::{Cancel, Result};
@@ -69,6 +69,14 @@ type Place = [String; 4];
 pub(super) fn oddities(path: &Path, bytes: &[u8], cancel: &Cancel) -> Result<(Vec<String>, BTreeSet<Place>)> {
     let columns =
         ["Sr No.", "Utterance", "Emotion", "Dialogue_ID", "Utterance_ID", "Season", "Episode", "StartTime", "EndTime"];
+    let missing = missing(path, bytes, &columns, cancel)?;
+    if !missing.is_empty() {
+        let text = format!(
+            "columns of the release that are missing, so that traps are not looked for: {}",
+            missing.join(", ")
+        );
+        return Ok((vec![text], BTreeSet::new()));
+    }
     let mut table = Table::open(path, bytes, "MELD", &columns, cancel)?;
     let mut rows: Vec<Row> = Vec::new();
     while let Some(row) = table.read()? {
@@ -88,7 +96,7 @@ pub(super) fn oddities(path: &Path, bytes: &[u8], cancel: &Cancel) -> Result<(Ve
         backward += usize::from(times[0].zip(times[1]).is_some_and(|(start, end)| end <= start));
     }
     let ids: Vec<u64> = dialogues.keys().copied().collect();
-    let missing: Vec<String> =
+    let skipped: Vec<String> =
         ids.windows(2).flat_map(|pair| pair[0] + 1..pair[1]).take(9).map(|id| id.to_string()).collect();
     let gaps = dialogues.values().filter(|all| (0..).zip(*all).any(|(want, &have)| want != have)).count();
     let late = dialogues.values().filter(|all| all[0] != 0).count();
@@ -97,7 +105,7 @@ pub(super) fn oddities(path: &Path, bytes: &[u8], cancel: &Cancel) -> Result<(Ve
     let otherwise = twice.clone().filter(|dialogues| dialogues.values().collect::<BTreeSet<_>>().len() > 1).count();
     let twice = twice.count();
     let said = [
-        (missing.len(), format!("Dialogue_ID skips {}", missing.join(", "))),
+        (skipped.len(), format!("Dialogue_ID skips {}", skipped.join(", "))),
         (gaps, format!("dialogues in which Utterance_ID has gaps: {gaps}; the utterance before is the row before")),
         (late, format!("dialogues in which Utterance_ID does not begin at 0: {late}")),
         (repeated, format!("values of `Sr No.` in several rows: {repeated}; it is no key")),

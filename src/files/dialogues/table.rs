@@ -72,6 +72,16 @@ impl<'a> Table<'a> {
     }
 }
 
+/// Those of `columns` that a file does not have.
+pub(super) fn missing<'c>(path: &Path, bytes: &[u8], columns: &[&'c str], cancel: &Cancel) -> Result<Vec<&'c str>> {
+    let mut reader = csv::ReaderBuilder::new().from_reader(Watched { from: without_mark(bytes), cancel });
+    let header = reader.headers();
+    cancel.check()?;
+    let mut lines = LineNumbers { text: without_mark(bytes), at: 0, line: 1 };
+    let header = header.map_err(|error| csv_error(path, &error, &mut lines))?;
+    Ok(columns.iter().copied().filter(|name| !header.iter().any(|column| column == *name)).collect())
+}
+
 /// Dialogues of rows: those of one adjoin, and their numbers rise.
 pub(super) struct Grouped<'a> {
     path: &'a Path,

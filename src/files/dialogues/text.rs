@@ -1,6 +1,6 @@
 //! What all readers share: a file's bytes, its lines, and what is said of them. No text of a dialogue is ever repeated.
 
-use super::Split;
+use super::{Dialogue, Split, Turn};
 use crate::cancel::Watched;
 use crate::{Cancel, Error, Result};
 use serde::de::DeserializeOwned;
@@ -111,6 +111,33 @@ pub(super) fn json_file<T: DeserializeOwned>(path: &Path, bytes: &[u8], what: &s
         let wrong = if error.is_data() { format!("not {what}") } else { "not JSON".to_owned() };
         Error::bad_file(path, format!("line {}, column {}: {wrong}", error.line(), error.column()))
     })
+}
+
+/// Speaker, text and label of an utterance.
+pub(super) struct Said(pub String, pub String, pub String);
+
+/// A file that is a list of dialogues, each a list of utterances `T` as `what` describes; `unit` is what the set calls a
+/// dialogue. Ids are `PREFIX/0` and so on, by the place in the file; a dialogue without utterances is passed over.
+pub(super) fn lists<T: DeserializeOwned + Into<Said>>(
+    path: &Path,
+    bytes: &[u8],
+    (what, unit, prefix): (&str, &str, &str),
+    known: &[String],
+    cancel: &Cancel,
+) -> Result<Vec<Dialogue>> {
+    let all: Vec<Vec<T>> = json_file(path, bytes, what, cancel)?;
+    let mut dialogues = Vec::new();
+    for (dialogue, utterances) in all.into_iter().enumerate().filter(|(_, utterances)| !utterances.is_empty()) {
+        let turn = |(i, utterance): (usize, T)| {
+            let Said(speaker, text, emotion) = utterance.into();
+            let place = format_args!("{unit} {}, utterance {}", dialogue + 1, i + 1);
+            let emotion = Some(label(path, place, &emotion, Some(known))?);
+            Ok(Turn { speaker, text, emotion, ..Turn::default() })
+        };
+        let turns = utterances.into_iter().enumerate().map(turn).collect::<Result<_>>()?;
+        dialogues.push(Dialogue { id: format!("{prefix}/{dialogue}"), turns });
+    }
+    Ok(dialogues)
 }
 
 /// The one file of `names` that is in `dir`.

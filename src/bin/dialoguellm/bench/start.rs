@@ -1,5 +1,6 @@
 //! How long a program that is started for one question takes to answer it, and where that time goes.
 
+use super::{median, timed};
 use crate::args::ModelArgs;
 use dialoguellm::files::Tokenizer;
 use dialoguellm::model::Model;
@@ -81,18 +82,4 @@ fn first_line(arguments: &[OsString]) -> Result<f64> {
         true => Ok(seconds),
         false => Err(Error::internal(format!("this program, started again, ended with {status}"))),
     }
-}
-
-fn timed(work: impl FnOnce() -> Result<()>) -> Result<f64> {
-    let started = Instant::now();
-    work()?;
-    Ok(started.elapsed().as_secs_f64())
-}
-
-/// The median of what `measure` answers, after a first answer that does not count.
-fn median(repeats: usize, measure: impl Fn() -> Result<f64>) -> Result<f64> {
-    measure()?;
-    let mut all = (0..repeats.max(1)).map(|_| measure()).collect::<Result<Vec<f64>>>()?;
-    all.sort_by(f64::total_cmp);
-    Ok(all[all.len() / 2])
 }
