@@ -6,7 +6,9 @@
 use crate::device::Cpu;
 use crate::files::adapter::{LoraConfig, Targets};
 use crate::files::{Config, Rope, Scaling, Tokenizer};
-use crate::model::engine::{Cache, Continued, Engine, Learner, Learning, LossGradient, Moments, Noise, Pass, Target};
+use crate::model::engine::{
+    Cache, Continued, Engine, Learner, Learning, LossGradient, Moments, Noise, Pass, Path, Slopes, Target,
+};
 use crate::model::learner::Learned;
 use crate::model::{Adapter, Model};
 use crate::{Code, Error, Result};
@@ -296,6 +298,9 @@ impl Engine for Fake {
             _ => {}
         }
         Ok(log_probs)
+    }
+    fn slopes(&self, _: &Pass, _: &Path, _: &[Target], _: &mut LossGradient) -> Result<Slopes> {
+        Err(Error::internal("no test of this layer asks for slopes"))
     }
 }
 

@@ -220,6 +220,8 @@ fn rows_of_the_model(sizes: &'static Sizes, copy: f64) -> Result<()> {
     b.memory("tensor add", &size, 12 * values, &[tensor::add(y, x, values)])?;
     b.memory("tensor gather", &size, 8 * values, &[tensor::gather(y, x, places, rows, model)])?;
     b.memory("tensor scatter_add", &size, 12 * values, &[tensor::scatter_add(y, x, places, rows, model)])?;
+    let share = b.real(rows, 1)?;
+    b.memory("tensor blend", &size, 12 * values, &[tensor::blend(y, x, share, rows, model)])?;
 
     let mut b = Bench::new("dropout/cuda.cu", sizes, copy)?;
     let (x, y, dx, dy) = (b.act(rows, model)?, b.act(rows, model)?, b.real(rows, model)?, b.real(rows, model)?);

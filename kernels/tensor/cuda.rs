@@ -31,6 +31,11 @@ pub fn scatter_add(y: Ptr, x: Ptr, rows_ptr: Ptr, rows: u32, width: u32) -> Laun
     by_row("tensor_scatter_add", rows, width, Args::new().ptr(y).ptr(x).ptr(rows_ptr).u32(width))
 }
 
+/// x = x `share[row]` + base (1 - `share[row]`); x and base \[rows, width\], share \[rows\], all f32.
+pub fn blend(x: Ptr, base: Ptr, share: Ptr, rows: u32, width: u32) -> Launch {
+    by_row("tensor_blend", rows, width, Args::new().ptr(x).ptr(base).ptr(share).u32(width))
+}
+
 fn flat(entry: &'static str, len: usize, args: Args) -> Launch {
     let blocks = len.div_ceil(THREADS as usize * VALUES) as u32;
     Launch { entry, grid: [blocks, 1, 1], block: [THREADS, 1, 1], shared: 0, args }
@@ -88,6 +93,19 @@ mod tests {
             super::super::scatter_add(&mut sum, &x, rows, width);
             same_bits(&gpu.get::<f32>(y), &want).unwrap_or_else(|e| panic!("gather {rows:?} of {width}: {e}"));
             same_bits(&gpu.get::<f32>(psum), &sum).unwrap_or_else(|e| panic!("scatter {rows:?} of {width}: {e}"));
+        }
+    }
+
+    #[test]
+    fn a_blend_of_rows_on_cuda_has_the_bits_of_the_cpu() {
+        let Some(mut gpu) = Gpu::of("tensor::cuda", "tensor/cuda.cu") else { return };
+        let mut random = Random::new(3);
+        for (share, width) in [(&[][..], 4), (&[0.3], 1), (&[0.0, 1.0, 0.7], 67), (&[0.1, 0.9], 576), (&[0.5], 4101)] {
+            let (mut x, base) = (random.vec::<f32>(share.len() * width), random.vec::<f32>(share.len() * width));
+            let (px, pbase, pshare) = (gpu.put(&x), gpu.put(&base), gpu.put::<f32>(share));
+            gpu.run(&blend(px, pbase, pshare, share.len() as u32, width as u32)).unwrap();
+            super::super::blend(&mut x, &base, share, width);
+            same_bits(&gpu.get::<f32>(px), &x).unwrap_or_else(|e| panic!("{share:?} of {width}: {e}"));
         }
     }
 

@@ -240,6 +240,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn embed(&self, table: &Self::Weight, ids: &[u32]) -> Self::Real;
     /// Adds `alpha / sqrt(T D)` times a uniform number in [-1, 1) to every value; `scale` is that factor a row.
     fn add_noise(&self, x: &mut Self::Real, keys: &[u64], scale: &[f32]);
+    /// Row i of `x` becomes `share[i]` of itself and 1 - `share[i]` of row i of `base`.
+    fn blend(&self, x: &mut Self::Real, base: &Self::Real, share: &[f32]);
     /// The norm and every row's 1 / rms `[T, 1]`.
     fn rmsnorm(&self, x: &Self::Real, w: &Self::Vector, eps: f64) -> (Self::Act, Self::Real);
     /// `dx += d norm`.

@@ -4,9 +4,10 @@
 //! log-probabilities of its tokens. What prompts share is computed once. How turns are packed does not change what is
 //! asked of the model, so a turn's scores are the same alone, in bulk and in `live`.
 
+mod integrated;
 mod why;
 
-pub use why::{Influence, Why};
+pub use why::{Influence, Integral, Method, Why};
 
 use super::card::Card;
 use super::framing::Ends;
@@ -169,7 +170,7 @@ impl Classifier {
             for (d, questions) in (first..).zip(questions) {
                 for (t, question) in questions.into_iter().enumerate() {
                     scored.linear_tokens += question.longest();
-                    batch.push((d, t), question);
+                    batch.push((d, t), 0, question);
                     if batch.builder.len() >= bulk.budget.saturating_mul(2) {
                         flush(&mut batch, &mut scored)?;
                     }
@@ -201,10 +202,10 @@ impl Classifier {
         let (forest, rows) = batch.builder.build();
         let targets: Vec<Target> = batch.asked.iter().flat_map(|asked| asked.targets(&rows)).collect();
         let pass = Pass { forest: &forest, adapter: self.adapter.as_deref(), cancel: &bulk.cancel };
-        let mut log_probs = self.model.engine().log_probs(&pass, None, &targets)?.into_iter();
+        let log_probs = self.model.engine().log_probs(&pass, None, &targets)?;
+        let mut log_probs = log_probs.iter();
         for asked in &batch.asked {
-            let sum = |answer: &Vec<u32>| log_probs.by_ref().take(answer.len()).map(f64::from).sum::<f64>() as f32;
-            let scores: Vec<f32> = asked.question.answers.iter().map(sum).collect();
+            let scores = asked.scores(&mut log_probs);
             let (d, t) = asked.place;
             check_finite(&scores).map_err(|error| error.at(format!("dialogue {}, turn {}", d + 1, t + 1)))?;
             scored.scores[d][t] = scores;
@@ -255,12 +256,13 @@ struct Asked {
 }
 
 impl Batch {
-    /// An answer's last token is only asked for, so an answer of one token has the prompt alone as its sequence.
-    fn push(&mut self, place: (usize, usize), question: Question) {
-        let prompt = self.builder.insert(0, &question.prompt);
+    /// An answer's last token is only asked for, so an answer of one token has the prompt alone as its sequence. Questions of
+    /// one `sample` share what they begin with.
+    fn push(&mut self, place: (usize, usize), sample: u64, question: Question) {
+        let prompt = self.builder.insert(sample, &question.prompt);
         let mut sequence = |answer: &Vec<u32>| match &answer[..answer.len() - 1] {
             [] => prompt,
-            some => self.builder.insert(0, &[&question.prompt[..], some].concat()),
+            some => self.builder.insert(sample, &[&question.prompt[..], some].concat()),
         };
         let sequences = question.answers.iter().map(&mut sequence).collect();
         self.asked.push(Asked { place, question, sequences });
@@ -268,6 +270,12 @@ impl Batch {
 }
 
 impl Asked {
+    /// The score of every label, of its tokens' log-probabilities.
+    fn scores(&self, log_probs: &mut std::slice::Iter<f32>) -> Vec<f32> {
+        let sum = |answer: &Vec<u32>| log_probs.by_ref().take(answer.len()).copied().map(f64::from).sum::<f64>() as f32;
+        self.question.answers.iter().map(sum).collect()
+    }
+
     /// Every token of every answer, each asked of the row before it.
     fn targets(&self, rows: &[Vec<u32>]) -> Vec<Target> {
         let before = self.question.prompt.len() - 1;

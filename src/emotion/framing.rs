@@ -179,17 +179,27 @@ impl Framer {
 
     /// The ids of a whole text, its first token included.
     pub fn ids(&self, tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
+        Ok(self.begun(tokenizer.encode(text, self.framing.bos != Bos::Never)?, |&id| id, |id| id))
+    }
+
+    /// The same ids, each with the bytes of the text that it stands for.
+    pub fn places(&self, tokenizer: &Tokenizer, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
+        let places = tokenizer.encode_places(text, self.framing.bos != Bos::Never)?;
+        Ok(self.begun(places, |(id, _)| *id, |id| (id, 0..0)))
+    }
+
+    /// What the tokenizer gave without what it puts behind a text, and with a first token where there always is one.
+    fn begun<T>(&self, mut all: Vec<T>, id: impl Fn(&T) -> u32, first: impl Fn(u32) -> T) -> Vec<T> {
         if self.framing.bos == Bos::Never {
-            return tokenizer.encode(text, false);
+            return all;
         }
-        let mut ids = tokenizer.encode(text, true)?;
-        ids.truncate(ids.len() - self.tail.min(ids.len()));
+        all.truncate(all.len() - self.tail.min(all.len()));
         if let (Bos::Always, Some(bos)) = (self.framing.bos, self.ends.bos)
-            && ids.first() != Some(&bos)
+            && all.first().map(id) != Some(bos)
         {
-            ids.insert(0, bos);
+            all.insert(0, first(bos));
         }
-        Ok(ids)
+        all
     }
 
     /// The ids of a prompt with an answer and what ends it, uncut.

@@ -20,7 +20,7 @@ mod testing;
 pub mod trust;
 
 pub use card::Card;
-pub use classifier::{Bulk, Classifier};
+pub use classifier::{Bulk, Classifier, Influence, Integral, Method, Why};
 pub use labels::{Labels, Terminator};
 pub use live::Live;
 pub use prompts::Prompter;

@@ -12,6 +12,7 @@ use crate::files::dialogues::{Dialogue, Pair, Turn};
 use crate::train::{Choice, Group, Loss, Prompt};
 use crate::{Code, Error, Result};
 use minijinja::value::Value;
+use std::ops::Range;
 
 /// A template and a label set made ready for a model's tokenizer.
 pub struct Prompter {
@@ -45,6 +46,15 @@ impl Question {
     pub fn longest(&self) -> usize {
         self.prompt.len() + self.answers.iter().map(Vec::len).max().unwrap_or(0)
     }
+}
+
+/// A word of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Origin {
+    /// The turn, from 0.
+    pub turn: usize,
+    /// The bytes of its text.
+    pub word: Range<usize>,
 }
 
 /// What decides the groups beyond the template.
@@ -201,6 +211,58 @@ impl Prompter {
         Ok(shared(&self.framer.ids(tokenizer, &parts.context)?, &question.prompt))
     }
 
+    /// For every id of the prompt of a question about turn `target`, the turn and the bytes of the word of its text that it
+    /// stands for; `None` for what is the template's.
+    ///
+    /// # Errors
+    /// UNSUPPORTED where the template turns a text into another one, so that its words cannot be found.
+    pub fn origins(
+        &self,
+        tokenizer: &Tokenizer,
+        turns: &[Turn],
+        target: usize,
+        question: &Question,
+    ) -> Result<Vec<Option<Origin>>> {
+        let render = |turns: &[Turn]| {
+            let parts = self.renderer.prompt(&self.renderer.turns(turns), target, question.skipped)?;
+            Ok::<_, Error>(parts.context + &parts.question)
+        };
+        let prompt = render(turns)?;
+        let marks = marks(turns).ok_or_else(untraceable)?;
+        let mut traced: Vec<(Range<usize>, Origin)> = Vec::new();
+        for turn in target - (self.renderer.history(target) - question.skipped)..=target {
+            let text = &turns[turn].text;
+            let mut marked = turns.to_vec();
+            marked[turn].text = format!("{}{text}{}", marks[0], marks[1]);
+            let (plain, marked) = between(&render(&marked)?, marks);
+            if !text.is_empty() && plain != prompt {
+                return Err(untraceable());
+            }
+            for at in marked {
+                let shown = &prompt[at.clone()];
+                if !shown.split_whitespace().eq(text.split_whitespace()) {
+                    return Err(untraceable());
+                }
+                let (found, own) = (words(shown), words(text));
+                let word = |(found, word): (Range<usize>, Range<usize>)| {
+                    (at.start + found.start..at.start + found.end, Origin { turn, word })
+                };
+                traced.extend(found.into_iter().zip(own).map(word));
+            }
+        }
+        let whole = format!("{prompt}{}", self.renderer.answers()[0]);
+        let places = self.framer.places(tokenizer, &whole)?;
+        let of = |(_, place): &(u32, Range<usize>)| {
+            let word = traced.iter().find(|(word, _)| place.start < word.end && word.start < place.end);
+            word.map(|(_, origin)| origin.clone())
+        };
+        let same = places.iter().map(|(id, _)| id).take(question.prompt.len()).eq(&question.prompt);
+        if !same {
+            return Err(Error::internal("a prompt has other tokens where their places are asked for"));
+        }
+        Ok(places.iter().take(question.prompt.len()).map(of).collect())
+    }
+
     /// Groups for a trainer, one a dialogue or one a turn as the template says, of all turns with a label.
     ///
     /// # Errors
@@ -286,6 +348,39 @@ impl Prompter {
         let prompts = (0..self.labels.len()).map(prompt).collect();
         Ok(Lesson { prompts, shortened: question.skipped > 0, lost: false })
     }
+}
+
+/// Every word of a text by its bytes, without the space around it.
+pub(super) fn words(text: &str) -> Vec<Range<usize>> {
+    let start = |word: &str| word.as_ptr() as usize - text.as_ptr() as usize;
+    text.split_whitespace().map(|word| start(word)..start(word) + word.len()).collect()
+}
+
+/// Two characters for private use that no turn has.
+fn marks(turns: &[Turn]) -> Option<[char; 2]> {
+    let mut free = ('\u{e000}'..='\u{f8ff}').filter(|mark| !turns.iter().any(|turn| turn.text.contains(*mark)));
+    Some([free.next()?, free.next()?])
+}
+
+/// A text without its marks, and what lay between them.
+fn between(text: &str, [open, close]: [char; 2]) -> (String, Vec<Range<usize>>) {
+    let (mut plain, mut found, mut start) = (String::new(), Vec::new(), 0);
+    for c in text.chars() {
+        if c == open {
+            start = plain.len();
+        } else if c == close {
+            found.push(start..plain.len());
+        } else {
+            plain.push(c);
+        }
+    }
+    (plain, found)
+}
+
+fn untraceable() -> Error {
+    let text = "the template makes other words of its turns' texts, so what the model reads cannot be traced to them; leave \
+                turns and words out instead";
+    Error::new(Code::Unsupported, text)
 }
 
 fn ambiguous() -> Error {

@@ -6,7 +6,9 @@ use super::template::Template;
 use super::{Classifier, Labels};
 use crate::files::Config;
 use crate::files::dialogues::{Dialogue, Turn};
-use crate::model::engine::{Cache, Continued, Engine, Learner, Learning, LossGradient, Moments, Pass, Target};
+use crate::model::engine::{
+    Cache, Continued, Engine, Learner, Learning, LossGradient, Moments, Pass, Path, Slopes, Target,
+};
 use crate::model::{Adapter, Forest, Model};
 use crate::{Error, Result};
 use dialoguellm_kernels::dropout::key;
@@ -110,6 +112,9 @@ impl Engine for Hashes {
         _: &mut LossGradient,
     ) -> Result<Vec<f32>> {
         Err(Error::internal("no test of this layer learns"))
+    }
+    fn slopes(&self, _: &Pass, _: &Path, _: &[Target], _: &mut LossGradient) -> Result<Slopes> {
+        Err(Error::internal("no test of this layer asks for slopes"))
     }
 }
 

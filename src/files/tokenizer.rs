@@ -9,6 +9,7 @@ use super::{Config, SETTINGS_LIMIT, if_there, read_bounded, read_json};
 use crate::{Error, Result};
 use serde_json::{Map, Value};
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tokenizers::models::bpe::BPE;
 use tokenizers::{DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl};
@@ -91,6 +92,18 @@ impl Tokenizer {
         let encoding = guarded(|| self.inner.encode_fast(text, add_special));
         let encoding = encoding.map_err(|_| self.bad(format!("cannot encode a text of {} bytes", text.len())))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The ids of `text` as [`Tokenizer::encode`] gives them, each with the bytes of the text that it stands for; empty for
+    /// what the tokenizer puts around.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_places(&self, text: &str, add_special: bool) -> Result<Vec<(u32, Range<usize>)>> {
+        let encoding = guarded(|| self.inner.encode(text, add_special));
+        let encoding = encoding.map_err(|_| self.bad(format!("cannot encode a text of {} bytes", text.len())))?;
+        let places = encoding.get_offsets().iter().map(|&(start, end)| start..end);
+        Ok(encoding.get_ids().iter().copied().zip(places).collect())
     }
 
     /// The text of `ids`, without special tokens where `skip_special`. Incomplete code points become U+FFFD, and ids

@@ -51,6 +51,24 @@ pub struct Learning {
     pub activation_bytes: usize,
 }
 
+/// Embeddings on the line from another text to the forest's own.
+#[derive(Clone, Copy, Debug)]
+pub struct Path<'a> {
+    /// The other text: a token for every row.
+    pub base: &'a [u32],
+    /// How much of a row's embedding is its own, from 0 to 1; the rest is its base's.
+    pub share: &'a [f32],
+}
+
+/// What [`Engine::slopes`] finds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Slopes {
+    /// log p of every target.
+    pub log_probs: Vec<f32>,
+    /// For every row, the derivative of the function by the row's share.
+    pub rows: Vec<f64>,
+}
+
 /// Keys and values of a run of tokens, one row a token, for every layer. Made and read by one engine only.
 pub struct Cache {
     pub(crate) rows: usize,
@@ -127,6 +145,9 @@ pub trait Engine: Send + Sync {
         learning: &Learning,
         loss: &mut LossGradient,
     ) -> Result<Vec<f32>>;
+    /// How a function of the targets' log p changes as rows become themselves: `slope` gives its derivative by every log p.
+    /// Nothing is trained or dropped. Errors: INVALID_ARGUMENT for a path of another length than the forest; as `log_probs`.
+    fn slopes(&self, pass: &Pass, path: &Path, targets: &[Target], slope: &mut LossGradient) -> Result<Slopes>;
 }
 
 /// An adapter that is being trained, where its engine computes: parameters, AdamW's moments, and a step's gradient.

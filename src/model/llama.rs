@@ -2,7 +2,9 @@
 //! behaviour matched to transformers' `modeling_llama.py`.
 
 use super::block::{Block, Chosen, Depth, KeyValue, Past, Saved, Sequence};
-use super::engine::{Cache, Continued, Engine, Learner, Learning, LossGradient, Moments, Noise, Pass, Target};
+use super::engine::{
+    Cache, Continued, Engine, Learner, Learning, LossGradient, Moments, Noise, Pass, Path, Slopes, Target,
+};
 use super::learner::Learned;
 use super::pass::{Context, Rows, plan};
 use super::weights::Weights;
@@ -225,28 +227,76 @@ impl<D: Device> Llama<D> {
         (params, gradient): (D::Params, &mut D::Real),
     ) -> Result<Vec<f64>> {
         self.check(pass.forest, None)?;
-        let (chosen, mut asked) = self.choose(pass.forest, targets)?;
+        let (chosen, asked) = self.choose(pass.forest, targets)?;
         if chosen.is_empty() {
             return Ok(Vec::new());
         }
         let (device, noise, params) = (&*self.device, learning.noise, Some(params));
         let ctx = Context { device, adapter: pass.adapter, params, noise, cancel: pass.cancel };
         let seq = self.sequence(pass.forest, chosen)?;
-        let lowest = lowest(pass.adapter);
+        let x = self.embed(pass.forest, learning.noise, &seq.rows);
+        let back = Back { lowest: lowest(pass.adapter), activation_bytes: learning.activation_bytes, asked };
+        Ok(self.there_and_back(&ctx, x, &seq, back, loss, gradient)?.0)
+    }
+
+    /// [`Engine::slopes`] in f64, in the caller's turn of the device.
+    fn slopes64(
+        &self,
+        pass: &Pass,
+        path: &Path,
+        targets: &[Target],
+        slope: &mut LossGradient64,
+    ) -> Result<(Vec<f64>, Vec<f64>)> {
+        self.check(pass.forest, None)?;
+        path.check(pass.forest.len(), self.config.vocab_size)?;
+        let (chosen, asked) = self.choose(pass.forest, targets)?;
+        if chosen.is_empty() {
+            return Ok((Vec::new(), vec![0.0; pass.forest.len()]));
+        }
+        let (ctx, seq) = (self.context(pass), self.sequence(pass.forest, chosen)?);
+        let mut x = self.device.embed(&self.embedding, pass.forest.tokens());
+        let base = self.device.embed(&self.embedding, path.base);
+        let ends = [self.device.read(&x)?, self.device.read(&base)?];
+        self.device.blend(&mut x, &base, path.share);
+        // the adapter's own gradient comes along; nobody reads it
+        let mut gradient = self.device.zeros(1, pass.adapter.map_or(1, |adapter| adapter.params().len()));
+        let back = Back { lowest: Some((0, Depth::Input)), activation_bytes: ACTIVATION_BYTES, asked };
+        let (log_p, dx) = self.there_and_back(&ctx, x, &seq, back, slope, &mut gradient)?;
+        let dx = dx.ok_or_else(|| Error::internal("a backward pass ended above the embedding"))?;
+        let (dx, width) = (self.device.read(&dx)?, self.config.hidden_size);
+        let row = |(i, dx): (usize, &[f32])| {
+            let [own, base] = ends.each_ref().map(|end| &end[i * width..][..width]);
+            let along = own.iter().zip(base).map(|(&own, &base)| f64::from(own) - f64::from(base));
+            dx.iter().zip(along).map(|(&dx, along)| f64::from(dx) * along).sum()
+        };
+        Ok((log_p, dx.chunks_exact(width).enumerate().map(row).collect()))
+    }
+
+    /// Forward from the embeddings `x`, and backward as far as `back` says: every target's log p, and d loss / d x where
+    /// backward comes so far.
+    fn there_and_back(
+        &self,
+        ctx: &Context<D>,
+        x: D::Real,
+        seq: &Sequence<D>,
+        back: Back,
+        loss: &mut LossGradient64,
+        gradient: &mut D::Real,
+    ) -> Result<(Vec<f64>, Option<D::Real>)> {
+        let Back { lowest, activation_bytes, mut asked } = back;
         let mut kept = Vec::with_capacity(self.blocks.len());
         let mut bytes = 0;
-        let x = self.embed(pass.forest, learning.noise, &seq.rows);
         let x = self.hidden(
-            &ctx,
+            ctx,
             x,
-            &seq,
+            seq,
             |_| Past::Nothing,
             |layer, saved| {
                 if lowest.is_none_or(|(lowest, _)| layer < lowest) {
                     return; // nothing below learns: backward ends above
                 }
                 bytes += saved.bytes();
-                let fits = bytes <= learning.activation_bytes;
+                let fits = bytes <= activation_bytes;
                 kept.push(if fits { Kept::All(saved) } else { Kept::Input(saved.into_input()) });
             },
         )?;
@@ -257,25 +307,53 @@ impl<D: Device> Llama<D> {
         let wanted = loss(&log_p)?;
         asked.iter_mut().zip(wanted).for_each(|(target, wanted)| target.gradient = wanted);
 
-        let Some((lowest, lowest_depth)) = lowest else { return Ok(log_p) };
+        let Some((lowest, lowest_depth)) = lowest else { return Ok((log_p, None)) };
         let dh = self.device.head_backward(&h, &self.head, &lse, &asked);
         let mut dx = self.device.zeros(x.rows(), x.cols());
         self.device.rmsnorm_backward(&mut dx, &dh, &x, &self.norm, &rstd);
         for (layer, kept) in (lowest..self.blocks.len()).zip(kept).rev() {
-            self.check_in(&ctx)?;
+            self.check_in(ctx)?;
             let (block, last) = (&self.blocks[layer], layer + 1 == self.blocks.len());
             let saved = match kept {
                 Kept::All(saved) => saved,
-                Kept::Input(x) => block.forward(&ctx, x, &seq, Past::Nothing, last).1,
+                Kept::Input(x) => block.forward(ctx, x, seq, Past::Nothing, last).1,
             };
             let depth = if layer == lowest { lowest_depth } else { Depth::Input };
-            match block.backward(&ctx, dx, saved, &seq, last, depth, gradient) {
+            match block.backward(ctx, dx, saved, seq, last, depth, gradient) {
                 Some(below) => dx = below,
-                None => break,
+                None => return self.device.status().map(|()| (log_p, None)),
             }
         }
         self.device.status()?;
-        Ok(log_p)
+        Ok((log_p, Some(dx)))
+    }
+}
+
+/// How far a backward pass goes, what it may keep, and what its head is asked.
+struct Back {
+    lowest: Option<(usize, Depth)>,
+    activation_bytes: usize,
+    asked: Vec<HeadTarget>,
+}
+
+/// Bytes of activations that [`Engine::slopes`] keeps; layers beyond it are computed again.
+const ACTIVATION_BYTES: usize = 1 << 30;
+
+impl Path<'_> {
+    /// INVALID_ARGUMENT for a path that does not fit a forest of `rows` rows.
+    fn check(&self, rows: usize, vocabulary: usize) -> Result<()> {
+        let Path { base, share } = self;
+        if base.len() != rows || share.len() != rows {
+            let (base, share) = (base.len(), share.len());
+            return Err(Error::invalid(format!("a path of {base} tokens and {share} shares for {rows} rows")));
+        }
+        if let Some(id) = base.iter().find(|&&id| id as usize >= vocabulary) {
+            return Err(Error::invalid(format!("token {id} is not in the model's vocabulary of {vocabulary}")));
+        }
+        match share.iter().find(|share| !(0.0..=1.0).contains(*share)) {
+            None => Ok(()),
+            Some(share) => Err(Error::invalid(format!("a share is {share}, must be from 0 to 1"))),
+        }
     }
 }
 
@@ -407,9 +485,18 @@ impl<D: Device> Engine for Llama<D> {
         loss: &mut LossGradient,
     ) -> Result<Vec<f32>> {
         let step = Learned::step(learner, &self.device)?;
-        let narrow = |values: &[f64]| values.iter().map(|&x| x as f32).collect::<Vec<_>>();
         let mut wide = |log_p: &[f64]| Ok(loss(&narrow(log_p))?.into_iter().map(f64::from).collect());
         let log_p = self.device.turn(|| self.gradient64(pass, targets, learning, &mut wide, step))?;
         Ok(narrow(&log_p))
     }
+
+    fn slopes(&self, pass: &Pass, path: &Path, targets: &[Target], slope: &mut LossGradient) -> Result<Slopes> {
+        let mut wide = |log_p: &[f64]| Ok(slope(&narrow(log_p))?.into_iter().map(f64::from).collect());
+        let (log_p, rows) = self.device.turn(|| self.slopes64(pass, path, targets, &mut wide))?;
+        Ok(Slopes { log_probs: narrow(&log_p), rows })
+    }
+}
+
+fn narrow(values: &[f64]) -> Vec<f32> {
+    values.iter().map(|&x| x as f32).collect()
 }

@@ -12,6 +12,7 @@ mod eval;
 mod generate;
 mod import;
 mod info;
+mod lines;
 mod merge;
 mod openings;
 mod out;
@@ -21,6 +22,7 @@ mod report;
 mod score;
 mod study;
 mod train;
+mod why;
 
 use clap::{Parser, Subcommand};
 use dialoguellm::{Code, Result};
@@ -57,6 +59,8 @@ enum Command {
     Study(study::Study),
     /// Name the emotion of every turn of dialogues that come as lines
     Classify(classify::Classify),
+    /// Tell which earlier turns and words made the emotion of a turn
+    Why(why::WhyArgs),
     /// Type a conversation and see the emotion of every turn at once
     Chat(chat::Chat),
     /// Continue a text
@@ -108,6 +112,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Eval(command) => command.run(cli.style),
         Command::Study(command) => command.run(cli.style),
         Command::Classify(command) => command.run(cli.style),
+        Command::Why(command) => command.run(cli.style),
         Command::Chat(command) => command.run(cli.style),
         Command::Generate(command) => command.run(cli.style),
         Command::Score(command) => command.run(cli.style),

@@ -21,7 +21,7 @@ use crate::files::safetensors::Tensors;
 use crate::{Cancel, Result};
 use dialoguellm_kernels::attention::Heads;
 use dialoguellm_kernels::sample::{self, Draw};
-use dialoguellm_kernels::{Bits, Elem, Isa, Kernels, Matrix, Real, adamw, dropout};
+use dialoguellm_kernels::{Bits, Elem, Isa, Kernels, Matrix, Real, adamw, dropout, tensor};
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -301,6 +301,11 @@ impl<E: Elem> Device for Cpu<E> {
                 *x += E::Real::from_f32(scale[i] * dropout::uniform(keys[i], channel));
             }
         });
+    }
+
+    fn blend(&self, x: &mut Buffer<E::Real>, base: &Buffer<E::Real>, share: &[f32]) {
+        let cols = x.cols;
+        self.each_row(x.values_mut(), cols, |i, x| tensor::blend(x, base.row(i), &share[i..=i], cols));
     }
 
     fn rmsnorm(&self, x: &Buffer<E::Real>, w: &Self::Vector, eps: f64) -> (Buffer<E>, Buffer<E::Real>) {

@@ -361,6 +361,13 @@ impl Device for Gpu {
         self.run(&dropout::cuda::noise(x.at(), keys.at(), scale.at(), x.rows as u32, x.cols as u32));
     }
 
+    fn blend(&self, x: &mut Array<f32>, base: &Array<f32>, share: &[f32]) {
+        is(base, x.rows, x.cols);
+        assert!(share.len() == x.rows);
+        let share = self.upload(share, 1);
+        self.run(&tensor::cuda::blend(x.at(), base.at(), share.at(), x.rows as u32, x.cols as u32));
+    }
+
     fn rmsnorm(&self, x: &Array<f32>, w: &Array<f32>, eps: f64) -> (Array<bf16>, Array<f32>) {
         is(w, 1, x.cols);
         let (y, r) = (self.act(x.rows, x.cols), self.real(x.rows, 1));

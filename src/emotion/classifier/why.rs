@@ -1,13 +1,27 @@
 //! Why a turn got its label: what changes where an earlier turn, or a word, had not been said.
 //!
-//! Nothing is estimated: every answer is that of the prompt rendered without the part, so a turn costs a prompt and a word
-//! costs one, less what they share with the whole (Li et al. 2016, arXiv 1612.08220, erase parts likewise).
+//! Two methods. Leaving out estimates nothing: every answer is that of the prompt rendered without the part, so a turn costs
+//! a prompt and a word costs one, less what they share with the whole (Li et al. 2016, arXiv 1612.08220, erase parts
+//! likewise). Integrated gradients, in `integrated`, share the answer out among all words.
 
 use super::{Batch, Bulk, Classifier, Scored};
 use crate::emotion::metrics::likeliest;
+use crate::emotion::prompts::{self, Question};
 use crate::files::dialogues::Turn;
 use crate::{Error, Result};
 use std::ops::Range;
+
+/// How influences are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// By leaving out every earlier turn, one after the other, and where asked for every word.
+    LeaveOneOut {
+        /// Words too.
+        words: bool,
+    },
+    /// By integrated gradients, for every word, the turn's own included.
+    IntegratedGradients,
+}
 
 /// The answer about a turn, and what it owes to what.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,44 +30,72 @@ pub struct Why {
     pub probabilities: Vec<f32>,
     /// The label that is explained.
     pub label: usize,
-    /// What each earlier turn did, in their order.
+    /// What each earlier turn did, in their order; by gradients also the turn itself, which is the last, and only turns that
+    /// the prompt shows.
     pub turns: Vec<Influence>,
     /// What each word did, of the earlier turns and of the turn itself, in their order; none where they were not asked.
     pub words: Vec<Influence>,
+    /// How well gradients added up; `None` where parts were left out.
+    pub integral: Option<Integral>,
 }
 
-/// What leaving out a part changes.
+/// What a part did.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Influence {
     /// The turn, from 0.
     pub turn: usize,
-    /// The bytes of the turn's text that were left out; `None` for the whole turn.
+    /// The bytes of the turn's text that the part is; `None` for the whole turn.
     pub part: Option<Range<usize>>,
-    /// The probability of the label without it.
-    pub without: f32,
-    /// ln of the probability with it minus that without: above 0 where it speaks for the label.
+    /// The probability of the label without it, where it was left out.
+    pub without: Option<f32>,
+    /// What it adds to ln of the label's probability: above 0 where it speaks for the label.
     pub change: f32,
+}
+
+/// A path integral, in units of ln of the label's probability.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Integral {
+    /// Where the path begins: every word is a full stop.
+    pub base: f64,
+    /// What lies between that and the prompt itself, less what was added up.
+    pub gap: f64,
+    /// Points of the sum.
+    pub points: usize,
 }
 
 impl Classifier {
     /// Why the last of `turns` gets `label`, the likeliest one where none is given.
     ///
     /// # Errors
-    /// INVALID_ARGUMENT without turns or for a label that there is not; those of [`Classifier::scores`].
-    pub fn why(&self, turns: &[Turn], label: Option<usize>, words: bool, bulk: &Bulk) -> Result<Why> {
-        let Some(last) = turns.len().checked_sub(1) else { return Err(Error::invalid("there is no turn to explain")) };
+    /// INVALID_ARGUMENT without turns or for a label that there is not; UNSUPPORTED for gradients of a template that makes
+    /// other words of a text; those of [`Classifier::scores`].
+    pub fn why(&self, turns: &[Turn], label: Option<usize>, method: Method, bulk: &Bulk) -> Result<Why> {
+        if turns.is_empty() {
+            return Err(Error::invalid("there is no turn to explain"));
+        }
         if let Some(label) = label.filter(|&label| label >= self.labels().len()) {
             return Err(Error::invalid(format!("label {label} of {}", self.labels().len())));
         }
-        let parts = parts(turns, words);
+        match method {
+            Method::LeaveOneOut { words } => self.leave_out(turns, label, words, bulk),
+            Method::IntegratedGradients => self.integrated(turns, label, bulk),
+        }
+    }
+
+    /// The question about the last turn.
+    pub(super) fn last_question(&self, turns: &[Turn], last: usize) -> Result<Question> {
+        let question = self.prompter.question(self.model.tokenizer(), &self.prompter.script(turns), turns.len() - 1);
+        question.map_err(|error| error.at(format!("turn {}", last + 1)))
+    }
+
+    fn leave_out(&self, turns: &[Turn], label: Option<usize>, words: bool, bulk: &Bulk) -> Result<Why> {
+        let (last, parts) = (turns.len() - 1, parts(turns, words));
         let mut scored = Scored { scores: vec![vec![Vec::new()]; 1 + parts.len()], ..Scored::default() };
         let mut batch = Batch::default();
         let whole = std::iter::once(turns.to_vec());
         for (i, turns) in whole.chain(parts.iter().map(|part| without(turns, part))).enumerate() {
             bulk.cancel.check()?;
-            let script = self.prompter.script(&turns);
-            let question = self.prompter.question(self.model.tokenizer(), &script, turns.len() - 1);
-            batch.push((i, 0), question.map_err(|error| error.at(format!("turn {}", last + 1)))?);
+            batch.push((i, 0), 0, self.last_question(&turns, last)?);
             if batch.builder.len() >= bulk.budget {
                 self.ask(std::mem::take(&mut batch), bulk, &mut scored)?;
             }
@@ -64,11 +106,11 @@ impl Classifier {
         let label = label.unwrap_or_else(|| likeliest(&probabilities));
         let influence = |((turn, part), answer): ((usize, Option<Range<usize>>), Vec<f32>)| {
             let change = probabilities[label].ln() - answer[label].ln();
-            Influence { turn, part, without: answer[label], change }
+            Influence { turn, part, without: Some(answer[label]), change }
         };
         let all = parts.into_iter().zip(answers).map(influence);
         let (words, turns) = all.partition(|influence| influence.part.is_some());
-        Ok(Why { probabilities, label, turns, words })
+        Ok(Why { probabilities, label, turns, words, integral: None })
     }
 }
 
@@ -77,17 +119,13 @@ fn parts(turns: &[Turn], words: bool) -> Vec<(usize, Option<Range<usize>>)> {
     let mut all: Vec<(usize, Option<Range<usize>>)> = (0..turns.len() - 1).map(|turn| (turn, None)).collect();
     if words {
         for (i, turn) in turns.iter().enumerate() {
-            all.extend(words_of(&turn.text).into_iter().map(|range| (i, Some(range))));
+            let words = prompts::words(&turn.text);
+            if words.len() > 1 {
+                all.extend(words.into_iter().map(|range| (i, Some(range)))); // a single word would leave nothing behind
+            }
         }
     }
     all
-}
-
-/// The bytes of every word, without the space around it; none of a text of one word, which would have nothing left.
-fn words_of(text: &str) -> Vec<Range<usize>> {
-    let start = |word: &str| word.as_ptr() as usize - text.as_ptr() as usize;
-    let words: Vec<Range<usize>> = text.split_whitespace().map(|word| start(word)..start(word) + word.len()).collect();
-    if words.len() > 1 { words } else { Vec::new() }
 }
 
 /// The turns without a part.
