@@ -29,18 +29,18 @@ pub struct WhyArgs {
     /// Explain this label instead of the likeliest
     #[arg(long, value_name = "NAME")]
     label: Option<String>,
-    /// leave-out: ask again without each earlier turn, which estimates nothing; gradients: integrated gradients, which share
-    /// the whole out among all words
-    #[arg(long, value_enum, default_value = "leave-out")]
+    /// How to find out
+    #[arg(long, value_enum, default_value = "turns")]
     method: MethodName,
-    /// With leave-out: ask again without each word, too
-    #[arg(long)]
-    words: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum MethodName {
-    LeaveOut,
+    /// Ask again without each earlier turn, which estimates nothing
+    Turns,
+    /// The same, and without each word
+    Words,
+    /// Integrated gradients, which share the whole out among all words
     Gradients,
 }
 
@@ -51,7 +51,8 @@ impl WhyArgs {
         let classifier = self.ask.classifier(&self.model, self.model.open()?, None)?;
         let label = self.label.as_ref().map(|name| classifier.labels().index(name)).transpose()?;
         let method = match self.method {
-            MethodName::LeaveOut => Method::LeaveOneOut { words: self.words },
+            MethodName::Turns => Method::LeaveOutTurns,
+            MethodName::Words => Method::LeaveOutWords,
             MethodName::Gradients => Method::IntegratedGradients,
         };
         let bulk = Bulk { threads: self.model.threads(), cancel, ..Bulk::default() };

@@ -7,7 +7,6 @@ use crate::files::dialogues::Turn;
 use crate::model::Forest;
 use std::sync::atomic::Ordering;
 
-const TURNS: Method = Method::LeaveOneOut { words: false };
 const NAMES: [&str; 3] = ["joy", "fear", "no emotion"];
 
 /// Label scores of one turn, every label with a pass and a forest of one span of its own.
@@ -62,7 +61,7 @@ fn what_a_turn_or_a_word_did_is_the_difference_to_the_prompt_without_it() {
     for template in [template(""), template("window = 1")] {
         let (classifier, _) = classifier(4000, template, &NAMES);
         for budget in [1, usize::MAX] {
-            let why = classifier.why(&turns, None, Method::LeaveOneOut { words: true }, &bulk(budget)).unwrap();
+            let why = classifier.why(&turns, None, Method::LeaveOutWords, &bulk(budget)).unwrap();
             let whole = answer(&classifier, &turns);
             assert_eq!(why.probabilities, whole);
             assert!(whole.iter().all(|&p| p <= whole[why.label]));
@@ -88,11 +87,17 @@ fn what_a_turn_or_a_word_did_is_the_difference_to_the_prompt_without_it() {
                 expect(2, Some(7..9), &with(2, "We won")),
             ];
             assert_eq!(why.words, words, "a word that is alone cannot be left out");
-            let other = classifier.why(&turns, Some(2), TURNS, &bulk(budget)).unwrap();
+            let other = classifier.why(&turns, Some(2), Method::LeaveOutTurns, &bulk(budget)).unwrap();
             assert!(other.label == 2 && other.words.is_empty() && other.turns.len() == 2);
         }
-        assert_eq!(classifier.why(&[], None, TURNS, &bulk(1)).unwrap_err().code(), Code::InvalidArgument);
-        assert_eq!(classifier.why(&turns, Some(3), TURNS, &bulk(1)).unwrap_err().code(), Code::InvalidArgument);
+        assert_eq!(
+            classifier.why(&[], None, Method::LeaveOutTurns, &bulk(1)).unwrap_err().code(),
+            Code::InvalidArgument
+        );
+        assert_eq!(
+            classifier.why(&turns, Some(3), Method::LeaveOutTurns, &bulk(1)).unwrap_err().code(),
+            Code::InvalidArgument
+        );
     }
 }
 

@@ -14,11 +14,10 @@ use std::ops::Range;
 /// How influences are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
-    /// By leaving out every earlier turn, one after the other, and where asked for every word.
-    LeaveOneOut {
-        /// Words too.
-        words: bool,
-    },
+    /// By leaving out every earlier turn, one after the other.
+    LeaveOutTurns,
+    /// The same, then every word.
+    LeaveOutWords,
     /// By integrated gradients, for every word, the turn's own included.
     IntegratedGradients,
 }
@@ -77,7 +76,8 @@ impl Classifier {
             return Err(Error::invalid(format!("label {label} of {}", self.labels().len())));
         }
         match method {
-            Method::LeaveOneOut { words } => self.leave_out(turns, label, words, bulk),
+            Method::LeaveOutTurns => self.leave_out(turns, label, false, bulk),
+            Method::LeaveOutWords => self.leave_out(turns, label, true, bulk),
             Method::IntegratedGradients => self.integrated(turns, label, bulk),
         }
     }
