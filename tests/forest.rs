@@ -8,6 +8,7 @@ use common::random::{self, Shape};
 use dialoguellm::Cancel;
 use dialoguellm::device::{Cpu, Device};
 use dialoguellm::files::{Access, Tensors};
+use dialoguellm::model::engine::Path;
 use dialoguellm::model::{Adapter, Builder, Learning, Llama, Pass, Target, Weights};
 use dialoguellm_kernels::quantize::quantize;
 use dialoguellm_kernels::testing::{Random, check};
@@ -311,6 +312,53 @@ fn in_bf16_to_twice_the_plain_error_on_every_isa() {
         for (what, [got, plain, exact]) in &pools {
             let f32s = |x: &[f64]| x.iter().map(|&x| x as f32).collect::<Vec<_>>();
             check(&f32s(got), &f32s(plain), exact).unwrap_or_else(|e| panic!("{what}: {e}"));
+        }
+    }
+}
+
+#[test]
+fn slopes_by_a_rows_share_are_finite_differences_and_the_path_goes_from_one_text_to_the_other() {
+    for (name, shape, targets) in MODELS {
+        let folder = tempfile::tempdir().unwrap();
+        let (_, config, adapter) = random::model(folder.path(), shape, targets);
+        let tensors = Arc::new(Tensors::open(folder.path(), Access::Mapped).unwrap());
+        let model = Llama::open(Cpu::<f64>::new(2, Some(Isa::Portable)).unwrap(), config, &tensors).unwrap();
+        let other_token = |id: &u32| (id + 17) % 61; // one to one: both texts make the same forest
+        let [mut own, mut other] = [(); 2].map(|()| Builder::new(0));
+        for ids in [&[5, 9, 3, 8, 2][..], &[5, 9, 3, 40, 7, 21], &[5, 11]] {
+            own.insert(0, ids);
+            other.insert(0, &ids.iter().map(other_token).collect::<Vec<_>>());
+        }
+        let [(forest, _), (other, _)] = [own, other].map(Builder::build);
+        let rows = forest.len();
+        let targets: Vec<Target> =
+            [(0, 9), (rows - 1, 4), (rows / 2, 60)].map(|(row, token)| Target { row: row as u32, token }).to_vec();
+        let base: Vec<u32> = forest.tokens().iter().map(other_token).collect();
+        let cancel = Cancel::default();
+        for adapter in [Some(&adapter), None] {
+            let pass = Pass { forest: &forest, adapter, cancel: &cancel };
+            let along = |share: &[f32]| {
+                let path = Path { base: &base, share };
+                model.slopes64(&pass, &path, &targets, &mut |log_p| Ok(log_p.to_vec())).unwrap()
+            };
+            // f is half the sum of squares of log p, whose derivative is log p
+            let value = |share: &[f32]| 0.5 * along(share).0.iter().map(|x| x * x).sum::<f64>();
+            let mut share: Vec<f32> = (0..rows).map(|row| (row % 5) as f32 / 8.0 + 0.25).collect();
+            let (_, slopes) = along(&share);
+            for row in 0..rows {
+                let (at, step) = (share[row], 1.0 / 4096.0);
+                let [above, below] = [step, -step].map(|step| {
+                    share[row] = at + step;
+                    value(&share)
+                });
+                share[row] = at;
+                let difference = (above - below) / (2.0 * f64::from(step));
+                let near = (slopes[row] - difference).abs() <= 1e-4 * difference.abs() + 1e-6;
+                assert!(near, "{name}, row {row}: {} {difference}", slopes[row]);
+            }
+            assert_eq!(along(&vec![1.0; rows]).0, model.log_probs64(&pass, None, &targets).unwrap());
+            let pass = Pass { forest: &other, adapter, cancel: &cancel };
+            assert_eq!(along(&vec![0.0; rows]).0, model.log_probs64(&pass, None, &targets).unwrap());
         }
     }
 }

@@ -240,7 +240,7 @@ impl<D: Device> Llama<D> {
     }
 
     /// [`Engine::slopes`] in f64, in the caller's turn of the device.
-    fn slopes64(
+    pub fn slopes64(
         &self,
         pass: &Pass,
         path: &Path,
