@@ -381,9 +381,7 @@ public:
     }
     /// One dialogue, a row a turn.
     std::vector<Emotions> predict(const std::vector<Turn> &turns, const Cancel *cancel = nullptr) const {
-        std::vector<dllm_turn> views;
-        for (const auto &turn : turns)
-            views.push_back({detail::view(turn.speaker), detail::view(turn.text), detail::view(turn.visual), detail::view(turn.emotion)});
+        const auto views = views_of(turns);
         return rows(turns.size(), [&](float *p, size_t n, dllm_error **err) {
             return dllm_classifier_predict(get(), views.data(), views.size(), handle_of(cancel), p, n, err);
         });
@@ -393,6 +391,14 @@ public:
         return rows(data.n_turns(), [&](float *p, size_t n, dllm_error **err) {
             return dllm_classifier_predict_all(get(), data.get(), handle_of(cancel), p, n, err);
         });
+    }
+    /// What made the last turn's label (DLLM_ALL: the likeliest): JSON, as dllm_classifier_why() says.
+    std::string why(const std::vector<Turn> &turns, uint32_t method = DLLM_WHY_TURNS, size_t label = DLLM_ALL, const Cancel *cancel = nullptr) const {
+        const auto views = views_of(turns);
+        detail::Check check;
+        dllm_string *why = nullptr;
+        check(dllm_classifier_why(get(), views.data(), views.size(), label, method, handle_of(cancel), &why, check.out()));
+        return detail::taken(why);
     }
     /// JSON.
     std::string evaluate(const Dataset &data, const Cancel *cancel = nullptr) const {
@@ -414,6 +420,12 @@ public:
 
 private:
     explicit Classifier(dllm_classifier *taken) : handle_(taken) {}
+    static std::vector<dllm_turn> views_of(const std::vector<Turn> &turns) {
+        std::vector<dllm_turn> views;
+        for (const auto &turn : turns)
+            views.push_back({detail::view(turn.speaker), detail::view(turn.text), detail::view(turn.visual), detail::view(turn.emotion)});
+        return views;
+    }
     template <class Call> std::vector<Emotions> rows(size_t turns, Call call) const {
         auto names = labels();
         std::vector<float> all(turns * names.size());

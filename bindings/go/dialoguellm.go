@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"unsafe"
 )
 
@@ -400,10 +401,7 @@ func (c *Classifier) rows(n int, call func(p *C.float, capacity C.size_t) error)
 func (c *Classifier) Predict(ctx context.Context, turns ...Turn) ([]Emotions, error) {
 	var pinner runtime.Pinner
 	defer pinner.Unpin()
-	views := make([]C.dllm_turn, len(turns)+1)
-	for i, turn := range turns {
-		views[i] = turn.c(&pinner)
-	}
+	views := viewsOf(turns, &pinner)
 	return c.rows(len(turns), func(p *C.float, capacity C.size_t) error {
 		return once(ctx, func(cancel *C.dllm_cancel) error {
 			var err *C.dllm_error
@@ -423,6 +421,52 @@ func (c *Classifier) PredictAll(ctx context.Context, data *Dataset) ([]Emotions,
 			return errorOf(status, err)
 		})
 	})
+}
+
+// viewsOf has one more than there are turns, so that there is an address.
+func viewsOf(turns []Turn, pinner *runtime.Pinner) []C.dllm_turn {
+	views := make([]C.dllm_turn, len(turns)+1)
+	for i, turn := range turns {
+		views[i] = turn.c(pinner)
+	}
+	return views
+}
+
+// A Method of Why.
+type Method uint32
+
+// What Why leaves out, or that it shares the whole out among all words.
+const (
+	WhyTurns     Method = C.DLLM_WHY_TURNS
+	WhyWords     Method = C.DLLM_WHY_WORDS
+	WhyGradients Method = C.DLLM_WHY_GRADIENTS
+)
+
+// Why says what made the last turn's label, by default ("") the likeliest one: JSON, as dllm_classifier_why says.
+func (c *Classifier) Why(ctx context.Context, method Method, label string, turns ...Turn) (string, error) {
+	number := C.size_t(C.DLLM_ALL)
+	if label != "" {
+		at := slices.Index(c.labels, label)
+		if at < 0 {
+			return "", fmt.Errorf("there is no label %q among %q", label, c.labels)
+		}
+		number = C.size_t(at)
+	}
+	var pinner runtime.Pinner
+	defer pinner.Unpin()
+	views := viewsOf(turns, &pinner)
+	var text *C.dllm_string
+	err := once(ctx, func(cancel *C.dllm_cancel) error {
+		var err *C.dllm_error
+		n, method := C.size_t(len(turns)), C.uint32_t(method)
+		status := C.dllm_classifier_why(c.p, &views[0], n, number, method, cancel, &text, &err)
+		return errorOf(status, err)
+	})
+	runtime.KeepAlive(c)
+	if err != nil {
+		return "", err
+	}
+	return taken(text), nil
 }
 
 // Evaluate gives figures on labelled turns, as JSON.

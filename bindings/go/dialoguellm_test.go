@@ -256,7 +256,17 @@ func TestTrainingIsALoopAndResumes(t *testing.T) {
 	if info := must(must(dllm.OpenWith(ctx, nil, tiny(), dllm.ModelOptions{Precision: dllm.Int4, NoMap: true})).Info()); !strings.Contains(info, "int4") {
 		t.Error(info)
 	}
-	if report := must(must(m.OpenClassifier(whole)).Evaluate(ctx, set)); !strings.Contains(report, "weighted_f1") {
+	trained := must(m.OpenClassifier(whole))
+	for method, want := range map[dllm.Method]string{dllm.WhyTurns: `"words":[]`, dllm.WhyWords: `"won!"`, dllm.WhyGradients: `"integral"`} {
+		why := must(trained.Why(ctx, method, trained.Labels()[0], dllm.Turn{Speaker: "Ann", Text: "We won!"}, dllm.Turn{Speaker: "Bo", Text: "I see"}))
+		if !strings.Contains(why, want) {
+			t.Error(why)
+		}
+	}
+	if _, err := trained.Why(ctx, dllm.WhyTurns, "envy"); err == nil {
+		t.Error("a label that is not there")
+	}
+	if report := must(trained.Evaluate(ctx, set)); !strings.Contains(report, "weighted_f1") {
 		t.Error(report)
 	}
 }

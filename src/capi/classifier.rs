@@ -12,7 +12,7 @@ use super::runtime::Runtime;
 use crate::emotion::classifier::Marked;
 use crate::emotion::metrics::{Report, fit_temperature};
 use crate::emotion::template::{All, Window};
-use crate::emotion::{Bulk, Classifier, Labels, Template};
+use crate::emotion::{Bulk, Classifier, Labels, Method, Template};
 use crate::files::dialogues::{Dialogue, Turn};
 use crate::{Cancel, Error, Result};
 use std::ffi::{CString, c_char};
@@ -293,6 +293,55 @@ pub unsafe extern "C" fn dllm_classifier_predict_all(
             (share(classifier)?, share(dataset)?, cancel_of(cancel)?, room)
         };
         asker.classify(data.dialogues()?, cancel, room)
+    })
+}
+
+/// dllm_classifier_why() by leaving out every earlier turn.
+pub const DLLM_WHY_TURNS: u32 = 0;
+/// dllm_classifier_why() by leaving out every earlier turn, then every word.
+pub const DLLM_WHY_WORDS: u32 = 1;
+/// dllm_classifier_why() by integrated gradients (arXiv 1703.01365), which share the whole out among all words.
+pub const DLLM_WHY_GRADIENTS: u32 = 2;
+
+/// What made the last turn's label, as JSON: {"turn", "label", "prob", "turns": [part, ..], "words": [part, ..]}. A part is
+/// {"turn", "text", "change"}: what it adds to ln of the label's probability, above 0 where it speaks for the label; a word also
+/// has "start", the first of its bytes in the turn's text, and what was left out has "without", the probability without it. After
+/// gradients there is "integral": {"base", "gap", "points"}: ln of the probability where every word is a full stop, and what the
+/// parts do not account for. Turns count from 0. `label` is a label's number, or DLLM_ALL for the likeliest; `method` is a
+/// DLLM_WHY_; `cancel` may be NULL. It costs a prompt for every part that is left out, by gradients 16 to 256 prompts forward and
+/// backward.
+///
+/// Ownership: the caller's; free it with dllm_string_free().
+/// Errors:    INVALID_ARGUMENT without turns, or for a label or method that there is not; UNSUPPORTED for gradients of a
+///            template that makes other words of a text; as dllm_classifier_predict().
+/// Since:     0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dllm_classifier_why(
+    classifier: *const dllm_classifier,
+    turns: *const dllm_turn,
+    n_turns: usize,
+    label: usize,
+    method: u32,
+    cancel: *const dllm_cancel,
+    why: *mut *mut dllm_string,
+    err: *mut *mut dllm_error,
+) -> dllm_status {
+    guard(err, || {
+        // SAFETY: as the header says.
+        let (why, asker, turns, cancel) =
+            unsafe { (out(why, "why")?, share(classifier)?, array(turns, n_turns, "turns")?, cancel_of(cancel)?) };
+        let method = match method {
+            DLLM_WHY_TURNS => Method::LeaveOutTurns,
+            DLLM_WHY_WORDS => Method::LeaveOutWords,
+            DLLM_WHY_GRADIENTS => Method::IntegratedGradients,
+            other => return Err(Error::invalid(format!("method is {other}, must be one of DLLM_WHY_, 0 to 2"))),
+        };
+        // SAFETY: as the header says.
+        let turns: Vec<Turn> = turns.iter().map(|turn| unsafe { turn.get() }).collect::<Result<_>>()?;
+        let label = (label != usize::MAX).then_some(label);
+        let found = asker.classifier.why(&turns, label, method, &asker.bulk(cancel))?;
+        *why = dllm_string::boxed(found.to_json(asker.classifier.labels().names(), &turns).to_string());
+        Ok(())
     })
 }
 

@@ -340,6 +340,29 @@ static void data_are_counted_judged_and_compared(void) {
 }
 
 /* Needs `whole` of the fact about training. */
+static void what_made_a_label_is_told_by_turns_words_and_gradients(void) {
+    dllm_model *model = open_model();
+    dllm_classifier *trained = NULL;
+    OK(dllm_classifier_open(model, in_work("whole"), &trained, &err));
+    dllm_turn turns[2] = { turn_of("Ann", "We won!"), turn_of("Bo", "I see") };
+    dllm_string *why = NULL;
+    OK(dllm_classifier_why(trained, turns, 2, DLLM_ALL, DLLM_WHY_TURNS, NULL, &why, &err));
+    CHECK(strstr(dllm_string_data(why), "\"text\":\"We won!\"") && strstr(dllm_string_data(why), "\"words\":[]"));
+    dllm_string_free(why);
+    OK(dllm_classifier_why(trained, turns, 2, 0, DLLM_WHY_WORDS, NULL, &why, &err));
+    CHECK(strstr(dllm_string_data(why), "\"text\":\"won!\"") && strstr(dllm_string_data(why), "\"without\":"));
+    dllm_string_free(why);
+    OK(dllm_classifier_why(trained, turns, 2, 0, DLLM_WHY_GRADIENTS, NULL, &why, &err));
+    CHECK(strstr(dllm_string_data(why), "\"integral\":{") && strstr(dllm_string_data(why), "\"text\":\"see\""));
+    dllm_string_free(why);
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "no turn", dllm_classifier_why(trained, turns, 0, 0, 0, NULL, &why, &err));
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "label 99", dllm_classifier_why(trained, turns, 2, 99, 0, NULL, &why, &err));
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "method is 3", dllm_classifier_why(trained, turns, 2, 0, 3, NULL, &why, &err));
+    dllm_classifier_free(trained);
+    dllm_model_free(model);
+}
+
+/* Needs `whole` of the fact about training. */
 static void a_trained_folder_is_judged_calibrated_saved_merged_and_quantised(void) {
     dllm_model *model = open_model();
     dllm_classifier *trained = NULL, *calibrated = NULL, *saved = NULL, *merged = NULL;
@@ -537,6 +560,9 @@ static void null_for_every_pointer_that_is_needed_is_an_invalid_argument(void) {
     NEEDED(dllm_classifier_predict_all(NULL, data, NULL, p, 7 * LABELS, &err));
     NEEDED(dllm_classifier_predict_all(classifier, NULL, NULL, p, 7 * LABELS, &err));
     NEEDED(dllm_classifier_predict_all(classifier, data, NULL, NULL, 7 * LABELS, &err));
+    NEEDED(dllm_classifier_why(NULL, &turn, 1, DLLM_ALL, DLLM_WHY_TURNS, NULL, &text, &err));
+    NEEDED(dllm_classifier_why(classifier, NULL, 1, DLLM_ALL, DLLM_WHY_TURNS, NULL, &text, &err));
+    NEEDED(dllm_classifier_why(classifier, &turn, 1, DLLM_ALL, DLLM_WHY_TURNS, NULL, NULL, &err));
     NEEDED(dllm_classifier_evaluate(NULL, data, NULL, &text, &err));
     NEEDED(dllm_classifier_evaluate(classifier, NULL, NULL, &text, &err));
     NEEDED(dllm_classifier_evaluate(classifier, data, NULL, NULL, &err));
@@ -913,6 +939,7 @@ int main(int argc, char **argv) {
     RUN(training_by_steps_is_the_whole_run_and_resumes_to_the_same_bits);
     RUN(a_callback_stops_a_run_which_is_saved_and_goes_on);
     RUN(data_are_counted_judged_and_compared);
+    RUN(what_made_a_label_is_told_by_turns_words_and_gradients);
     RUN(a_trained_folder_is_judged_calibrated_saved_merged_and_quantised);
     RUN(what_cannot_be_is_a_sentence);
     RUN(null_for_every_pointer_that_is_needed_is_an_invalid_argument);

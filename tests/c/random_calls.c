@@ -148,7 +148,14 @@ static void call(uint32_t which) {
     }
     case 12: status = dllm_classifier_predict(ANY(classifiers), below(9) ? &turn : NULL, below(2), ANY(cancels), p, capacity, error); break;
     case 13: status = dllm_classifier_predict_all(ANY(classifiers), ANY(sets), ANY(cancels), p, capacity, error); break;
-    case 14: status = dllm_classifier_evaluate(ANY(classifiers), ANY(sets), ANY(cancels), &text, error); break;
+    case 14:
+        if (below(2)) {
+            status = dllm_classifier_evaluate(ANY(classifiers), ANY(sets), ANY(cancels), &text, error);
+        } else {
+            size_t label = below(3) ? DLLM_ALL : below(4);
+            status = dllm_classifier_why(ANY(classifiers), below(9) ? &turn : NULL, below(2), label, (uint32_t)below(4), ANY(cancels), &text, error);
+        }
+        break;
     case 15: {
         dllm_classifier *made = NULL;
         status = dllm_classifier_calibrate(ANY(classifiers), ANY(sets), ANY(cancels), &made, error);

@@ -96,6 +96,7 @@ static void training_is_a_loop_over_events() {
     CHECK(trainer.finish(work_dir + "/cpp").find("\"steps\":3") != std::string::npos);
     auto trained = dllm::Classifier::open(model, work_dir + "/cpp");
     CHECK(trained.labels().size() == 2 && trained.predict_all(data).size() == 2);
+    CHECK(trained.why({{"Ann", "We won!"}, {"Bo", "I see"}}, DLLM_WHY_WORDS).find("\"won!\"") != std::string::npos);
     CHECK(trained.evaluate(data).find("accuracy") != std::string::npos);
     const std::string merged = work_dir + "/cpp-merged", small = work_dir + "/cpp-small";
     dllm::merge(model_dir, work_dir + "/cpp", merged);

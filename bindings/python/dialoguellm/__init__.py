@@ -376,6 +376,20 @@ class Classifier(_Handle):
         """Probabilities by label of every turn of every dialogue."""
         return self._rows("classifier_predict_all", data.n_turns(), data._handle, _of(cancel))
 
+    def why(
+        self,
+        turns: Iterable[Turn | tuple[str, str]],
+        method: str = "turns",
+        label: str | None = None,
+        cancel: Cancel | None = None,
+    ) -> dict[str, Any]:
+        """What made the last turn's label (by default the likeliest): "turns" or "words" left out, or "gradients"."""
+        turns = [_turn(turn)._c() for turn in turns]
+        number = _c.ALL if label is None else self.labels.index(label)
+        by = ["turns", "words", "gradients"].index(method)
+        text = _made("classifier_why", self._handle, (_c.Turn * len(turns))(*turns), len(turns), number, by, _of(cancel))
+        return json.loads(_c.taken(c.c_void_p(text)))
+
     def evaluate(self, data: Dataset, cancel: Cancel | None = None) -> dict[str, Any]:
         """Accuracy, F1, per label, confusion, NLL, ECE."""
         return json.loads(_c.taken(c.c_void_p(_made("classifier_evaluate", self._handle, data._handle, _of(cancel)))))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 ABI_VERSION = 1
 NTS = 2**64 - 1
+ALL = 2**64 - 1
 
 _TYPES = {"u32": c.c_uint32, "u64": c.c_uint64, "f32": c.c_float, "f64": c.c_double, "ptr": c.c_void_p, "str": c.c_char_p}
 
@@ -66,6 +67,7 @@ CALLS = {
     "adapter_open": [_h, _s, _o], "adapter_save": [_h, _s], "classifier_open": [_h, _s, _o],
     "classifier_new": [_h, _h, _h, _o], "classifier_predict": [_h, _h, _n, _h, _h, _n],
     "classifier_predict_all": [_h, _h, _h, _h, _n], "classifier_evaluate": [_h, _h, _h, _o],
+    "classifier_why": [_h, _h, _n, _n, _u, _h, _o],
     "classifier_calibrate": [_h, _h, _h, _o], "classifier_save": [_h, _s], "conversation_new": [_h, _h, _o],
     "conversation_restore": [_h, _h, _s, _n, _o, _h], "conversation_add_turn": [_h, _h, _h],
     "conversation_ask": [_h, _h, _n], "conversation_rollback": [_h, _n], "conversation_save": [_h, _o],

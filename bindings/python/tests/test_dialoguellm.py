@@ -96,6 +96,9 @@ class Facts(unittest.TestCase):
             self.assertEqual(predict("whole"), predict("resumed"))
             trained = self.model.classifier(work / "whole")
             self.assertIn("weighted_f1", trained.evaluate(data))
+            for method in ["turns", "words", "gradients"]:
+                why = trained.why([("Ann", "We won!"), ("Bo", "I see")], method, trained.labels[0])
+                self.assertEqual((why["turn"], why["label"], "integral" in why), (1, trained.labels[0], method == "gradients"))
             self.assertGreater(trained.calibrated(data).temperature, 0)
             dllm.merge(TINY, work / "whole", work / "merged")
             self.assertEqual(dllm.Model(work / "merged").classifier(work / "merged").labels, trained.labels)

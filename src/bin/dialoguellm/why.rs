@@ -1,7 +1,6 @@
 //! `why`: which earlier turns and words made the emotion of a turn.
 
 use crate::args::{AskArgs, ModelArgs, Style, cancelled_by_ctrl_c};
-use crate::eval::short;
 use crate::lines::Lines;
 use crate::out;
 use clap::{Args, ValueEnum};
@@ -9,7 +8,7 @@ use dialoguellm::emotion::{Bulk, Classifier, Influence, Integral, Method, Why};
 use dialoguellm::files::Turn;
 use dialoguellm::files::dialogues::Dialogue;
 use dialoguellm::{Error, Result};
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// Tell which earlier turns and words made the emotion of a turn.
 ///
@@ -64,7 +63,11 @@ impl WhyArgs {
                 let why = classifier.why(turns, label, method, &bulk).map_err(at_line)?;
                 let id = &item.dialogue.id;
                 match style.json {
-                    true => out::json(&as_json(&classifier, id, turns, &why))?,
+                    true => {
+                        let mut value = why.to_json(classifier.labels().names(), turns);
+                        value["id"] = json!(id);
+                        out::json(&value)?;
+                    }
                     false => out::text(&for_people(&classifier, id, turns, &why))?,
                 }
             }
@@ -82,36 +85,6 @@ impl WhyArgs {
     }
 }
 
-/// The text of a part.
-fn said<'a>(turns: &'a [Turn], influence: &Influence) -> &'a str {
-    let text = &turns[influence.turn].text;
-    influence.part.clone().map_or(text, |part| &text[part])
-}
-
-fn as_json(classifier: &Classifier, id: &str, turns: &[Turn], why: &Why) -> Value {
-    let names = classifier.labels().names();
-    let influence = |influence: &Influence| {
-        let mut value =
-            json!({"turn": influence.turn, "text": said(turns, influence), "change": short(influence.change)});
-        if let Some(part) = &influence.part {
-            value["start"] = json!(part.start);
-        }
-        if let Some(without) = influence.without {
-            value["without"] = short(without);
-        }
-        value
-    };
-    let all = |influences: &[Influence]| influences.iter().map(influence).collect::<Vec<_>>();
-    let mut value = json!({
-        "id": id, "turn": turns.len() - 1, "label": names[why.label], "prob": short(why.probabilities[why.label]),
-        "turns": all(&why.turns), "words": all(&why.words),
-    });
-    if let Some(Integral { base, gap, points }) = why.integral {
-        value["integral"] = json!({"base": base, "gap": gap, "points": points});
-    }
-    value
-}
-
 /// The longest bar.
 const BAR: usize = 12;
 
@@ -127,10 +100,10 @@ fn for_people(classifier: &Classifier, id: &str, turns: &[Turn], why: &Why) -> S
     };
     for influence in &why.turns {
         let Turn { speaker, .. } = &turns[influence.turn];
-        text += &line(influence, format!("{} {speaker}: {}", influence.turn, said(turns, influence)));
+        text += &line(influence, format!("{} {speaker}: {}", influence.turn, influence.said(turns)));
     }
     for influence in &why.words {
-        text += &line(influence, format!("{} {}", influence.turn, said(turns, influence)));
+        text += &line(influence, format!("{} {}", influence.turn, influence.said(turns)));
     }
     if let Some(Integral { base, gap, points }) = why.integral {
         let p = base.exp();

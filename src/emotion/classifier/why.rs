@@ -9,6 +9,7 @@ use crate::emotion::metrics::likeliest;
 use crate::emotion::prompts::{self, Question};
 use crate::files::dialogues::Turn;
 use crate::{Error, Result};
+use serde_json::{Value, json};
 use std::ops::Range;
 
 /// How influences are found.
@@ -60,6 +61,46 @@ pub struct Integral {
     pub gap: f64,
     /// Points of the sum.
     pub points: usize,
+}
+
+impl Why {
+    /// `{"turn", "label", "prob", "turns": [..], "words": [..]}`, as the command writes it. A part is `{"turn", "text", "change"}`,
+    /// with `"start"`, the first of its bytes, where it is a word, and `"without"` where it was left out; after gradients there is
+    /// `"integral": {"base", "gap", "points"}`. Numbers that are not finite are null. `names` and `turns` are those that were asked.
+    pub fn to_json(&self, names: &[String], turns: &[Turn]) -> Value {
+        let part = |influence: &Influence| {
+            let text = influence.said(turns);
+            let mut value = json!({"turn": influence.turn, "text": text, "change": short(influence.change)});
+            if let Some(part) = &influence.part {
+                value["start"] = json!(part.start);
+            }
+            if let Some(without) = influence.without {
+                value["without"] = json!(short(without));
+            }
+            value
+        };
+        let parts = |all: &[Influence]| all.iter().map(part).collect::<Vec<_>>();
+        let (turn, prob) = (turns.len().saturating_sub(1), short(self.probabilities[self.label]));
+        let (turns, words) = (parts(&self.turns), parts(&self.words));
+        let mut value = json!({"turn": turn, "label": names[self.label], "prob": prob, "turns": turns, "words": words});
+        if let Some(Integral { base, gap, points }) = self.integral {
+            value["integral"] = json!({"base": base, "gap": gap, "points": points});
+        }
+        value
+    }
+}
+
+/// With the digits that an f32 has, and no more.
+fn short(x: f32) -> f64 {
+    x.to_string().parse().unwrap_or(f64::from(x))
+}
+
+impl Influence {
+    /// The text of the part, of the turns that were asked; nothing in others that have no such part.
+    pub fn said<'a>(&self, turns: &'a [Turn]) -> &'a str {
+        let text = turns.get(self.turn).map_or("", |turn| &turn.text);
+        self.part.clone().map_or(Some(text), |part| text.get(part)).unwrap_or_default()
+    }
 }
 
 impl Classifier {

@@ -371,7 +371,30 @@ public final class Classifier: Sendable {
     }
 }
 
+/// How `Classifier.why` finds out: by leaving out turns, or words too, or by gradients, which share the whole out among all words.
+public enum Method: UInt32, Sendable { case turns, words, gradients }
+
 extension Classifier {
+    /// What made the last turn's label (by default the likeliest one): JSON, as `dllm_classifier_why` says.
+    public func why(_ turns: [Turn], _ method: Method = .turns, label: String? = nil) async throws -> String {
+        let number = try label.map { label in
+            guard let number = labels.firstIndex(of: label) else {
+                throw DialoguellmError(status: .notFound, description: "there is no label \(label) among \(labels)")
+            }
+            return number
+        }
+        let cancel = try Cancel()
+        return try await cancel.during { [handle] in
+            let pinned = Pinned()
+            let views = turns.map { $0.view(pinned) }
+            return try withExtendedLifetime(pinned) {
+                try text {
+                    dllm_classifier_why(
+                        handle.pointer, views, views.count, number ?? -1, method.rawValue, cancel.handle.pointer, $0, &$1)
+                }
+            }
+        }
+    }
     /// Figures on labelled turns, as JSON.
     public func evaluate(_ data: Dataset) async throws -> String {
         let cancel = try Cancel()

@@ -106,6 +106,11 @@ func probabilitiesHaveTheBitsOfAllLanguages() async throws {
     let own = try with(adapter)
     let (rows, again) = try await (own.predictAll(set), with(Adapter(model, dir)).predictAll(set))
     #expect(rows == again)
+    let said = [Turn("Ann", "We won!"), Turn("Bo", "I see")]
+    for (method, want) in [(Method.turns, "\"words\":[]"), (.words, "\"won!\""), (.gradients, "\"integral\"")] {
+        #expect(try await own.why(said, method, label: own.labels[0]).contains(want))
+    }
+    await #expect(throws: DialoguellmError.self) { try await own.why(said, label: "envy") }
     #expect(try await own.evaluate(set).contains("weighted_f1"))
     let calibrated = try await own.calibrated(on: set)
     #expect(own.temperature == 1 && calibrated.temperature != 1)
