@@ -127,6 +127,15 @@
 /* The same with linear maps of 4 bits and a scale for every 32 inputs; embedding and head have 8 bits. */
 #define DLLM_PRECISION_INT4 3
 
+/* dllm_classifier_why() by leaving out every earlier turn. */
+#define DLLM_WHY_TURNS 0
+
+/* dllm_classifier_why() by leaving out every earlier turn, then every word. */
+#define DLLM_WHY_WORDS 1
+
+/* dllm_classifier_why() by integrated gradients (arXiv 1703.01365), which share the whole out among all words. */
+#define DLLM_WHY_GRADIENTS 2
+
 /* The report is of a step of the optimiser. */
 #define DLLM_TRAIN_STEP 0
 
@@ -803,6 +812,29 @@ dllm_status dllm_classifier_predict_all(const struct dllm_classifier *classifier
                                         float *probabilities,
                                         size_t capacity,
                                         struct dllm_error **err);
+
+/*
+ What made the last turn's label, as JSON: {"turn", "label", "prob", "turns": [part, ..], "words": [part, ..]}. A part is
+ {"turn", "text", "change"}: what it adds to ln of the label's probability, above 0 where it speaks for the label; a word also
+ has "start", the first of its bytes in the turn's text, and what was left out has "without", the probability without it. After
+ gradients there is "integral": {"base", "gap", "points"}: ln of the probability where every word is a full stop, and what the
+ parts do not account for. Turns count from 0. `label` is a label's number, or DLLM_ALL for the likeliest; `method` is a
+ DLLM_WHY_; `cancel` may be NULL. It costs a prompt for every part that is left out, by gradients 16 to 256 prompts forward and
+ backward.
+
+ Ownership: the caller's; free it with dllm_string_free().
+ Errors:    INVALID_ARGUMENT without turns, or for a label or method that there is not; UNSUPPORTED for gradients of a
+            template that makes other words of a text; as dllm_classifier_predict().
+ Since:     0.1
+ */
+dllm_status dllm_classifier_why(const struct dllm_classifier *classifier,
+                                const struct dllm_turn *turns,
+                                size_t n_turns,
+                                size_t label,
+                                uint32_t method,
+                                const struct dllm_cancel *cancel,
+                                struct dllm_string **why,
+                                struct dllm_error **err);
 
 /*
  Figures on the labelled turns of a dataset, as JSON: accuracy, weighted and macro F1, per label, confusion, NLL, ECE.
