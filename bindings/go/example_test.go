@@ -181,6 +181,13 @@ func ExampleClassifier_PredictAll() {
 	// Output: 3
 }
 
+func ExampleClassifier_Why() {
+	won, seen := dllm.Turn{Speaker: "Ann", Text: "We won!"}, dllm.Turn{Speaker: "Bo", Text: "I see."}
+	why := must(classifier().Why(ctx, dllm.WhyTurns, "joy", won, seen))
+	fmt.Println(strings.Contains(why, `"label":"joy"`), strings.Contains(why, `"text":"We won!"`))
+	// Output: true true
+}
+
 func ExampleClassifier_Evaluate() {
 	report := must(classifier().Evaluate(ctx, must(dllm.ParseDataset(ctx, data))))
 	fmt.Println(strings.Contains(report, `"weighted_f1"`))
