@@ -7,7 +7,7 @@
 //! rounding round, narrow: once, at y, after one of the product x scale; add, scatter_add: once; gather: none;
 //!          blend: both products, 1 - share, and their sum
 //! alias    none
-//! used by  the CUDA device; the CPU's moves are one line each, in the device itself
+//! used by  the CUDA device; the CPU has blend, and its moves of one line each in the device itself
 //! ```
 
 pub mod cuda;

@@ -232,10 +232,17 @@ impl Prompter {
         let mut traced: Vec<(Range<usize>, Origin)> = Vec::new();
         for turn in target - (self.renderer.history(target) - question.skipped)..=target {
             let text = &turns[turn].text;
+            let said = text.trim();
+            if said.is_empty() {
+                continue;
+            }
+            // around the words, not the space beside them, which a template may drop
+            let start = said.as_ptr() as usize - text.as_ptr() as usize;
+            let (before, after) = (&text[..start], &text[start + said.len()..]);
             let mut marked = turns.to_vec();
-            marked[turn].text = format!("{}{text}{}", marks[0], marks[1]);
+            marked[turn].text = format!("{before}{}{said}{}{after}", marks[0], marks[1]);
             let (plain, marked) = between(&render(&marked)?, marks);
-            if !text.is_empty() && plain != prompt {
+            if plain != prompt {
                 return Err(untraceable());
             }
             for at in marked {
@@ -640,6 +647,31 @@ mod tests {
         let question = prompter.question(&tokenizer, &script, 2).unwrap();
         let trunk = prompter.trunk(&tokenizer, &script, 2, &question).unwrap();
         assert_eq!(text(&question.prompt[..trunk]), "aa|bb|cc|");
+    }
+
+    #[test]
+    fn tokens_are_traced_to_words_past_empty_turns_and_space_that_the_template_drops() {
+        let tokenizer = tokenizer(&[], true);
+        let turn = |text: &str| Turn { speaker: "A".into(), text: text.into(), ..Turn::default() };
+        let traced = |template: &Template, turns: &[Turn]| {
+            let prompter = Prompter::new(template, labels(&["joy", "fear"]), &tokenizer, ends(4000)).unwrap();
+            let target = turns.len() - 1;
+            let question = prompter.question(&tokenizer, &prompter.script(turns), target).unwrap();
+            let mut all = prompter.origins(&tokenizer, turns, target, &question).unwrap();
+            assert_eq!(all.len(), question.prompt.len());
+            all.dedup();
+            all.into_iter().flatten().map(|origin| (origin.turn, origin.word)).collect::<Vec<_>>()
+        };
+        let split = "base = \"dialogue\"\nquestion = \"{{ target.text | split | join(' ') }}: \"";
+        let turns = [turn(""), turn(" no  way "), turn(" "), turn(" so \u{e000} ")];
+        let once = [(1, 1..3), (1, 5..8), (3, 1..3), (3, 4..7)];
+        let twice = [&once[..], &once[2..]].concat();
+        assert_eq!(traced(&Template::from_toml(split).unwrap(), &turns), twice);
+        let paper = Template { max_tokens: None, ..Template::built_in("dialoguellm").unwrap() };
+        assert_eq!(traced(&paper, &turns[..2]), once[..2]);
+        assert_eq!(traced(&paper, &turns[..3]), once[..2]);
+        // an empty input has a form of its own, without context
+        assert_eq!(traced(&paper, &[turns[1].clone(), turn("")]), []);
     }
 
     #[test]

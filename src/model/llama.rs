@@ -90,10 +90,7 @@ impl<D: Device> Llama<D> {
 
     /// Refuses what the kernels must not see.
     fn check(&self, forest: &Forest, cache: Option<&Cache>) -> Result<()> {
-        let vocabulary = self.config.vocab_size;
-        if let Some(id) = forest.tokens().iter().find(|&&id| id as usize >= vocabulary) {
-            return Err(Error::invalid(format!("token {id} is not in the model's vocabulary of {vocabulary}")));
-        }
+        check_tokens(forest.tokens(), self.config.vocab_size)?;
         let held = cache.map_or(0, Cache::len);
         if forest.cached() > held {
             return Err(Error::invalid(format!(
@@ -347,13 +344,19 @@ impl Path<'_> {
             let (base, share) = (base.len(), share.len());
             return Err(Error::invalid(format!("a path of {base} tokens and {share} shares for {rows} rows")));
         }
-        if let Some(id) = base.iter().find(|&&id| id as usize >= vocabulary) {
-            return Err(Error::invalid(format!("token {id} is not in the model's vocabulary of {vocabulary}")));
-        }
+        check_tokens(base, vocabulary)?;
         match share.iter().find(|share| !(0.0..=1.0).contains(*share)) {
             None => Ok(()),
             Some(share) => Err(Error::invalid(format!("a share is {share}, must be from 0 to 1"))),
         }
+    }
+}
+
+/// INVALID_ARGUMENT for a token that the model does not have.
+fn check_tokens(ids: &[u32], vocabulary: usize) -> Result<()> {
+    match ids.iter().find(|&&id| id as usize >= vocabulary) {
+        None => Ok(()),
+        Some(id) => Err(Error::invalid(format!("token {id} is not in the model's vocabulary of {vocabulary}"))),
     }
 }
 

@@ -9,7 +9,7 @@
 //! Gauss-Legendre sum, of twice as many points until it is within 1 % of that or has [`MOST_POINTS`]; what is missing is told.
 
 use super::why::{Influence, Integral, Why};
-use super::{Asked, Batch, Bulk, Classifier, check_finite};
+use super::{Asked, Batch, Bulk, Classifier, Scored, check_finite};
 use crate::emotion::metrics::{likeliest, softmax};
 use crate::emotion::prompts::{Origin, Question};
 use crate::files::dialogues::Turn;
@@ -52,15 +52,18 @@ impl Classifier {
         let base = stop.ok_or_else(|| Error::unsupported("the tokenizer has no token for a full stop"))?;
         let line = Line { question, origins, base };
 
-        let ends = [1.0, 0.0].map(|share| Point { share, weight: 0.0 });
-        let (scores, _) = self.along(&line, &ends, 0, bulk)?;
-        let [own, start] = [0, 1].map(|i| softmax(&scores[i], self.card.temperature));
-        let probabilities = self.probabilities(&scores[0]);
+        let mut scored = Scored { scores: vec![vec![Vec::new()]; 2], ..Scored::default() };
+        let mut batch = Batch::default();
+        batch.push((0, 0), 0, line.question.clone());
+        batch.push((1, 0), 0, line.start());
+        self.ask(batch, bulk, &mut scored)?;
+        let [own, start] = [0, 1].map(|i| softmax(&scored.scores[i][0], self.card.temperature));
+        let probabilities = self.probabilities(&scored.scores[0][0]);
         let label = label.unwrap_or_else(|| likeliest(&probabilities));
         let (base, whole) = (start[label].ln(), own[label].ln() - start[label].ln());
         let mut points = FIRST_POINTS;
         let (shares, gap) = loop {
-            let (_, shares) = self.along(&line, &legendre(points), label, bulk)?;
+            let shares = self.along(&line, &legendre(points), label, bulk)?;
             let gap = whole - shares.iter().sum::<f64>();
             if gap.abs() <= TOLERANCE * whole.abs() || points == MOST_POINTS {
                 break (shares, gap);
@@ -71,10 +74,9 @@ impl Classifier {
         Ok(Why { probabilities, label, turns, words, integral: Some(Integral { base, gap, points }) })
     }
 
-    /// The label scores at every point, and what each token of the prompt adds to ln of the label's probability, by the sum
-    /// over the points.
-    fn along(&self, line: &Line, points: &[Point], label: usize, bulk: &Bulk) -> Result<(Vec<Vec<f32>>, Vec<f64>)> {
-        let (mut all, mut shares) = (Vec::new(), vec![0.0; line.origins.len()]);
+    /// What each token of the prompt adds to ln of the label's probability, by the sum over the points.
+    fn along(&self, line: &Line, points: &[Point], label: usize, bulk: &Bulk) -> Result<Vec<f64>> {
+        let mut shares = vec![0.0; line.origins.len()];
         let together = (bulk.budget / line.question.longest()).max(1);
         for points in points.chunks(together) {
             let mut batch = Batch::default();
@@ -101,7 +103,6 @@ impl Classifier {
                         let slope = point.weight * of / self.card.temperature;
                         slopes.extend(std::iter::repeat_n(slope as f32, answer.len()));
                     }
-                    all.push(scores);
                 }
                 Ok(slopes)
             };
@@ -112,11 +113,19 @@ impl Classifier {
                 shares.iter_mut().zip(asked.rows(&rows)).for_each(|(share, row)| *share += slopes.rows[row]);
             }
         }
-        Ok((all, shares))
+        Ok(shares)
     }
 }
 
 impl Line {
+    /// The question with a full stop for every token of a word.
+    fn start(&self) -> Question {
+        let mut question = self.question.clone();
+        let words = question.prompt.iter_mut().zip(&self.origins).filter(|(_, origin)| origin.is_some());
+        words.for_each(|(id, _)| *id = self.base);
+        question
+    }
+
     /// Of every turn, and of every word.
     fn influences(&self, shares: &[f64]) -> (Vec<Influence>, Vec<Influence>) {
         let (mut turns, mut words) = (BTreeMap::<usize, f64>::new(), BTreeMap::<(usize, usize), (Origin, f64)>::new());
