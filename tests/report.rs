@@ -87,3 +87,55 @@ fn a_report_holds_nobodys_words_unless_asked_and_cannot_be_made_to_run_them() {
     assert_eq!(page.matches("<script>").count(), 1, "the page's own");
     assert!(page.contains("&lt;script&gt;alert(1)"), "{page}");
 }
+
+#[test]
+fn training_writes_the_report_that_eval_writes_of_what_it_made() {
+    let place = Place::new();
+    let (data, out, made) = (place.dialogues(), place.arg("adapter"), place.path("made"));
+    let report = ["--report", made.to_str().unwrap(), "--report-texts"];
+    let fixed = ["train", "--data", &data, "--dev", &data, "--out", &out, "--epochs", "2", "--batch", "2", "--quiet"];
+    place.run(&[&fixed[..], &report].concat()).ok();
+    let evaluated = ["eval", "--adapter", &out, "--data", &data, "--report", &place.arg("report"), "--report-texts"];
+    place.run(&evaluated).ok();
+    let figures = |dir: &str| {
+        let text = std::fs::read(place.path(dir).join("report.json")).unwrap();
+        let mut figures: Value = serde_json::from_slice(&text).unwrap();
+        figures["seconds"] = Value::Null;
+        figures
+    };
+    assert_eq!(figures("made"), figures("report"));
+    let page = |dir: &str| std::fs::read_to_string(place.path(dir).join("report.html")).unwrap();
+    let body = |page: String| page.split_once("<h2>Labels").unwrap().1.to_owned();
+    assert_eq!(body(page("made")), body(page("report")));
+    // what cannot be shown is said before anything is trained
+    let nothing = place.arg("nothing");
+    let refused = place.run(&["train", "--data", &data, "--out", &nothing, "--report", &nothing]).refusal(1);
+    assert!(refused.contains("--dev"), "{refused}");
+}
+
+#[test]
+fn a_report_says_why_in_the_figures_of_the_command() {
+    let place = Place::new();
+    let (page, _) = report(&place, &["--report-texts", "--report-why", "words", "--report-why-all"]);
+    let dialogues = page.split("<h2>Dialogues").nth(1).unwrap();
+    assert_eq!(dialogues.matches("<details class=\"why\">").count(), 6, "every turn");
+    let row = dialogues.split("<td class=\"said\">Good.").nth(1).unwrap().split("</details>").next().unwrap();
+    let dialogue = place.write("b.jsonl", command::DIALOGUES.lines().nth(1).unwrap());
+    let adapter = place.arg("adapter");
+    let why = place.run(&["why", "--adapter", &adapter, "--method", "words", "--json", "--input", &dialogue]).json();
+    for turn in why["turns"].as_array().unwrap() {
+        let change = format!("<td>{:+.2}<span", turn["change"].as_f64().unwrap());
+        assert!(row.contains(&change) && row.contains(&format!("<td>{:.2}</td>", turn["without"].as_f64().unwrap())));
+    }
+    let words = why["words"].as_array().unwrap();
+    assert_eq!(words.len(), 3, "Who is there?");
+    for word in words {
+        assert!(row.contains(&format!(">{}</span>", word["text"].as_str().unwrap())), "{word}: {row}");
+    }
+    if let Some((_, console)) = opened(&place.path("report/report.html")) {
+        assert_eq!(console, [""; 0]);
+    }
+    // without texts no word is shown
+    let (page, _) = report(&Place::new(), &["--report-why", "words"]);
+    assert!(page.contains("<details class=\"why\">") && !page.contains("there?"), "{page}");
+}

@@ -1,15 +1,14 @@
 //! `eval`: figures of a model on labelled dialogues, and whether it differs from another by more than chance.
 
 use crate::args::{AskArgs, ModelArgs, Style};
+use crate::measure::{Measured, ReportArgs};
 use crate::openings;
 use crate::out::{self, duration, thousands};
-use crate::progress::Progress;
-use crate::report::Content;
 use clap::Args;
 use dialoguellm::emotion::baseline;
 use dialoguellm::emotion::classifier::Scored;
 use dialoguellm::emotion::metrics::{Bootstrap, Report, likeliest, paired_bootstrap};
-use dialoguellm::emotion::run::{METRICS, RECIPE};
+use dialoguellm::emotion::run::RECIPE;
 use dialoguellm::emotion::trust::{McNemar, mcnemar};
 use dialoguellm::emotion::{Bulk, Classifier, Labels, Recipe};
 use dialoguellm::files::dialogues::{Dialogue, Source, Split};
@@ -19,7 +18,6 @@ use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 /// Measure how well labels are named; turns without a label are context only.
 #[derive(Args)]
@@ -43,12 +41,8 @@ pub struct Eval {
     /// Compare with another predictions file: paired bootstrap of the weighted F1, dialogues drawn whole, and McNemar's test
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
-    /// Write report.html, to look at, and report.json into this folder: figures, plots, mistakes, every dialogue
-    #[arg(long, value_name = "DIR")]
-    report: Option<PathBuf>,
-    /// Show in report.html what was said; without it, it holds nobody's words
-    #[arg(long, requires = "report")]
-    report_texts: bool,
+    #[command(flatten)]
+    report: ReportArgs,
     /// Resamples of the bootstrap
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     resamples: usize,
@@ -68,13 +62,11 @@ impl Eval {
         let dialogues = source.dialogues(split, self.ask.known(&self.model)?.as_deref(), &Cancel::default())?;
         let labels = labels_of(&source, &dialogues);
         let classifier = self.ask.classifier(&self.model, self.model.open()?, labels)?;
-        let started = Instant::now();
-        let scored = self.score(&classifier, &dialogues, style)?;
-        let seconds = started.elapsed().as_secs_f64();
-        let marked = scored.marked(&dialogues, classifier.labels())?;
+        let bulk = Bulk { threads: self.model.threads(), budget: self.batch_tokens, ..Bulk::default() };
+        let measured = Measured::new(&classifier, dialogues, &bulk, style)?;
+        let Measured { dialogues, scored, marked, .. } = &measured;
         let names = classifier.labels().names();
-        let report = Report::new(names, &marked.scores, &marked.gold, classifier.card().temperature)?;
-        let rows = predictions(&classifier, &dialogues, &scored);
+        let rows = predictions(&classifier, dialogues, scored);
         if let Some(path) = &self.predictions {
             out::file(path, &rows.iter().map(|row| format!("{row}\n")).collect::<String>())?;
         }
@@ -82,70 +74,22 @@ impl Eval {
         let mine = Mine { names, rows: &rows, gold: &marked.gold, answers: &answers, units: &marked.dialogues };
         let compared = self.compare.as_deref().map(|path| self.compared(path, &mine)).transpose()?;
         let baseline =
-            self.baseline.as_deref().map(|spec| bag_of_words(spec, &dialogues, classifier.labels())).transpose()?;
+            self.baseline.as_deref().map(|spec| bag_of_words(spec, dialogues, classifier.labels())).transpose()?;
         let others = Others { compared, baseline };
-        let figures = as_json(&report, &scored, seconds, &others);
+        let figures = others.beside(measured.figures());
         if let Some(log) = &self.log {
             let opening = openings::note(log, self.asked(&classifier)?, &figures)?;
             if opening > 1 && !style.quiet {
                 eprintln!("the test split was opened by this recipe before: this is opening {opening}");
             }
         }
-        if let Some(dir) = &self.report {
-            self.write_report(dir, &classifier, &dialogues, &scored, &report, seconds, &figures)?;
-        }
+        let adapter = self.ask.adapter.as_ref().map_or(String::new(), |dir| format!(" with {}", dir.display()));
+        let title = format!("{}{adapter} on {} ({})", self.model.model.display(), self.data, self.split);
+        self.report.write(title, &classifier, &measured, self.ask.adapter.as_deref(), &figures, &bulk, style)?;
         match style.json {
             true => out::json(&figures),
-            false => out::text(&table(&report, &scored, seconds, &others)),
+            false => out::text(&table(&measured, &others)),
         }
-    }
-
-    fn score(&self, classifier: &Classifier, dialogues: &[Dialogue], style: Style) -> Result<Scored> {
-        let turns: usize = dialogues.iter().map(|dialogue| dialogue.turns.len()).sum();
-        let mut progress = Progress::new(style, "turns", 0, turns as u64);
-        let bulk = Bulk { threads: self.model.threads(), budget: self.batch_tokens, ..Bulk::default() };
-        let scored = classifier.scores(dialogues, &bulk, &mut |done| progress.at(done as u64, ""));
-        progress.end();
-        scored
-    }
-
-    /// Makes `dir` hold the report, in two files that are whole or not there.
-    fn write_report(
-        &self,
-        dir: &Path,
-        classifier: &Classifier,
-        dialogues: &[Dialogue],
-        scored: &Scored,
-        report: &Report,
-        seconds: f64,
-        figures: &Value,
-    ) -> Result<()> {
-        let probabilities: Vec<Vec<Vec<f32>>> = scored
-            .scores
-            .iter()
-            .map(|turns| turns.iter().map(|scores| classifier.probabilities(scores)).collect())
-            .collect();
-        let adapter = self.ask.adapter.as_ref().map_or(String::new(), |dir| format!(" with {}", dir.display()));
-        let content = Content {
-            title: format!("{}{adapter} on {} ({})", self.model.model.display(), self.data, self.split),
-            about: format!(
-                "{} dialogues; {} tokens computed of {} without sharing, in {}; temperature {:.3}",
-                thousands(dialogues.len() as u64),
-                thousands(scored.tokens as u64),
-                thousands(scored.linear_tokens as u64),
-                duration(seconds),
-                classifier.card().temperature
-            ),
-            report,
-            names: classifier.labels().names(),
-            dialogues,
-            probabilities: &probabilities,
-            metrics: &self.metrics(),
-            texts: self.report_texts,
-        };
-        std::fs::create_dir_all(dir).map_err(|error| Error::io("make", dir, &error))?;
-        out::file(&dir.join("report.json"), &format!("{}\n", content.json(figures.clone())))?;
-        out::file(&dir.join("report.html"), &content.html()?)
     }
 
     /// What is asked of the test split: by which recipe, of which model, on which data.
@@ -161,12 +105,6 @@ impl Eval {
         }))
     }
 
-    /// The lines that training left in the adapter; none where it left none.
-    fn metrics(&self) -> Vec<Value> {
-        let text = self.ask.adapter.as_ref().and_then(|dir| std::fs::read_to_string(dir.join(METRICS)).ok());
-        text.unwrap_or_default().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
-    }
-
     /// The bootstrap against the predictions in `path`, which must be of the same turns.
     fn compared(&self, path: &Path, mine: &Mine) -> Result<(Bootstrap, McNemar)> {
         let theirs = mine.find(path)?;
@@ -180,6 +118,19 @@ impl Eval {
 struct Others {
     compared: Option<(Bootstrap, McNemar)>,
     baseline: Option<Report>,
+}
+
+impl Others {
+    /// The figures with theirs beside them.
+    fn beside(&self, mut figures: Value) -> Value {
+        if let Some((Bootstrap { difference, low, high, not_better }, mcnemar)) = &self.compared {
+            figures["compared"] = json!({"difference": difference, "low": low, "high": high, "not_better": not_better, "mcnemar": mcnemar});
+        }
+        if let Some(baseline) = &self.baseline {
+            figures["baseline"] = json!(baseline);
+        }
+        figures
+    }
 }
 
 /// The figures of a bag of words on the same turns.
@@ -274,20 +225,6 @@ pub fn short(p: f32) -> Value {
     json!(p.to_string().parse::<f64>().unwrap_or(f64::from(p)))
 }
 
-fn as_json(report: &Report, scored: &Scored, seconds: f64, others: &Others) -> Value {
-    let mut value = json!(report);
-    value["seconds"] = json!(seconds);
-    value["tokens"] = json!(scored.tokens);
-    if let Some((Bootstrap { difference, low, high, not_better }, mcnemar)) = &others.compared {
-        value["compared"] =
-            json!({"difference": difference, "low": low, "high": high, "not_better": not_better, "mcnemar": mcnemar});
-    }
-    if let Some(baseline) = &others.baseline {
-        value["baseline"] = json!(baseline);
-    }
-    value
-}
-
 fn percent(x: f64) -> String {
     format!("{:.2} %", 100.0 * x)
 }
@@ -304,7 +241,8 @@ fn summary(report: &Report) -> String {
     )
 }
 
-fn table(report: &Report, scored: &Scored, seconds: f64, others: &Others) -> String {
+fn table(measured: &Measured, others: &Others) -> String {
+    let Measured { report, scored, seconds, .. } = measured;
     let mut text = format!("{} turns  {}\n", thousands(report.n as u64), summary(report));
     let width = report.per_label.iter().map(|label| label.name.chars().count()).max().unwrap_or(0).max(5);
     text += &format!("{:width$}  precision   recall       F1    turns\n", "label");
@@ -317,7 +255,7 @@ fn table(report: &Report, scored: &Scored, seconds: f64, others: &Others) -> Str
         "\n{} tokens computed of {} without sharing, in {} ({:.1} turns/s)\n",
         thousands(scored.tokens as u64),
         thousands(scored.linear_tokens as u64),
-        duration(seconds),
+        duration(*seconds),
         report.n as f64 / seconds.max(1e-9)
     );
     if let Some(baseline) = &others.baseline {

@@ -13,6 +13,7 @@ mod generate;
 mod import;
 mod info;
 mod lines;
+mod measure;
 mod merge;
 mod openings;
 mod out;

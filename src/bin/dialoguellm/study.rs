@@ -6,7 +6,8 @@
 use crate::args::{ModelArgs, Style, cancelled_by_ctrl_c};
 use crate::openings;
 use crate::out;
-use crate::report::{page, spread_plot};
+use crate::report::page;
+use crate::report::plots::spread_plot;
 use clap::Args;
 use dialoguellm::emotion::Recipe;
 use dialoguellm::files::dialogues::Split;

@@ -1,17 +1,20 @@
 //! `train`: a recipe and data to an adapter, with checkpoints that can be resumed.
 
 use crate::args::{ModelArgs, Style, cancelled_by_ctrl_c};
+use crate::measure::{Measured, ReportArgs};
 use crate::out::{self, bytes, duration, thousands};
 use crate::progress::Progress;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use dialoguellm::emotion::recipe::{FIELDS, Recipe};
 use dialoguellm::emotion::run::{self, Data, DevScore, Run, Setup, Start, Summary};
-use dialoguellm::emotion::{Card, Labels};
-use dialoguellm::files::dialogues::{Source, Split};
+use dialoguellm::emotion::{Bulk, Card, Classifier, Labels};
+use dialoguellm::files::dialogues::{Dialogue, Source, Split};
+use dialoguellm::model::Model;
 use dialoguellm::train::StepReport;
 use dialoguellm::{Cancel, Code, Error, Result};
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Train a LoRA adapter.
 ///
@@ -43,6 +46,8 @@ pub struct Train {
     /// Where metrics go while the run lasts
     #[arg(long, value_name = "FILE")]
     metrics: Option<PathBuf>,
+    #[command(flatten)]
+    report: ReportArgs,
     /// Any field of the recipe, such as train.epochs=2
     #[arg(long = "set", value_name = "FIELD=VALUE")]
     settings: Vec<String>,
@@ -97,6 +102,8 @@ impl Train {
             recipe.emotion.labels = source.labels().map(|names| names.iter().map(|&name| name.to_owned()).collect());
         }
         let (train, dev) = self.data(&source, &recipe)?;
+        let shown = self.shown(dev.as_ref())?;
+        let tokens = recipe.eval.score_tokens;
         let setup = Setup {
             recipe,
             train,
@@ -105,7 +112,8 @@ impl Train {
             threads: self.model.threads(),
             base: Some(self.model.model.display().to_string()),
         };
-        let mut run = Run::new(self.model.open()?, setup)?;
+        let model = self.model.open()?;
+        let mut run = Run::new(model.clone(), setup)?;
         let metrics = self.metrics_path()?;
         let cancel = cancelled_by_ctrl_c()?;
         if !self.resume {
@@ -121,7 +129,28 @@ impl Train {
         if self.metrics.is_none() {
             let _ = std::fs::remove_file(&metrics); // a copy is in OUT
         }
-        self.report(&summary, style)
+        self.tell(&summary, style)?;
+        shown.map_or(Ok(()), |dialogues| self.write_report(model, dialogues, tokens, style))
+    }
+
+    /// The dialogues that a report is about, where one is asked for.
+    fn shown(&self, dev: Option<&Data>) -> Result<Option<Vec<Dialogue>>> {
+        match dev {
+            _ if !self.report.is_asked() => Ok(None),
+            Some(Data::Dialogues(dialogues)) => Ok(Some(dialogues.clone())),
+            Some(Data::Pairs(_)) => Err(Error::invalid("--report shows dialogues, and these data are pairs")),
+            None => Err(Error::invalid("--report shows dev data, and there are none: name some with --dev")),
+        }
+    }
+
+    /// Measures the adapter that came of it on the dev data, and shows that.
+    fn write_report(&self, model: Arc<Model>, dialogues: Vec<Dialogue>, tokens: usize, style: Style) -> Result<()> {
+        let classifier = Classifier::open(model, &self.out)?;
+        let bulk = Bulk { threads: self.model.threads(), budget: tokens, ..Bulk::default() };
+        let measured = Measured::new(&classifier, dialogues, &bulk, style)?;
+        let data = self.dev.as_ref().unwrap_or(&self.data);
+        let title = format!("{} with {} on {data} (dev)", self.model.model.display(), self.out.display());
+        self.report.write(title, &classifier, &measured, Some(&self.out), &measured.figures(), &bulk, style)
     }
 
     /// OUT may be new, or the checkpoint to go on with.
@@ -240,7 +269,7 @@ impl Train {
         }
     }
 
-    fn report(&self, summary: &Summary, style: Style) -> Result<()> {
+    fn tell(&self, summary: &Summary, style: Style) -> Result<()> {
         let peak = peak_rss();
         if style.json {
             let mut value = json!(summary);

@@ -34,7 +34,7 @@ pub struct WhyArgs {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum MethodName {
+pub enum MethodName {
     /// Ask again without each earlier turn, which estimates nothing
     Turns,
     /// The same, and without each word
@@ -43,24 +43,29 @@ enum MethodName {
     Gradients,
 }
 
+impl MethodName {
+    pub fn method(self) -> Method {
+        match self {
+            MethodName::Turns => Method::LeaveOutTurns,
+            MethodName::Words => Method::LeaveOutWords,
+            MethodName::Gradients => Method::IntegratedGradients,
+        }
+    }
+}
+
 impl WhyArgs {
     pub fn run(&self, style: Style) -> Result<()> {
         let cancel = cancelled_by_ctrl_c()?;
         let mut reader = self.lines.open()?;
         let classifier = self.ask.classifier(&self.model, self.model.open()?, None)?;
         let label = self.label.as_ref().map(|name| classifier.labels().index(name)).transpose()?;
-        let method = match self.method {
-            MethodName::Turns => Method::LeaveOutTurns,
-            MethodName::Words => Method::LeaveOutWords,
-            MethodName::Gradients => Method::IntegratedGradients,
-        };
         let bulk = Bulk { threads: self.model.threads(), cancel, ..Bulk::default() };
         while let Some(batch) = reader.batch()? {
             for item in batch {
                 let item = item?;
                 let at_line = |error: Error| error.at(format!("line {}", item.line));
                 let turns = self.shown(&item.dialogue).map_err(at_line)?;
-                let why = classifier.why(turns, label, method, &bulk).map_err(at_line)?;
+                let why = classifier.why(turns, label, self.method.method(), &bulk).map_err(at_line)?;
                 let id = &item.dialogue.id;
                 match style.json {
                     true => {
