@@ -4,8 +4,10 @@
 //! (in one piece, turn by turn, after a rollback, rebuilt), what is asked of it has the same answer. It knows tokens
 //! only; text, turns and labels are the business of the layers above.
 
+mod beams;
 mod streamed;
 
+pub use beams::{Beams, Hypothesis};
 pub use streamed::Streamed;
 
 use crate::model::engine::{Cache, Continued, Engine, Pass, Target};

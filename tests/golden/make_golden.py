@@ -2,7 +2,7 @@
 """Writes the golden files of this folder: what transformers and PEFT compute in f32, for the engine to be compared with.
 
     python -m venv VENV && VENV/bin/pip install -r requirements.txt
-    VENV/bin/python make_golden.py all            # or some of: variants train gguf tokenizer refused; --only NAME
+    VENV/bin/python make_golden.py all            # or some of: variants train gguf tokenizer refused beams; --only NAME
 
 Every part can be run again and gives the same files (same versions, same machine). README.md says what each file holds.
 This file makes the model variants; golden_train.py, golden_gguf.py and golden_tokenizer.py make the rest.
@@ -18,6 +18,7 @@ import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+import golden_beams
 import golden_common as common
 import golden_gguf
 import golden_quantized
@@ -265,7 +266,7 @@ def make_refused() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ["all", "variants", "train", "gguf", "tokenizer", "quantized", "refused"]
+    parts = ["all", "variants", "train", "gguf", "tokenizer", "quantized", "refused", "beams"]
     parser.add_argument("parts", nargs="+", choices=parts)
     parser.add_argument("--only", help="one variant or training case by its folder's name")
     args = parser.parse_args()
@@ -284,6 +285,8 @@ def main() -> None:
         golden_quantized.make_quantized()
     if "refused" in wanted:
         make_refused()
+    if "beams" in wanted:
+        golden_beams.make_beams()
 
 
 if __name__ == "__main__":

@@ -261,5 +261,5 @@ fn percent(x: f64) -> String {
 
 /// A change of ln p.
 fn signed(change: f32) -> String {
-    format!("{change:+.2}")
+    format!("{:+.2}", (100.0 * change).round() / 100.0 + 0.0) // no -0.00
 }
