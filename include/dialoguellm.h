@@ -275,8 +275,11 @@ typedef struct dllm_generate_options {
     uint64_t n_stops;
     /* 1 writes the prompt as a message in the model's own chat format, and lets it answer. */
     uint32_t chat;
-    /* 0. */
-    uint32_t reserved;
+    /*
+     Above 1, keep this many beams and give the likeliest text as a whole, at once, instead of drawing token by token;
+     temperature, top_p, top_k and seed must then be 0.
+     */
+    uint32_t beams;
     /* In that format, a message of the system's before it; NULL for none. */
     const char *system;
 } dllm_generate_options;

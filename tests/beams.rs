@@ -1,9 +1,13 @@
 //! Beam search is transformers': every sequence with its score, on every ISA, and what is left of the timeline after it.
 
-use dialoguellm::conversation::{Beams, Conversation, Options, Sampling, Stop};
+#[path = "common/command.rs"]
+mod command;
+
+use dialoguellm::conversation::{Beams, Conversation, Options, Sampling, Stop, Streamed};
 use dialoguellm::device::Cpu;
-use dialoguellm::files::{Access, Config, Tensors, Tokenizer};
-use dialoguellm::model::{Adapter, Llama, Model};
+use dialoguellm::emotion::{Bulk, Classifier, Decode, Labels, Template};
+use dialoguellm::files::{Access, Config, Dialogue, Tensors, Tokenizer};
+use dialoguellm::model::{Adapter, Llama, Model, OpenOptions};
 use dialoguellm::{Cancel, Code};
 use dialoguellm_kernels::Isa;
 use serde_json::Value;
@@ -118,6 +122,30 @@ fn beams_end_where_the_timeline_ends_and_refuse_what_cannot_be_searched() {
     talk.append(&[5, 6, 7]).unwrap();
     cancel.set();
     assert_eq!((talk.beams(&Beams::default()).unwrap_err().code(), talk.len()), (Code::Cancelled, 3));
+}
+
+#[test]
+fn written_answers_are_the_best_beams_of_their_prompts_each_on_its_own() {
+    let place = command::Place::new();
+    let model = Arc::new(Model::open(&place.path("model"), &OpenOptions::default()).unwrap());
+    let labels = Labels::new(["joy", "fear"].map(String::from).to_vec()).unwrap();
+    let classifier = Classifier::new(model.clone(), None, Template::built_in("dialogue").unwrap(), labels).unwrap();
+    let turns = |line: &str| Dialogue::from_json(&serde_json::from_str(line).unwrap(), "d").unwrap();
+    let dialogues: Vec<Dialogue> = command::DIALOGUES.lines().map(turns).collect();
+    let decode = Decode { beams: 3, repetition_penalty: 1.2, new_tokens: 5, ..Decode::default() };
+    let written = classifier.written(&dialogues, &decode, &Bulk::default(), &mut |_| ()).unwrap();
+    for (dialogue, written) in dialogues.iter().zip(written) {
+        let script = classifier.prompter().script(&dialogue.turns);
+        assert_eq!(written.len(), dialogue.turns.len());
+        for (turn, written) in written.iter().enumerate() {
+            let prompt = classifier.prompter().question(model.tokenizer(), &script, turn).unwrap().prompt;
+            let mut alone = Conversation::new(model.clone(), None, Options::default());
+            alone.append(&prompt).unwrap();
+            let best = alone.beams(&decode.search(model.end_tokens())).unwrap().remove(0);
+            let text = Streamed::whole(model.tokenizer(), &prompt, &best.tokens, &[]).unwrap().0;
+            assert_eq!((written.text.as_str(), written.text.is_empty()), (text.as_str(), false));
+        }
+    }
 }
 
 fn conversation_of_three() -> Conversation {

@@ -204,6 +204,51 @@ fn generated_text_is_the_same_streamed_and_as_json_and_ends_at_a_stop_string() {
 }
 
 #[test]
+fn beams_give_the_likeliest_text_first_and_draw_nothing() {
+    let place = Place::new();
+    let generate =
+        |more: &[&str]| place.run(&[&["generate", "--prompt", "Hello", "--max-tokens", "6"][..], more].concat());
+    let said = generate(&["--beams", "3", "--json"]).json();
+    assert_eq!(keys(&said), ["beams", "prompt_tokens", "seconds"]);
+    let beams = said["beams"].as_array().unwrap();
+    assert_eq!((beams.len(), keys(&beams[0])), (3, vec!["text", "tokens", "score", "stop"]));
+    let scores: Vec<f64> = beams.iter().map(|beam| beam["score"].as_f64().unwrap()).collect();
+    assert!(scores.is_sorted_by(|a, b| a >= b) && scores[2] < scores[0], "{scores:?}");
+    assert_eq!(generate(&["--beams", "3"]).ok(), format!("{}\n", beams[0]["text"].as_str().unwrap()));
+    let drawn = generate(&["--json"]).json();
+    assert_eq!(generate(&["--beams", "1", "--json"]).json()["beams"][0]["tokens"], drawn["tokens"]);
+    let both = generate(&["--beams", "3", "--temperature", "1"]);
+    assert!(both.code == Some(1) && both.err.contains("--temperature"), "{both:?}");
+    assert!(generate(&["--beams", "0"]).refusal(1).contains("beams are 0"));
+}
+
+#[test]
+fn answers_that_are_written_stand_beside_those_that_are_scored() {
+    let place = Place::new();
+    let (data, file) = (place.dialogues(), place.arg("p.jsonl"));
+    let own = "[decode]\nbeams = 2\nnew_tokens = 4\nanswers = [[\"%\", \"joy\"], [\"\\u0000\", \"fear\"]]\n";
+    let recipe = place.write("r.toml", own);
+    let ask = |more: &[&str]| place.run(&[&["eval", "--data", &data, "--predictions", &file][..], more].concat());
+    let report = ask(&["--written", &recipe, "--json"]).json();
+    assert_eq!((&report["n"], &report["written"]["n"]), (&json!(5), &json!(5)));
+    let rows = rows(&std::fs::read_to_string(&file).unwrap());
+    let mut right = 0;
+    for row in &rows {
+        let text = row["written"]["text"].as_str().unwrap().to_lowercase();
+        let first = text.trim().split(['.', '\n']).next().unwrap();
+        let label = if first.contains('%') { json!("joy") } else { Value::Null };
+        assert_eq!(row["written"]["label"], label, "{row}");
+        right += usize::from(label == row["gold"]);
+    }
+    let unmatched = rows.iter().filter(|row| row["written"]["label"].is_null()).count();
+    assert_eq!(report["written"]["unmatched"], unmatched);
+    assert_eq!(report["written"]["accuracy"], right as f64 / 5.0);
+    assert!(ask(&["--written"]).ok().contains("written answers: accuracy"));
+    let wrong = place.write("w.toml", own.replace("joy", "bliss"));
+    assert!(ask(&["--written", &wrong]).refusal(2).contains("answers, entry 1"));
+}
+
+#[test]
 fn info_says_shape_types_and_what_runs() {
     let place = Place::new();
     let info = place.run(&["info", "--tensors", "--json"]).json();

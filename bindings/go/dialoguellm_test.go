@@ -133,6 +133,11 @@ func TestTextIsHeardPieceByPiece(t *testing.T) {
 
 func TestAChatHasASystemMessage(t *testing.T) {
 	m := model()
+	pieces := 0
+	best := must(m.Generate(ctx, "Ann: We", dllm.GenerateOptions{MaxTokens: 8, Beams: 3}, func(string) bool { pieces++; return true }))
+	if pieces != 1 || best == "" {
+		t.Errorf("beams gave %q in %d pieces", best, pieces)
+	}
 	how := dllm.GenerateOptions{MaxTokens: 8, Chat: true, System: "Be kind."}
 	plain := "System: Be kind.\nUser: We won!\nAssistant:" // as the tiny model's template has it
 	if chat := must(m.Generate(ctx, "We won!", how, nil)); chat != must(m.Generate(ctx, plain, dllm.GenerateOptions{MaxTokens: 8}, nil)) {

@@ -23,6 +23,8 @@ type GenerateOptions struct {
 	// Chat writes the prompt as a message in the model's own chat format, behind a System message if there is one.
 	Chat   bool
 	System string
+	// Beams above 1 are kept at once and give the likeliest text as a whole, instead of drawing token by token.
+	Beams int
 	// Adapter may be nil.
 	Adapter *Adapter
 }
@@ -43,7 +45,7 @@ func (m *Model) Generate(ctx context.Context, prompt string, how GenerateOptions
 	options := C.dllm_generate_options{
 		struct_size: C.sizeof_dllm_generate_options, max_tokens: C.uint32_t(how.MaxTokens), temperature: C.float(how.Temperature),
 		top_p: C.float(how.TopP), top_k: C.uint32_t(how.TopK), repetition_penalty: C.float(how.RepetitionPenalty),
-		seed: C.uint64_t(how.Seed), stops: views(how.Stops, &pinner), n_stops: C.uint64_t(len(how.Stops)),
+		seed: C.uint64_t(how.Seed), stops: views(how.Stops, &pinner), n_stops: C.uint64_t(len(how.Stops)), beams: C.uint32_t(how.Beams),
 	}
 	if how.Chat {
 		options.chat = 1

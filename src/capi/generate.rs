@@ -8,7 +8,7 @@ use super::error::{dllm_error, dllm_status, dllm_string};
 use super::handle::share;
 use super::model::{adapter_of, dllm_model, dllm_str};
 use super::options::{described, read};
-use crate::conversation::{Conversation, Options, Sampling, Streamed};
+use crate::conversation::{Beams, Conversation, Options, Sampling, Streamed};
 use crate::emotion::framing::{chat_ids, prompt_ids};
 use crate::model::Model;
 use crate::{Error, Result};
@@ -38,13 +38,14 @@ pub struct dllm_generate_options {
     pub n_stops: u64,
     /// 1 writes the prompt as a message in the model's own chat format, and lets it answer.
     pub chat: u32,
-    /// 0.
-    pub reserved: u32,
+    /// Above 1, keep this many beams and give the likeliest text as a whole, at once, instead of drawing token by token;
+    /// temperature, top_p, top_k and seed must then be 0.
+    pub beams: u32,
     /// In that format, a message of the system's before it; NULL for none.
     pub system: *const c_char,
 }
 described!(growing dllm_generate_options {
-    max_tokens, temperature, top_p, top_k, repetition_penalty, seed, stops, n_stops, chat, reserved, system
+    max_tokens, temperature, top_p, top_k, repetition_penalty, seed, stops, n_stops, chat, beams, system
 });
 
 /// Hears text as it comes, whole code points, `len` bytes, valid during the call; anything but 0 ends the text there.
@@ -92,40 +93,87 @@ pub unsafe extern "C" fn dllm_model_generate(
         let chat = one_of(options.chat, &[false, true], "dllm_generate_options.chat")?;
         // SAFETY: as the header says.
         let ids = unsafe { ids(model, prompt, chat, options.system) }?;
-        let sampling = sampling(model, &options);
-        sampling.check()?;
-        let mut streamed = Streamed::new(model.tokenizer(), &ids, &stops)?;
         let mut conversation = Conversation::new(model.clone(), adapter, Options { context: 0, cancel });
         conversation.append(&ids)?;
-        let (mut whole, mut failed, mut ended) = (String::new(), None, false);
-        let mut hear = |piece: &str| {
-            whole += piece;
+        let hear = |piece: &str| {
             // SAFETY: the caller's function, on the caller's thread, with the caller's pointer.
             on_text
                 .is_none_or(|hear| piece.is_empty() || unsafe { hear(user, piece.as_ptr().cast(), piece.len()) } == 0)
         };
-        conversation.generate(&sampling, &mut |token| match streamed.push(token) {
-            Ok(piece) => {
-                ended = !hear(&piece);
-                !ended && !streamed.is_stopped()
+        let whole = match options.beams {
+            0 | 1 => draw(model, &mut conversation, &sampling(model, &options), &stops, hear)?,
+            _ => {
+                let best = search(model, &mut conversation, &options, &stops)?;
+                hear(&best);
+                best
             }
-            Err(error) => {
-                failed = Some(error);
-                false
-            }
-        })?;
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        if !ended {
-            hear(&streamed.finish()?.0);
-        }
+        };
         if !generated.is_null() {
             // SAFETY: the caller's room, as `out` found it.
             unsafe { generated.write(dllm_string::boxed(whole)) };
         }
         Ok(())
     })
+}
+
+/// The text drawn token by token; `hear` hears it as it comes, and ends it by false.
+fn draw(
+    model: &Model,
+    conversation: &mut Conversation,
+    sampling: &Sampling,
+    stops: &[String],
+    hear: impl Fn(&str) -> bool,
+) -> Result<String> {
+    sampling.check()?;
+    let prompt = conversation.tokens().to_vec();
+    let mut streamed = Streamed::new(model.tokenizer(), &prompt, stops)?;
+    let (mut whole, mut failed, mut ended) = (String::new(), None, false);
+    let mut heard = |piece: &str| {
+        whole += piece;
+        hear(piece)
+    };
+    conversation.generate(sampling, &mut |token| match streamed.push(token) {
+        Ok(piece) => {
+            ended = !heard(&piece);
+            !ended && !streamed.is_stopped()
+        }
+        Err(error) => {
+            failed = Some(error);
+            false
+        }
+    })?;
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    if !ended {
+        heard(&streamed.finish()?.0);
+    }
+    Ok(whole)
+}
+
+/// The likeliest text that beams find.
+fn search(
+    model: &Model,
+    conversation: &mut Conversation,
+    options: &dllm_generate_options,
+    stops: &[String],
+) -> Result<String> {
+    let draws = options.temperature != 0.0 || ![0.0, 1.0].contains(&options.top_p);
+    if draws || options.top_k != 0 || options.seed != 0 {
+        let text = "beams draw nothing: with them, temperature, top_k and seed must be 0, top_p 0 or 1";
+        return Err(Error::invalid(format!("dllm_generate_options: {text}")));
+    }
+    let sampling = sampling(model, options);
+    let beams = Beams {
+        width: options.beams as usize,
+        repetition_penalty: sampling.repetition_penalty,
+        max_tokens: sampling.max_tokens,
+        eos: sampling.eos,
+        ..Beams::default()
+    };
+    let prompt = conversation.tokens().to_vec();
+    let best = conversation.beams(&beams)?.into_iter().next().map(|best| best.tokens).unwrap_or_default();
+    Ok(Streamed::whole(model.tokenizer(), &prompt, &best, stops)?.0)
 }
 
 /// The prompt's tokens.

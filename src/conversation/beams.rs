@@ -160,7 +160,7 @@ impl Conversation {
         let alike = |i: &usize| rest.iter().all(|beam| beam.tokens[*i] == first[*i]);
         let common = (0..first.len()).take_while(alike).count();
         let new = &first[self.len() - said..common];
-        if new.is_empty() { Ok(()) } else { self.extend(&new.to_vec()) }
+        if new.is_empty() { Ok(()) } else { self.extend(new) }
     }
 
     /// The likeliest beams that are a token longer, the best first: enough of them that, were every best one to end, as many

@@ -23,6 +23,17 @@ impl<'t> Streamed<'t> {
         Ok(Self { decoder, stopper: Stopper { stops, held: String::new(), done: false } })
     }
 
+    /// The text of tokens that are all there, and whether a stop string ended it. Errors: as [`Streamed::new`].
+    pub fn whole(tokenizer: &Tokenizer, prompt: &[u32], tokens: &[u32], stops: &[String]) -> Result<(String, bool)> {
+        let mut streamed = Streamed::new(tokenizer, prompt, stops)?;
+        let mut text = String::new();
+        for &token in tokens {
+            text += &streamed.push(token)?;
+        }
+        let (rest, at_stop) = streamed.finish()?;
+        Ok((text + &rest, at_stop))
+    }
+
     /// The text that may be given out after `token`. Errors: those of the tokenizer.
     pub fn push(&mut self, token: u32) -> Result<String> {
         Ok(self.stopper.push(&self.decoder.push(token)?))

@@ -185,7 +185,7 @@ impl Classifier {
     }
 
     /// The question about every turn of a dialogue.
-    fn questions(&self, dialogue: &Dialogue, cancel: &Cancel) -> Result<Vec<Question>> {
+    pub(super) fn questions(&self, dialogue: &Dialogue, cancel: &Cancel) -> Result<Vec<Question>> {
         let script = self.prompter.script(&dialogue.turns);
         let question = |target| {
             cancel.check()?;

@@ -80,6 +80,55 @@ impl Report {
     }
 }
 
+/// Figures of answers that have no probabilities, some of which name no label and are wrong.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct AnswerReport {
+    /// Turns with a known label.
+    pub n: usize,
+    /// Answers that name no label.
+    pub unmatched: usize,
+    /// Part of the turns whose answer is right.
+    pub accuracy: f64,
+    /// As [`Report::weighted_f1`].
+    pub weighted_f1: f64,
+    /// As [`Report::macro_f1`].
+    pub macro_f1: f64,
+    /// Figures of every label.
+    #[serde(serialize_with = "by_name")]
+    pub per_label: Vec<LabelReport>,
+    /// `confusion[truth][answer]`, in turns; the last column are answers that name no label.
+    pub confusion: Vec<Vec<usize>>,
+}
+
+impl AnswerReport {
+    /// Figures of `answers` against the true labels `gold`.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT where lengths or label numbers disagree or there is nothing to judge.
+    pub fn new(names: &[String], answers: &[Option<usize>], gold: &[usize]) -> Result<Self> {
+        let labels = names.len();
+        let known = gold.iter().chain(answers.iter().flatten()).all(|&label| label < labels);
+        if gold.is_empty() || answers.len() != gold.len() || !known {
+            let text = format!("{} answers and {} labels must be as many, above 0", answers.len(), gold.len());
+            return Err(Error::invalid(format!("{text}, and below {labels} each")));
+        }
+        let mut confusion = vec![vec![0; labels + 1]; labels];
+        for (&truth, answer) in gold.iter().zip(answers) {
+            confusion[truth][answer.unwrap_or(labels)] += 1;
+        }
+        let correct: usize = (0..labels).map(|label| confusion[label][label]).sum();
+        Ok(Self {
+            n: gold.len(),
+            unmatched: answers.iter().filter(|answer| answer.is_none()).count(),
+            accuracy: correct as f64 / gold.len() as f64,
+            weighted_f1: weighted_f1(&confusion),
+            macro_f1: macro_f1(&confusion),
+            per_label: names.iter().enumerate().map(|(label, name)| label_report(name, &confusion, label)).collect(),
+            confusion,
+        })
+    }
+}
+
 fn check(labels: usize, scores: &[Vec<f32>], gold: &[usize]) -> Result<()> {
     if gold.is_empty() || scores.len() != gold.len() {
         let text = format!(
@@ -321,6 +370,22 @@ mod tests {
     // The figures are those of scikit-learn 1.9.1 on the arrays above: f1_score, precision_recall_fscore_support
     // (zero_division = 0), confusion_matrix, log_loss; the temperature is scipy's minimize_scalar(bounded) on log_loss
     // over 1/T; the calibration error is numpy's, bin by bin.
+
+    #[test]
+    fn answers_without_a_label_are_wrong_and_count_for_the_truth_alone() {
+        let some: Vec<Option<usize>> = answers().into_iter().map(Some).collect();
+        let all = AnswerReport::new(&names(), &some, &gold()).unwrap();
+        assert!(near(all.weighted_f1, 0.5597886656710186) && near(all.macro_f1, 0.33639735992677167));
+        assert_eq!(all.unmatched, 0);
+        let report = AnswerReport::new(&names()[..2], &[Some(0), None, Some(1), None], &[0, 0, 1, 1]).unwrap();
+        assert_eq!((report.n, report.unmatched, report.accuracy), (4, 2, 0.5));
+        assert_eq!(report.confusion, [[1, 0, 1], [0, 1, 1]]);
+        assert!(near(report.weighted_f1, 2.0 / 3.0) && near(report.macro_f1, 2.0 / 3.0), "precision 1, recall 1/2");
+        for (answers, gold) in [(vec![Some(2)], vec![0]), (vec![None], vec![2]), (vec![None], vec![]), (vec![], vec![])]
+        {
+            assert!(AnswerReport::new(&names()[..2], &answers, &gold).is_err(), "{answers:?} {gold:?}");
+        }
+    }
 
     #[test]
     fn f1_and_confusion_are_scikit_learns() {

@@ -1,7 +1,7 @@
 //! Emotion in conversation: labels, templates, dialogues to forests to probabilities, and how good they are.
 //!
-//! Read in this order: `labels`, `template`, `framing` and `prompts` make token sequences; `card`, `classifier` and `live`
-//! ask the model; `metrics` and `baseline` judge the answers; `recipe` and `run` train.
+//! Read in this order: `labels`, `template`, `framing` and `prompts` make token sequences; `card`, `classifier`, `live` and
+//! `written` ask the model; `metrics` and `baseline` judge the answers; `recipe` and `run` train.
 
 pub mod baseline;
 pub mod card;
@@ -18,6 +18,7 @@ pub mod template;
 #[cfg(test)]
 mod testing;
 pub mod trust;
+pub mod written;
 
 pub use card::Card;
 pub use classifier::{Bulk, Classifier, Influence, Integral, Method, Why};
@@ -27,3 +28,4 @@ pub use prompts::Prompter;
 pub use recipe::Recipe;
 pub use run::Run;
 pub use template::Template;
+pub use written::{Decode, Written};

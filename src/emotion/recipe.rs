@@ -1,4 +1,5 @@
-//! Everything that decides a training run, as one TOML file with the tables `[lora]`, `[train]`, `[emotion]`, `[eval]`.
+//! Everything that decides a training run, as one TOML file with the tables `[lora]`, `[train]`, `[emotion]`, `[eval]`,
+//! `[decode]`.
 //!
 //! Every field may be left out; an unknown one is an error that lists the known ones. A recipe holds choices only: the
 //! model, the data and the machine's settings (threads, precision) are given beside it.
@@ -7,6 +8,7 @@ use super::framing::Framing;
 use super::labels::Labels;
 use super::metrics::Report;
 use super::template::{Bos, Demonstration, Eos, Grouping, Template, Truncation, Window};
+use super::written::Decode;
 use crate::files::dialogues::Dialogue;
 use crate::files::{LoraConfig, Targets};
 use crate::train::Options;
@@ -26,6 +28,8 @@ pub struct Recipe {
     pub emotion: Emotion,
     /// What happens between steps: dev scores and checkpoints.
     pub eval: Eval,
+    /// How answers are written, where they are not scored.
+    pub decode: Decode,
 }
 
 /// The `[lora]` table: which weights get a pair, how wide, how strong.
@@ -232,7 +236,7 @@ impl Metric {
 
 /// Every table and its fields. Field names are unique, so a setting may leave its table out: `epochs=2` means
 /// `train.epochs=2`.
-pub const FIELDS: [(&str, &[&str]); 4] = [
+pub const FIELDS: [(&str, &[&str]); 5] = [
     ("lora", &["rank", "alpha", "dropout", "targets", "exclude", "rslora", "rank_pattern", "alpha_pattern", "layers"]),
     (
         "train",
@@ -276,6 +280,7 @@ pub const FIELDS: [(&str, &[&str]); 4] = [
         ],
     ),
     ("eval", &["metric", "dev_steps", "calibrate", "checkpoint_steps", "score_tokens"]),
+    ("decode", &["beams", "repetition_penalty", "new_tokens", "answers"]),
 ];
 
 impl Recipe {
@@ -302,6 +307,7 @@ impl Recipe {
             train: section(&mut table, "train")?,
             emotion: section(&mut table, "emotion")?,
             eval: section(&mut table, "eval")?,
+            decode: section(&mut table, "decode")?,
         };
         if let Some(other) = table.keys().next() {
             let tables = FIELDS.map(|(table, _)| table).join("], [");
@@ -335,6 +341,7 @@ impl Recipe {
         if self.eval.score_tokens == 0 {
             return Err(Error::invalid("recipe [eval]: score_tokens is 0, must be 1 or more"));
         }
+        self.decode.search(Vec::new()).check().map_err(|error| error.at("recipe [decode]"))?;
         if self.emotion.words.is_some() && self.emotion.labels.is_none() {
             return Err(Error::invalid("recipe [emotion]: words need labels, in the same order"));
         }

@@ -221,6 +221,21 @@ static void generated_text_is_streamed_and_ends_where_it_is_told(void) {
     options.chat = 1;
     OK(dllm_model_generate(model, NULL, "We won!", DLLM_NTS, &options, NULL, NULL, NULL, &again, &err));
     CHECK(strcmp(dllm_string_data(text), dllm_string_data(again)) == 0);
+    options.chat = 0, options.system = NULL, options.beams = 4;
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "beams draw nothing",
+          dllm_model_generate(model, NULL, "Ann: We", DLLM_NTS, &options, NULL, hear, &heard, NULL, &err));
+    options.temperature = 0, options.seed = 0;
+    memset(&heard, 0, sizeof heard);
+    dllm_string_free(text);
+    dllm_string_free(again);
+    OK(dllm_model_generate(model, NULL, "Ann: We", DLLM_NTS, &options, NULL, hear, &heard, &text, &err));
+    CHECK(heard.pieces == 1 && dllm_string_len(text) == heard.len);
+    options.beams = 1;
+    OK(dllm_model_generate(model, NULL, "Ann: We", DLLM_NTS, &options, NULL, NULL, NULL, &again, &err));
+    double log_p[2];
+    const dllm_str found[2] = { { dllm_string_data(text), dllm_string_len(text) }, { dllm_string_data(again), dllm_string_len(again) } };
+    OK(dllm_model_score(model, NULL, "Ann: We", DLLM_NTS, found, 2, NULL, log_p, &err));
+    CHECK(log_p[0] >= log_p[1]); /* beams find a text at least as likely as the likeliest tokens make */
     options.top_p = 3;
     FAILS(DLLM_STATUS_INVALID_ARGUMENT, "top_p is 3",
           dllm_model_generate(model, NULL, "Ann: We", DLLM_NTS, &options, NULL, hear, &heard, NULL, &err));

@@ -117,7 +117,7 @@ static void call(uint32_t which) {
         ANY_OPTIONS(dllm_generate_options, options);
         dllm_str stop = any_str();
         options.max_tokens = 1 + below(5), options.temperature = (float)below(3), options.top_k = below(9);
-        options.seed = below(9), options.stops = &stop, options.n_stops = below(2), options.chat = below(3);
+        options.seed = below(9), options.stops = &stop, options.n_stops = below(2), options.chat = below(3), options.beams = below(4);
         options.system = below(2) ? NULL : "Be kind.";
         status = dllm_model_generate(ANY(models), ANY(adapters), a, len_of(a), &options, ANY(cancels), NULL, NULL, below(9) ? &text : NULL, error);
         break;

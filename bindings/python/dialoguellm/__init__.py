@@ -201,16 +201,18 @@ class Model(_Handle):
         stops: Iterable[str] = (),
         chat: bool = False,
         system: str | None = None,
+        beams: int = 1,
         adapter: Adapter | None = None,
         cancel: Cancel | None = None,
     ) -> str:
         """The prompt's continuation. `on_text` hears it piece by piece and ends it by returning False. With `chat` the prompt is
-        a message in the model's own chat format, behind a `system` message if there is one."""
+        a message in the model's own chat format, behind a `system` message if there is one. More than one of `beams` find the
+        likeliest text as a whole, which `on_text` hears at once, instead of drawing token by token."""
         stops = _strs(stops)
         options = new(
             _c.GenerateOptions, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
             repetition_penalty=repetition_penalty, seed=seed, stops=c.cast(stops, c.c_void_p), n_stops=len(stops), chat=chat,
-            system=system.encode() if system is not None else None,
+            system=system.encode() if system is not None else None, beams=beams,
         )  # fmt: skip
         raised: list[BaseException] = []
 

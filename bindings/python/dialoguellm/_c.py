@@ -32,7 +32,7 @@ ModelOptions = _struct("ModelOptions", "precision:u32 no_map:u32 reserved:u32")
 MemoryReport = _struct("MemoryReport", "reserved:u32 weights:u64 cache_per_token:u64 context:u64")
 GenerateOptions = _struct(
     "GenerateOptions",
-    "max_tokens:u32 temperature:f32 top_p:f32 top_k:u32 repetition_penalty:f32 seed:u64 stops:ptr n_stops:u64 chat:u32 reserved:u32 "
+    "max_tokens:u32 temperature:f32 top_p:f32 top_k:u32 repetition_penalty:f32 seed:u64 stops:ptr n_stops:u64 chat:u32 beams:u32 "
     "system:str",
 )
 ClassifierOptions = _struct("ClassifierOptions", "n_labels:u32 labels:ptr words:ptr template_text:str window:u64")

@@ -70,6 +70,9 @@ class Facts(unittest.TestCase):
 
         with self.assertRaises(KeyError):
             self.model.generate("Ann: We", fail)
+        pieces.clear()
+        best = self.model.generate("Ann: We", pieces.append, max_tokens=8, beams=3)
+        self.assertEqual(pieces, [best])
         chat = self.model.generate("We won!", max_tokens=8, chat=True, system="Be kind.")
         plain = "System: Be kind.\nUser: We won!\nAssistant:"  # as the tiny model's template has it
         self.assertEqual(self.model.generate(plain, max_tokens=8), chat)

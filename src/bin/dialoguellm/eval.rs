@@ -4,13 +4,14 @@ use crate::args::{AskArgs, ModelArgs, Style};
 use crate::measure::{Measured, ReportArgs};
 use crate::openings;
 use crate::out::{self, duration, thousands};
+use crate::progress::Progress;
 use clap::Args;
 use dialoguellm::emotion::baseline;
 use dialoguellm::emotion::classifier::Scored;
-use dialoguellm::emotion::metrics::{Bootstrap, Report, likeliest, paired_bootstrap};
+use dialoguellm::emotion::metrics::{AnswerReport, Bootstrap, Report, likeliest, paired_bootstrap};
 use dialoguellm::emotion::run::RECIPE;
 use dialoguellm::emotion::trust::{McNemar, mcnemar};
-use dialoguellm::emotion::{Bulk, Classifier, Labels, Recipe};
+use dialoguellm::emotion::{Bulk, Classifier, Decode, Labels, Recipe, Written};
 use dialoguellm::files::dialogues::{Dialogue, Source, Split};
 use dialoguellm::{Cancel, Error, Result};
 use serde::Deserialize;
@@ -43,6 +44,10 @@ pub struct Eval {
     compare: Option<PathBuf>,
     #[command(flatten)]
     report: ReportArgs,
+    /// Beside it, let the model write its answers and look for labels in them, as [decode] of RECIPE says; by default the
+    /// adapter's own recipe
+    #[arg(long, value_name = "RECIPE", num_args = 0..=1)]
+    written: Option<Option<PathBuf>>,
     /// Resamples of the bootstrap
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     resamples: usize,
@@ -66,7 +71,10 @@ impl Eval {
         let measured = Measured::new(&classifier, dialogues, &bulk, style)?;
         let Measured { dialogues, scored, marked, .. } = &measured;
         let names = classifier.labels().names();
-        let rows = predictions(&classifier, dialogues, scored);
+        let written =
+            self.written.as_ref().map(|recipe| self.write(recipe.as_deref(), &classifier, dialogues, &bulk, style));
+        let written = written.transpose()?;
+        let rows = predictions(&classifier, dialogues, scored, written.as_deref());
         if let Some(path) = &self.predictions {
             out::file(path, &rows.iter().map(|row| format!("{row}\n")).collect::<String>())?;
         }
@@ -75,7 +83,8 @@ impl Eval {
         let compared = self.compare.as_deref().map(|path| self.compared(path, &mine)).transpose()?;
         let baseline =
             self.baseline.as_deref().map(|spec| bag_of_words(spec, dialogues, classifier.labels())).transpose()?;
-        let others = Others { compared, baseline };
+        let written = written.map(|written| answer_report(&written, dialogues, names, &marked.gold)).transpose()?;
+        let others = Others { compared, baseline, written };
         let figures = others.beside(measured.figures());
         if let Some(log) = &self.log {
             let opening = openings::note(log, self.asked(&classifier)?, &figures)?;
@@ -90,6 +99,30 @@ impl Eval {
             true => out::json(&figures),
             false => out::text(&table(&measured, &others)),
         }
+    }
+
+    /// What the model writes.
+    fn write(
+        &self,
+        recipe: Option<&Path>,
+        classifier: &Classifier,
+        dialogues: &[Dialogue],
+        bulk: &Bulk,
+        style: Style,
+    ) -> Result<Vec<Vec<Written>>> {
+        let own = self.ask.adapter.as_ref().map(|dir| dir.join(RECIPE)).filter(|path| path.exists());
+        let decode = match recipe.or(own.as_deref()) {
+            None => Decode::default(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|error| Error::io("read", path, &error))?;
+                Recipe::from_toml(&text).map_err(|error| error.at(path.display()))?.decode
+            }
+        };
+        let turns: usize = dialogues.iter().map(|dialogue| dialogue.turns.len()).sum();
+        let mut progress = Progress::new(style, "written", 0, turns as u64);
+        let written = classifier.written(dialogues, &decode, bulk, &mut |done| progress.at(done as u64, ""));
+        progress.end();
+        written
     }
 
     /// What is asked of the test split: by which recipe, of which model, on which data.
@@ -118,6 +151,7 @@ impl Eval {
 struct Others {
     compared: Option<(Bootstrap, McNemar)>,
     baseline: Option<Report>,
+    written: Option<AnswerReport>,
 }
 
 impl Others {
@@ -129,6 +163,9 @@ impl Others {
         if let Some(baseline) = &self.baseline {
             figures["baseline"] = json!(baseline);
         }
+        if let Some(written) = &self.written {
+            figures["written"] = json!(written);
+        }
         figures
     }
 }
@@ -138,6 +175,19 @@ fn bag_of_words(spec: &str, dialogues: &[Dialogue], labels: &Labels) -> Result<R
     let source: Source = spec.parse()?;
     let learned = source.dialogues(Split::Train, Some(labels.names()), &Cancel::default())?;
     baseline::report(&learned, dialogues, labels).map_err(|error| error.at(spec))
+}
+
+/// The figures of written answers about turns that have a label.
+fn answer_report(
+    written: &[Vec<Written>],
+    dialogues: &[Dialogue],
+    names: &[String],
+    gold: &[usize],
+) -> Result<AnswerReport> {
+    let turns = dialogues.iter().flat_map(|dialogue| &dialogue.turns).zip(written.iter().flatten());
+    let answers: Vec<Option<usize>> =
+        turns.filter(|(turn, _)| turn.emotion.is_some()).map(|(_, written)| written.label).collect();
+    AnswerReport::new(names, &answers, gold)
 }
 
 /// The set's own order where it has one, else the most frequent label first.
@@ -199,17 +249,27 @@ fn read_rows(path: &Path) -> Result<HashMap<(String, u64), Row>> {
     lines.map(row).collect()
 }
 
-fn predictions(classifier: &Classifier, dialogues: &[Dialogue], scored: &Scored) -> Vec<Value> {
-    let of_dialogue = |(dialogue, scores): (&Dialogue, &Vec<Vec<f32>>)| {
+fn predictions(
+    classifier: &Classifier,
+    dialogues: &[Dialogue],
+    scored: &Scored,
+    written: Option<&[Vec<Written>]>,
+) -> Vec<Value> {
+    let names = classifier.labels().names();
+    let of_dialogue = |(d, (dialogue, scores)): (usize, (&Dialogue, &Vec<Vec<f32>>))| {
         let labelled = dialogue.turns.iter().zip(scores).enumerate();
         let row = |(turn, (said, scores)): (usize, (&dialoguellm::files::Turn, &Vec<f32>))| {
             let mut row = prediction(classifier, &dialogue.id, turn, &classifier.probabilities(scores));
             row["gold"] = json!(said.emotion.as_ref()?);
+            if let Some(written) = written {
+                let Written { text, label } = &written[d][turn];
+                row["written"] = json!({"text": text, "label": label.map(|label| &names[label])});
+            }
             Some(row)
         };
         labelled.filter_map(row).collect::<Vec<_>>()
     };
-    dialogues.iter().zip(&scored.scores).flat_map(of_dialogue).collect()
+    dialogues.iter().zip(&scored.scores).enumerate().flat_map(of_dialogue).collect()
 }
 
 /// `{"id", "turn", "label", "probs"}` of a turn.
@@ -260,6 +320,15 @@ fn table(measured: &Measured, others: &Others) -> String {
     );
     if let Some(baseline) = &others.baseline {
         text += &format!("a bag of words: {}", summary(baseline));
+    }
+    if let Some(AnswerReport { n, unmatched, accuracy, weighted_f1, macro_f1, .. }) = &others.written {
+        text += &format!(
+            "written answers: accuracy {}  weighted F1 {}  macro F1 {}  without a label {unmatched} of {}\n",
+            percent(*accuracy),
+            percent(*weighted_f1),
+            percent(*macro_f1),
+            thousands(*n as u64)
+        );
     }
     if let Some((Bootstrap { difference, low, high, not_better }, mcnemar)) = &others.compared {
         text += &format!(

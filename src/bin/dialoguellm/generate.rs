@@ -3,11 +3,11 @@
 use crate::args::{ModelArgs, Style};
 use crate::out;
 use clap::Args;
-use dialoguellm::conversation::{Conversation, Options, Sampling, Stop, Streamed};
+use dialoguellm::conversation::{Beams, Conversation, Hypothesis, Options, Sampling, Stop, Streamed};
 use dialoguellm::emotion::framing::{chat_ids, prompt_ids};
 use dialoguellm::model::{Adapter, Model};
 use dialoguellm::{Error, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -45,6 +45,12 @@ pub struct Generate {
     /// Above 1, tokens that were there before become less likely
     #[arg(long, value_name = "X", default_value_t = 1.0)]
     repetition_penalty: f32,
+    /// Keep this many beams and give the likeliest text as a whole, instead of drawing token by token
+    #[arg(long, value_name = "N", conflicts_with_all = ["temperature", "top_k", "top_p", "seed"])]
+    beams: Option<usize>,
+    /// Of beams, the power of its length that a text's log-probability is divided by: above 0 longer ones are preferred
+    #[arg(long, value_name = "X", default_value_t = 1.0, requires = "beams", allow_negative_numbers = true)]
+    length_penalty: f32,
     /// The same seed draws the same text
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -58,13 +64,20 @@ impl Generate {
         let model = self.model.open()?;
         let adapter = self.adapter.as_ref().map(|dir| Adapter::read(dir, model.config())).transpose()?;
         let prompt = self.ids(&model)?;
-        let sampling = self.sampling(&model);
-        sampling.check()?;
         let mut conversation = Conversation::new(model.clone(), adapter.map(Arc::new), Options::default());
         conversation.append(&prompt)?;
+        match self.beams {
+            Some(width) => self.search(&model, &prompt, conversation, width, style),
+            None => self.draw(&model, &prompt, conversation, style),
+        }
+    }
+
+    fn draw(&self, model: &Model, prompt: &[u32], mut conversation: Conversation, style: Style) -> Result<()> {
+        let sampling = self.sampling(model);
+        sampling.check()?;
         let started = Instant::now();
         let mut text = Given {
-            streamed: Streamed::new(model.tokenizer(), &prompt, &self.stop)?,
+            streamed: Streamed::new(model.tokenizer(), prompt, &self.stop)?,
             text: String::new(),
             failed: None,
         };
@@ -74,18 +87,44 @@ impl Generate {
         if !style.json {
             return out::text("\n");
         }
-        let stop = match generated.stop {
-            _ if at_stop => "stop",
-            Stop::Eos(_) => "eos",
-            Stop::Length => "length",
-            Stop::Context => "context",
-            Stop::Caller => "stop",
-        };
+        let stop = reason(generated.stop, at_stop);
         let seconds = started.elapsed().as_secs_f64();
         let prompt = prompt.len();
         out::json(
             &json!({"text": text, "tokens": generated.tokens, "stop": stop, "prompt_tokens": prompt, "seconds": seconds}),
         )
+    }
+
+    /// The likeliest text; as JSON all that were found.
+    fn search(
+        &self,
+        model: &Model,
+        prompt: &[u32],
+        mut conversation: Conversation,
+        width: usize,
+        style: Style,
+    ) -> Result<()> {
+        let beams = Beams {
+            width,
+            length_penalty: self.length_penalty,
+            repetition_penalty: self.repetition_penalty,
+            max_tokens: self.max_tokens,
+            eos: model.end_tokens(),
+            ..Beams::default()
+        };
+        let started = Instant::now();
+        let found = conversation.beams(&beams)?;
+        let seconds = started.elapsed().as_secs_f64();
+        let told = |found: &Hypothesis| {
+            let (text, at_stop) = Streamed::whole(model.tokenizer(), prompt, &found.tokens, &self.stop)?;
+            let (tokens, score, stop) = (&found.tokens, found.score, reason(found.stop, at_stop));
+            Ok(json!({"text": text, "tokens": tokens, "score": score, "stop": stop}))
+        };
+        let all = found.iter().map(told).collect::<Result<Vec<Value>>>()?;
+        match style.json {
+            true => out::json(&json!({"beams": all, "prompt_tokens": prompt.len(), "seconds": seconds})),
+            false => out::line(all.first().and_then(|best| best["text"].as_str()).unwrap_or_default()),
+        }
     }
 
     fn ids(&self, model: &Model) -> Result<Vec<u32>> {
@@ -111,6 +150,17 @@ impl Generate {
             max_tokens: self.max_tokens,
             eos: model.end_tokens(),
         }
+    }
+}
+
+/// Why a text ended.
+fn reason(stop: Stop, at_stop: bool) -> &'static str {
+    match stop {
+        _ if at_stop => "stop",
+        Stop::Eos(_) => "eos",
+        Stop::Length => "length",
+        Stop::Context => "context",
+        Stop::Caller => "stop",
     }
 }
 

@@ -7,7 +7,7 @@ use crate::report::Content;
 use crate::why::MethodName;
 use clap::Args;
 use dialoguellm::emotion::classifier::{Marked, Scored};
-use dialoguellm::emotion::metrics::Report;
+use dialoguellm::emotion::metrics::{Report, softmax};
 use dialoguellm::emotion::run::METRICS;
 use dialoguellm::emotion::{Bulk, Classifier};
 use dialoguellm::files::Dialogue;
@@ -85,12 +85,18 @@ impl ReportArgs {
         style: Style,
     ) -> Result<()> {
         let Some(dir) = &self.dir else { return Ok(()) };
-        let Measured { dialogues, scored, report, seconds, .. } = measured;
-        let probabilities: Vec<Vec<Vec<f32>>> = scored
-            .scores
-            .iter()
-            .map(|turns| turns.iter().map(|scores| classifier.probabilities(scores)).collect())
-            .collect();
+        let Measured { dialogues, scored, marked, report, seconds } = measured;
+        let all = |probabilities: &dyn Fn(&[f32]) -> Vec<f32>| -> Vec<Vec<Vec<f32>>> {
+            scored.scores.iter().map(|turns| turns.iter().map(|scores| probabilities(scores)).collect()).collect()
+        };
+        let probabilities = all(&|scores| classifier.probabilities(scores));
+        let uncalibrated = match classifier.card().temperature {
+            1.0 => None,
+            _ => {
+                let report = Report::new(classifier.labels().names(), &marked.scores, &marked.gold, 1.0)?;
+                Some((report, all(&|scores| softmax(scores, 1.0).into_iter().map(|p| p as f32).collect())))
+            }
+        };
         let mut content = Content {
             title,
             about: format!(
@@ -105,6 +111,7 @@ impl ReportArgs {
             names: classifier.labels().names(),
             dialogues,
             probabilities: &probabilities,
+            uncalibrated,
             metrics: &metrics(adapter),
             texts: self.texts,
             why: HashMap::new(),

@@ -39,6 +39,8 @@ pub struct Content<'a> {
     pub dialogues: &'a [Dialogue],
     /// Probabilities of every turn of every dialogue.
     pub probabilities: &'a [Vec<Vec<f32>>],
+    /// The same before calibration; none where there is no calibration.
+    pub uncalibrated: Option<(Report, Vec<Vec<Vec<f32>>>)>,
     /// Lines of the metrics that training left beside the adapter; none where there are none.
     pub metrics: &'a [Value],
     /// Whether what was said is shown.
@@ -56,6 +58,8 @@ struct Turn<'a> {
     gold: Option<&'a str>,
     label: usize,
     p: f32,
+    /// The same before calibration, which keeps the label.
+    uncalibrated: Option<f32>,
 }
 
 impl Content<'_> {
@@ -73,6 +77,7 @@ impl Content<'_> {
                     gold: turn.emotion.as_deref(),
                     label,
                     p: p[label],
+                    uncalibrated: self.uncalibrated.as_ref().map(|(_, probabilities)| probabilities[d][t][label]),
                 });
             }
         }
@@ -106,18 +111,26 @@ impl Content<'_> {
         turn.gold.is_some_and(|gold| gold != self.names[turn.label])
     }
 
-    /// Reliability, and risk by coverage, of the answers that can be right or wrong.
-    fn trust(&self, turns: &[Turn]) -> (Vec<Bin>, Vec<(f64, f64)>) {
+    /// Answers that can be right or wrong, with the confidence that `p` gives them.
+    fn answers(&self, turns: &[Turn], p: impl Fn(&Turn) -> Option<f32>) -> Vec<Answer> {
         let marked = turns.iter().filter(|turn| turn.gold.is_some());
-        let answers: Vec<Answer> =
-            marked.map(|turn| Answer { confidence: f64::from(turn.p), right: !self.wrong(turn) }).collect();
-        (reliability(&answers, BINS), risk_coverage(&answers))
+        marked.filter_map(|turn| Some(Answer { confidence: f64::from(p(turn)?), right: !self.wrong(turn) })).collect()
+    }
+
+    /// Reliability, the same before calibration, and risk by coverage.
+    fn trust(&self, turns: &[Turn]) -> (Vec<Bin>, Vec<Bin>, Vec<(f64, f64)>) {
+        let answers = self.answers(turns, |turn| Some(turn.p));
+        let before = self.answers(turns, |turn| turn.uncalibrated);
+        (reliability(&answers, BINS), reliability(&before, BINS), risk_coverage(&answers))
     }
 
     /// What the page shows, for programs: `figures` with what is added here.
     pub fn json(&self, mut figures: Value) -> Value {
-        let (bins, points) = self.trust(&self.turns());
+        let (bins, before, points) = self.trust(&self.turns());
         figures["ece_equal_mass"] = json!(ece_of(&bins));
+        if let Some((report, _)) = &self.uncalibrated {
+            figures["uncalibrated"] = json!({"nll": report.nll, "ece": report.ece, "ece_equal_mass": ece_of(&before)});
+        }
         figures["reliability"] = json!(bins);
         let at = |coverage: f64| json!({"coverage": coverage, "risk": risk_at(&points, coverage)});
         figures["selective"] = [0.5, 0.6, 0.7, 0.8, 0.9, 1.0].map(at).to_vec().into();
@@ -127,7 +140,7 @@ impl Content<'_> {
     /// The page. Errors: INTERNAL.
     pub fn html(&self) -> Result<String> {
         let turns = self.turns();
-        let (bins, points) = self.trust(&turns);
+        let (bins, before, points) = self.trust(&turns);
         page(
             include_str!("report/report.html"),
             json!({
@@ -137,7 +150,7 @@ impl Content<'_> {
                 "figures": self.figures(ece_of(&bins)),
                 "labels": self.labels(),
                 "confusion": self.confusion(),
-                "plots": [reliability_plot(&bins)?, risk_plot(&points)?],
+                "plots": [reliability_plot(&bins, &before)?, risk_plot(&points)?],
                 "training": training_plots(self.metrics)?,
                 "mistakes": self.mistakes(&turns),
                 "dialogues": self.pages(&turns),

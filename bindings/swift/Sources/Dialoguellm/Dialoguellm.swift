@@ -250,6 +250,8 @@ public struct GenerateOptions: Sendable {
     public var stops: [String] = []
     /// The prompt is a message in the model's own chat format, behind this message of the system's if there is one.
     public var chat = false, system: String?
+    /// Above 1, so many beams are kept and the likeliest text as a whole is given, instead of drawing token by token.
+    public var beams = 1
 
     public init(maxTokens: Int = 256, temperature: Float = 0, seed: UInt64 = 0, chat: Bool = false, system: String? = nil) {
         (self.maxTokens, self.temperature, self.seed, self.chat, self.system) = (maxTokens, temperature, seed, chat, system)
@@ -263,6 +265,7 @@ public struct GenerateOptions: Sendable {
         (options.repetition_penalty, options.seed) = (repetitionPenalty, seed)
         (options.stops, options.n_stops) = (pinned.views(stops), UInt64(stops.count))
         (options.chat, options.system) = (chat ? 1 : 0, pinned.view(system).data)
+        options.beams = UInt32(beams)
         return options
     }
 }

@@ -66,6 +66,11 @@ func probabilitiesHaveTheBitsOfAllLanguages() async throws {
     var pieces: [String] = []
     for try await piece in try model().generate("Ann: We", .init(maxTokens: 8)) { pieces.append(piece) }
     #expect(!pieces.joined().isEmpty)
+    var beams = GenerateOptions(maxTokens: 8)
+    beams.beams = 3
+    pieces = []
+    for try await piece in try model().generate("Ann: We", beams) { pieces.append(piece) }
+    #expect(pieces.count == 1)
 }
 
 @Test func aChatHasASystemMessage() async throws {

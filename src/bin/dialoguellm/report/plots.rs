@@ -12,16 +12,22 @@ fn plot(id: &str, says: String, svg: String) -> Value {
     json!({"id": id, "says": says, "svg": svg})
 }
 
-pub fn reliability_plot(bins: &[Bin]) -> Result<Value> {
-    let says = format!(
+/// `before`: before calibration, none where there is none.
+pub fn reliability_plot(bins: &[Bin], before: &[Bin]) -> Result<Value> {
+    let mut says = format!(
         "Reliability: the part of answers that is right against their probability, in {} bins of as many turns; the \
          distance from the diagonal is {} in the mean.",
         bins.len(),
         percent(ece_of(bins))
     );
-    let line: Vec<(f64, f64)> = bins.iter().map(|bin| (bin.confidence, bin.accuracy)).collect();
+    if !before.is_empty() {
+        says += &format!(" The thin line is before calibration: {}.", percent(ece_of(before)));
+    }
+    let line = |bins: &[Bin]| bins.iter().map(|bin| (bin.confidence, bin.accuracy)).collect::<Vec<_>>();
     let axes = Axes { x: "probability", y: "right", x_range: 0.0..1.0, y_range: 0.0..1.0 };
-    Ok(plot("reliability", says, axes.draw(&[Curve::plain(&[(0.0, 0.0), (1.0, 1.0)]), Curve::marked(&line)])?))
+    let (thin, strong) = (line(before), line(bins));
+    let curves = [Curve::plain(&[(0.0, 0.0), (1.0, 1.0)]), Curve::plain(&thin), Curve::marked(&strong)];
+    Ok(plot("reliability", says, axes.draw(&curves)?))
 }
 
 pub fn risk_plot(points: &[(f64, f64)]) -> Result<Value> {
