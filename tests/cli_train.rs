@@ -33,6 +33,32 @@ fn training_leaves_an_adapter_with_its_labels_recipe_metrics_and_calibration() {
 }
 
 #[test]
+fn shots_are_drawn_from_the_training_data_not_learned_from_and_shown_when_asked() {
+    let place = Place::new();
+    let data = place.dialogues();
+    let tokens = |name: &str, more: &[&str]| {
+        let fixed = ["train", "--data", &data, "--out", &place.arg(name), "--max-steps", "2", "--json"];
+        let ran = place.run(&[&fixed[..], more].concat());
+        assert!(ran.err.contains("3 prompts, "), "two of five are shown: {}", ran.err);
+        ran.json()["linear_tokens"].as_u64().unwrap()
+    };
+    let shown = tokens("shown", &["--shots", "1"]);
+    assert!(shown > tokens("hidden", &["--shots", "1", "--shots-in-training", "false"]), "prompts are longer");
+    let card = |name: &str| -> Value { serde_json::from_slice(&std::fs::read(place.path(name)).unwrap()).unwrap() };
+    let demonstrations = card("hidden/dialoguellm.json")["template"]["demonstrations"].clone();
+    let labels: Vec<&str> =
+        demonstrations.as_array().unwrap().iter().map(|shown| shown["label"].as_str().unwrap()).collect();
+    assert_eq!(labels, ["joy", "fear"]);
+    assert_eq!(card("shown/dialoguellm.json")["template"]["demonstrations"], demonstrations, "the same seed");
+    let count = |more: &[&str]| {
+        let fixed = ["eval", "--data", &data, "--labels", "joy,fear", "--json"];
+        let all = if more.is_empty() { fixed.to_vec() } else { [&["eval", "--data", &data, "--json"], more].concat() };
+        place.run(&all).json()["tokens"].as_u64().unwrap()
+    };
+    assert!(count(&["--adapter", &place.arg("hidden")]) > count(&[]), "asking shows them");
+}
+
+#[test]
 fn the_summary_is_one_json_value_and_progress_is_elsewhere() {
     let place = Place::new();
     let (data, out) = (place.dialogues(), place.arg("out"));

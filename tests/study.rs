@@ -27,7 +27,7 @@ train = false
 /// The arguments of a study into `out`, on dialogues of the tests' own.
 fn study(place: &Place, recipe: &str, out: &str) -> Vec<String> {
     std::fs::create_dir_all(place.path("data")).unwrap();
-    for split in ["train", "dev"] {
+    for split in ["train", "dev", "test"] {
         place.write(&format!("data/{split}.jsonl"), DIALOGUES);
     }
     let (recipe, data) = (place.write("study.toml", recipe), format!("jsonl:{}", place.arg("data")));
@@ -135,10 +135,16 @@ fn every_study_among_the_recipes_runs_end_to_end() {
         }
         studies += 1;
         let mut arguments = study(&place, &std::fs::read_to_string(&path).unwrap(), &name);
+        // enough for ten shots of each label and something to learn from
+        let many = (0..12).map(|i| DIALOGUES.replace("\"id\":\"", &format!("\"id\":\"{i}")));
+        place.write("data/train.jsonl", many.collect::<String>());
         // a token of this model is a character, so prompts are longer than the recipes expect
         arguments.extend(["--set", "max_steps=1", "--set", "max_tokens=2000"].map(String::from));
+        if name == "study-meld" {
+            arguments.extend(["--final".to_owned(), place.arg("openings.jsonl")]);
+        }
         let text = run(&arguments).ok();
-        assert!(text.lines().count() > 4 && !text.contains("NaN"), "{text}");
+        assert!(text.lines().count() >= 4 && !text.contains("NaN"), "{text}");
     }
-    assert!(studies >= 3, "{studies} studies");
+    assert!(studies >= 6, "{studies} studies");
 }

@@ -1,7 +1,7 @@
 //! Emotion in conversation: labels, templates, dialogues to forests to probabilities, and how good they are.
 //!
 //! Read in this order: `labels`, `template`, `framing` and `prompts` make token sequences; `card`, `classifier`, `live` and
-//! `written` ask the model; `metrics` and `baseline` judge the answers; `recipe` and `run` train.
+//! `written` ask the model; `metrics` and `baseline` judge the answers; `recipe`, `shots` and `run` train.
 
 pub mod baseline;
 pub mod card;
@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod prompts;
 pub mod recipe;
 pub mod run;
+pub mod shots;
 mod spread;
 pub mod template;
 #[cfg(test)]

@@ -7,6 +7,7 @@
 use super::framing::Framing;
 use super::labels::Labels;
 use super::metrics::Report;
+use super::shots;
 use super::template::{Bos, Demonstration, Eos, Grouping, Template, Truncation, Window};
 use super::written::Decode;
 use crate::files::dialogues::Dialogue;
@@ -101,7 +102,7 @@ impl Modules {
 }
 
 /// The `[emotion]` table. What is left out is the template's own.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Emotion {
     /// A built-in template's name, or a table as [`Template::from_toml_table`] reads it. Default `dialogue`.
@@ -138,6 +139,30 @@ pub struct Emotion {
     /// Labelled turns shown before every conversation.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub demonstrations: Vec<Demonstration>,
+    /// So many turns of every label more, drawn from the training data by the seed; they are not learned from. Default 0.
+    pub shots: usize,
+    /// Whether training shows them too, or only asking does, as in DialogueLLM's code. Default true.
+    pub shots_in_training: bool,
+}
+
+impl Default for Emotion {
+    fn default() -> Self {
+        Self {
+            template: None,
+            labels: None,
+            words: None,
+            window: None,
+            group: None,
+            truncation: None,
+            bos: None,
+            eos: None,
+            max_tokens: None,
+            class_weights: ClassWeights::default(),
+            demonstrations: Vec::new(),
+            shots: 0,
+            shots_in_training: true,
+        }
+    }
 }
 
 /// A template by name or in full.
@@ -277,6 +302,8 @@ pub const FIELDS: [(&str, &[&str]); 5] = [
             "max_tokens",
             "class_weights",
             "demonstrations",
+            "shots",
+            "shots_in_training",
         ],
     ),
     ("eval", &["metric", "dev_steps", "calibrate", "checkpoint_steps", "score_tokens"]),
@@ -365,7 +392,7 @@ impl Recipe {
         }
     }
 
-    /// The template with this recipe's options. Without one of its own it is `earlier`'s (of an adapter that training
+    /// The template with this recipe's options, and without the demonstrations that are drawn ([`Recipe::shown`]). Without one of its own it is `earlier`'s (of an adapter that training
     /// starts from), else `dialogue`.
     ///
     /// # Errors
@@ -377,17 +404,32 @@ impl Recipe {
             (None, Some(earlier)) => earlier.clone(),
             (None, None) => Template::built_in("dialogue")?,
         };
-        let Emotion { window, group, truncation, bos, eos, max_tokens, demonstrations, .. } = &self.emotion;
+        let Emotion { window, group, truncation, bos, eos, max_tokens, demonstrations, shots, .. } = &self.emotion;
         template.window = window.unwrap_or(template.window);
         template.group = group.unwrap_or(template.group);
         template.truncation = truncation.unwrap_or(template.truncation);
         template.bos = bos.unwrap_or(template.bos);
         template.eos = eos.unwrap_or(template.eos);
         template.max_tokens = max_tokens.or(template.max_tokens);
-        if !demonstrations.is_empty() {
+        // of an earlier adapter's some may have been drawn
+        if !demonstrations.is_empty() || *shots > 0 {
             template.demonstrations.clone_from(demonstrations);
         }
         Ok(template)
+    }
+
+    /// What training and asking show: `template` with the turns that are drawn from the training data, and the places of
+    /// these.
+    pub fn shown(
+        &self,
+        template: &Template,
+        dialogues: &[Dialogue],
+        labels: &Labels,
+    ) -> (Template, Vec<(usize, usize)>) {
+        let places = shots::drawn(dialogues, labels, self.emotion.shots, self.train.seed);
+        let mut shown = template.clone();
+        shown.demonstrations.extend(shots::demonstrations(dialogues, &places));
+        (shown, places)
     }
 
     /// The labels that this recipe names, if it does.

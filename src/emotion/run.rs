@@ -11,6 +11,7 @@ use super::labels::Labels;
 use super::metrics::{Report, fit_temperature};
 use super::prompts::{Lessons, Prompter, Taught, pair_groups};
 use super::recipe::{Metric, Recipe};
+use super::shots;
 use crate::files::dialogues::{Dialogue, Pair};
 use crate::files::{LoraConfig, folder};
 use crate::model::engine::{Pass, Target};
@@ -409,11 +410,16 @@ fn teach(
         (None, Some(card)) => card.labels.clone(),
         (None, None) => Labels::of(dialogues).map_err(|error| error.at("the training data"))?,
     };
-    let prompter = Prompter::new(&template, labels, model.tokenizer(), Ends::of(model.tokenizer(), model.config()))?;
+    let (asked, places) = recipe.shown(&template, dialogues, &labels);
+    let learned = if recipe.emotion.shots_in_training { &asked } else { &template };
+    let prompter = Prompter::new(learned, labels, model.tokenizer(), Ends::of(model.tokenizer(), model.config()))?;
     let class_weights = recipe.class_weights(prompter.labels(), dialogues)?;
     let lessons = Lessons { loss: recipe.train.loss, class_weights, threads };
-    let taught = prompter.groups(model.tokenizer(), dialogues, &lessons)?;
-    Ok((Some(Card::new(prompter.labels().clone(), template, model.base())), taught))
+    let taught = match places.is_empty() {
+        true => prompter.groups(model.tokenizer(), dialogues, &lessons)?,
+        false => prompter.groups(model.tokenizer(), &shots::without(dialogues, &places), &lessons)?,
+    };
+    Ok((Some(Card::new(prompter.labels().clone(), asked, model.base())), taught))
 }
 
 fn teach_pairs(model: &Model, recipe: &Recipe, pairs: &[Pair], threads: usize) -> Result<Taught> {

@@ -215,6 +215,11 @@ impl Renderer {
             let name = &labels.names()[twice];
             return Err(Error::invalid(format!("template: the answer of label `{name}` is that of another label too")));
         }
+        if !template.demonstrations.is_empty() && !shows_demonstrations(&environment)? {
+            let text =
+                format!("template {}: there are demonstrations, and neither context nor question", template.name);
+            return Err(Error::invalid(text + " shows `demonstrations`"));
+        }
         let demonstrations = demonstrations(template, labels)?;
         Ok(Self { environment, window: template.window, instruction, labels: words, demonstrations, answers })
     }
@@ -261,6 +266,14 @@ impl Renderer {
         let context = render(&self.environment, "context", variables.clone())?;
         Ok(Parts { context, question: render(&self.environment, "question", variables)? })
     }
+}
+
+fn shows_demonstrations(environment: &Environment) -> Result<bool> {
+    let shows = |name: &str| {
+        let part = environment.get_template(name).map_err(|error| Error::internal(format!("template: {error}")))?;
+        Ok::<_, Error>(part.undeclared_variables(false).contains("demonstrations"))
+    };
+    Ok(shows("context")? || shows("question")?)
 }
 
 fn demonstrations(template: &Template, labels: &Labels) -> Result<Value> {
@@ -377,6 +390,14 @@ mod tests {
              ### Input:\n            Hm\n\n            ### Response:\n            "
         );
         assert_eq!(prompt(&template, &Labels::meld_as_in_the_paper(), &[target], 0, 0), want);
+    }
+
+    #[test]
+    fn a_template_that_would_not_show_its_demonstrations_is_refused() {
+        let mut template = Template::built_in("debate-erc").unwrap();
+        template.demonstrations = vec![Demonstration { speaker: "A".into(), text: "Oh!".into(), label: "joy".into() }];
+        let error = Renderer::new(&template, &Labels::meld()).err().unwrap();
+        assert!(error.text().contains("debate-erc") && error.text().contains("shows `demonstrations`"), "{error:?}");
     }
 
     fn dialogue(window: &str) -> Template {

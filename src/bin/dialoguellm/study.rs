@@ -9,8 +9,8 @@ use crate::out;
 use crate::report::page;
 use crate::report::plots::spread_plot;
 use clap::Args;
-use dialoguellm::emotion::Recipe;
-use dialoguellm::files::dialogues::Split;
+use dialoguellm::emotion::{Labels, Recipe};
+use dialoguellm::files::dialogues::{Source, Split};
 use dialoguellm::{Cancel, Code, Error, Result};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -163,7 +163,7 @@ impl Study {
             let settings = self.settings(variant, seed);
             let ask = match variant.train {
                 true => self.train(run, &settings, style, cancel)?,
-                false => untrained(run, &Recipe::with(base, &settings)?)?,
+                false => self.untrained(run, &Recipe::with(base, &settings)?)?,
             };
             let fixed = ["--data", &self.data, "--split", split.name()].map(OsString::from);
             let mut to = vec![OsString::from("--report"), run.join("report").into()];
@@ -201,6 +201,25 @@ impl Study {
         let said = self.child("train", &all, style, cancel)?;
         out::file(&summary, &said)?;
         Ok(ask)
+    }
+
+    /// What `eval` needs to ask the model as it is: the recipe's template and labels.
+    fn untrained(&self, run: &Path, recipe: &Recipe) -> Result<Vec<OsString>> {
+        let (mut template, labels) = (recipe.template(None)?, recipe.own_labels()?);
+        if recipe.emotion.shots > 0 {
+            let train = self.data.parse::<Source>()?.dialogues(Split::Train, None, &Cancel::default())?;
+            let labels = labels.clone().map_or_else(|| Labels::of(&train), Ok)?;
+            template = recipe.shown(&template, &train, &labels).0;
+        }
+        let file = run.join("template.toml");
+        let text = toml::to_string(&template);
+        out::file(&file, &text.map_err(|error| Error::internal(format!("a template as TOML: {error}")))?)?;
+        let mut all: Vec<OsString> = vec!["--template".into(), file.into()];
+        if let Some(labels) = labels {
+            all.extend(["--labels".into(), labels.names().join(",").into()]);
+            all.extend(["--words".into(), labels.words().join(",").into()]);
+        }
+        Ok(all)
     }
 
     /// What a command of this program says, run in a process of its own.
@@ -330,19 +349,6 @@ fn parse(text: &str) -> Result<(Plan, String)> {
 fn folder_name(name: &str) -> String {
     let plain = |c: char| if c.is_alphanumeric() || "=.-_".contains(c) { c } else { '-' };
     name.chars().map(plain).collect()
-}
-
-/// What `eval` needs to ask the model as it is: the recipe's template and labels.
-fn untrained(run: &Path, recipe: &Recipe) -> Result<Vec<OsString>> {
-    let template = run.join("template.toml");
-    let text = toml::to_string(&recipe.template(None)?);
-    out::file(&template, &text.map_err(|error| Error::internal(format!("a template as TOML: {error}")))?)?;
-    let mut all: Vec<OsString> = vec!["--template".into(), template.into()];
-    if let Some(labels) = recipe.own_labels()? {
-        all.extend(["--labels".into(), labels.names().join(",").into()]);
-        all.extend(["--words".into(), labels.words().join(",").into()]);
-    }
-    Ok(all)
 }
 
 fn read_json(path: &Path) -> Result<Value> {
