@@ -130,6 +130,11 @@ impl Prompter {
         self.renderer.history(target)
     }
 
+    /// Whether a question shows turns that come after the one it asks about.
+    pub fn looks_ahead(&self) -> bool {
+        self.renderer.looks_ahead()
+    }
+
     /// A dialogue's turns, made ready once.
     pub fn script(&self, turns: &[Turn]) -> Script {
         Script(self.renderer.turns(turns))

@@ -118,6 +118,9 @@ pub struct Emotion {
     /// Previous turns shown: a number, or `all`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub window: Option<Window>,
+    /// Later turns shown: a number, or `all`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ahead: Option<Window>,
     /// What counts as one of a batch: `turn` or `dialogue`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<Grouping>,
@@ -152,6 +155,7 @@ impl Default for Emotion {
             labels: None,
             words: None,
             window: None,
+            ahead: None,
             group: None,
             truncation: None,
             bos: None,
@@ -295,6 +299,7 @@ pub const FIELDS: [(&str, &[&str]); 5] = [
             "labels",
             "words",
             "window",
+            "ahead",
             "group",
             "truncation",
             "bos",
@@ -404,8 +409,10 @@ impl Recipe {
             (None, Some(earlier)) => earlier.clone(),
             (None, None) => Template::built_in("dialogue")?,
         };
-        let Emotion { window, group, truncation, bos, eos, max_tokens, demonstrations, shots, .. } = &self.emotion;
+        let Emotion { window, ahead, group, truncation, bos, eos, max_tokens, demonstrations, shots, .. } =
+            &self.emotion;
         template.window = window.unwrap_or(template.window);
+        template.ahead = ahead.unwrap_or(template.ahead);
         template.group = group.unwrap_or(template.group);
         template.truncation = truncation.unwrap_or(template.truncation);
         template.bos = bos.unwrap_or(template.bos);

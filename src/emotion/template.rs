@@ -11,14 +11,24 @@ use minijinja::value::Value;
 use minijinja::{Environment, UndefinedBehavior, context};
 use serde::{Deserialize, Serialize};
 
-/// How many previous turns a prompt shows.
+/// How many turns before or after the one in question a prompt shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Window {
     /// At most so many.
     Last(usize),
-    /// The whole dialogue so far.
+    /// All there are.
     All(All),
+}
+
+impl Window {
+    /// Turns shown of so many.
+    fn of(self, turns: usize) -> usize {
+        match self {
+            Window::Last(most) => most.min(turns),
+            Window::All(All::All) => turns,
+        }
+    }
 }
 
 /// The word `all`.
@@ -92,8 +102,8 @@ pub struct Demonstration {
 
 /// A template. Its texts see
 /// - `labels`: the label words in order; `instruction`: the instruction, its own labels filled in
-/// - `history`: previous turns, oldest first; `target`: the turn in question; each has `speaker`, `number` (of the
-///   speaker, from 1, by first appearance), `text` and `visual` (or none)
+/// - `history`: previous turns, oldest first; `target`: the turn in question; `future`: later turns, where `ahead` shows
+///   any; each has `speaker`, `number` (of the speaker, from 1, by first appearance), `text` and `visual` (or none)
 /// - `demonstrations`: each has `speaker`, `text`, `label` (the word)
 ///
 /// A line that holds only a block (`{% if .. %}`) leaves nothing behind. Line ends inside a turn become spaces, so that a
@@ -113,6 +123,9 @@ pub struct Template {
     pub answer: String,
     /// Previous turns shown: a number, or `all`.
     pub window: Window,
+    /// Later turns shown, where the dialogue is over: a number, or `all`. A conversation that goes on has none. Default 0.
+    #[serde(default = "none", skip_serializing_if = "is_none")]
+    pub ahead: Window,
     /// Prompts that belong together in training.
     pub group: Grouping,
     /// What is cut from a prompt that is too long.
@@ -130,6 +143,14 @@ pub struct Template {
     /// Labelled turns shown before the conversation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub demonstrations: Vec<Demonstration>,
+}
+
+fn none() -> Window {
+    Window::Last(0)
+}
+
+fn is_none(ahead: &Window) -> bool {
+    *ahead == none()
 }
 
 const BUILT_IN: [(&str, &str); 6] = [
@@ -190,6 +211,7 @@ pub struct Parts {
 pub struct Renderer {
     environment: Environment<'static>,
     window: Window,
+    ahead: Window,
     instruction: String,
     labels: Vec<Value>,
     demonstrations: Value,
@@ -221,7 +243,15 @@ impl Renderer {
             return Err(Error::invalid(text + " shows `demonstrations`"));
         }
         let demonstrations = demonstrations(template, labels)?;
-        Ok(Self { environment, window: template.window, instruction, labels: words, demonstrations, answers })
+        Ok(Self {
+            environment,
+            window: template.window,
+            ahead: template.ahead,
+            instruction,
+            labels: words,
+            demonstrations,
+            answers,
+        })
     }
 
     /// The text that follows the question, for every label.
@@ -241,10 +271,12 @@ impl Renderer {
 
     /// Previous turns that the window shows of turn `target`.
     pub fn history(&self, target: usize) -> usize {
-        match self.window {
-            Window::Last(turns) => turns.min(target),
-            Window::All(All::All) => target,
-        }
+        self.window.of(target)
+    }
+
+    /// Whether later turns are shown.
+    pub fn looks_ahead(&self) -> bool {
+        !is_none(&self.ahead)
     }
 
     /// The prompt that asks about `turns[target]`, without the oldest `skip` turns of its window.
@@ -256,12 +288,14 @@ impl Renderer {
         let (Some(turn), Some(history)) = (turns.get(target), turns.get(target - shown..target)) else {
             return Err(Error::internal(format!("turn {target} of {} was asked", turns.len())));
         };
+        let later = &turns[target + 1..];
         let variables = context! {
             instruction => self.instruction,
             labels => self.labels,
             demonstrations => self.demonstrations,
             history => history,
             target => turn,
+            future => &later[..self.ahead.of(later.len())],
         };
         let context = render(&self.environment, "context", variables.clone())?;
         Ok(Parts { context, question: render(&self.environment, "question", variables)? })
@@ -390,6 +424,22 @@ mod tests {
              ### Input:\n            Hm\n\n            ### Response:\n            "
         );
         assert_eq!(prompt(&template, &Labels::meld_as_in_the_paper(), &[target], 0, 0), want);
+    }
+
+    #[test]
+    fn later_turns_are_shown_as_far_as_ahead_says_and_not_where_there_are_none() {
+        let shown = |ahead: &str, target| {
+            let text = format!(
+                "base = \"dialogue\"\nahead = {ahead}\ncontext = \"{{% for turn in history + [target] + future %}}{{{{ turn.text }}}} {{% endfor %}}\"\n\
+                 question = \"{{{{ target.text }}}}?\""
+            );
+            prompt(&Template::from_toml(&text).unwrap(), &Labels::meld(), &seven(), target, 0)
+        };
+        assert_eq!(shown("\"all\"", 2), "t0 t1 t2 t3 t4 t5 t6 t2?");
+        assert_eq!(shown("2", 2), "t0 t1 t2 t3 t4 t2?");
+        assert_eq!(shown("2", 5), "t0 t1 t2 t3 t4 t5 t6 t5?");
+        assert_eq!(shown("0", 2), "t0 t1 t2 t2?");
+        assert_eq!(shown("\"all\"", 6), "t0 t1 t2 t3 t4 t5 t6 t6?");
     }
 
     #[test]

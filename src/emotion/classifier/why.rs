@@ -107,14 +107,18 @@ impl Classifier {
     /// Why the last of `turns` gets `label`, the likeliest one where none is given.
     ///
     /// # Errors
-    /// INVALID_ARGUMENT without turns or for a label that there is not; UNSUPPORTED for gradients of a template that makes
-    /// other words of a text; those of [`Classifier::scores`].
+    /// INVALID_ARGUMENT without turns or for a label that there is not; UNSUPPORTED for a template that shows later turns, and for
+    /// gradients of one that makes other words of a text; those of [`Classifier::scores`].
     pub fn why(&self, turns: &[Turn], label: Option<usize>, method: Method, bulk: &Bulk) -> Result<Why> {
         if turns.is_empty() {
             return Err(Error::invalid("there is no turn to explain"));
         }
         if let Some(label) = label.filter(|&label| label >= self.labels().len()) {
             return Err(Error::invalid(format!("label {label} of {}", self.labels().len())));
+        }
+        if self.prompter.looks_ahead() {
+            let text = "the template shows later turns (`ahead`), of which there are none here: it cannot be explained";
+            return Err(Error::unsupported(text));
         }
         match method {
             Method::LeaveOutTurns => self.leave_out(turns, label, false, bulk),
