@@ -35,7 +35,7 @@ fn dialogues() -> Vec<Group> {
         let mut ids: Vec<u32> = (0..4 + 5 * turn).map(|i| token(d, i)).collect();
         ids.extend([57, 58, token(d + turn, c), 50 + c as u32]);
         let n = ids.len();
-        let choice = Some(Choice { question: turn as u32, gold: c == (d + turn) % 3 });
+        let choice = Some(Choice { question: turn as u32, gold: c == (d + turn) % 3, bias: 0.0 });
         Prompt { ids, answer: n - 2..n, weight: 1.0, choice }
     };
     let prompts = |d| (0..2 + d % 3).flat_map(move |turn| (0..3).map(move |c| candidate(d, turn, c))).collect();

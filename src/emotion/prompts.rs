@@ -64,6 +64,8 @@ pub struct Lessons {
     pub loss: Loss,
     /// What the loss of a turn is multiplied by, for every label; all 1 where it is empty.
     pub class_weights: Vec<f32>,
+    /// What the choice loss adds to every label's score while it learns; all 0 where it is empty.
+    pub biases: Vec<f32>,
     /// Threads that tokenise.
     pub threads: usize,
 }
@@ -301,7 +303,7 @@ impl Prompter {
             let label = self.labels.index(emotion)?;
             let weight = turn.weight.unwrap_or(1.0) * lessons.class_weights.get(label).copied().unwrap_or(1.0);
             match lessons.loss {
-                Loss::Choice => self.choice(tokenizer, &script, target, label, weight),
+                Loss::Choice => self.choice(tokenizer, &script, target, label, weight, &lessons.biases),
                 Loss::Answer | Loss::Sequence => self.answer(tokenizer, &script, target, label, weight),
             }
         };
@@ -350,11 +352,13 @@ impl Prompter {
         target: usize,
         gold: usize,
         weight: f32,
+        biases: &[f32],
     ) -> Result<Lesson> {
         let question = self.question(tokenizer, script, target)?;
         let prompt = |label: usize| {
             let ids = question.whole(label);
-            let choice = Some(Choice { question: target as u32, gold: label == gold });
+            let bias = biases.get(label).copied().unwrap_or(0.0);
+            let choice = Some(Choice { question: target as u32, gold: label == gold, bias });
             Prompt { answer: question.prompt.len()..ids.len(), ids, weight, choice }
         };
         let prompts = (0..self.labels.len()).map(prompt).collect();
@@ -534,7 +538,7 @@ mod tests {
         let prompts = &taught.groups[0].prompts;
         let texts: Vec<String> = prompts.iter().map(|p| text(&p.ids[p.answer.clone()])).collect();
         assert_eq!(texts, ["joy", "fear", "joy", "fear"]); // from where the answers part: `=` is common
-        let choice = |question, gold| Some(Choice { question, gold });
+        let choice = |question, gold| Some(Choice { question, gold, bias: 0.0 });
         let choices: Vec<_> = prompts.iter().map(|prompt| prompt.choice).collect();
         assert_eq!(choices, [choice(0, true), choice(0, false), choice(2, false), choice(2, true)]);
     }

@@ -12,7 +12,7 @@ use super::template::{Bos, Demonstration, Eos, Grouping, Template, Truncation, W
 use super::written::Decode;
 use crate::files::dialogues::Dialogue;
 use crate::files::{LoraConfig, Targets};
-use crate::train::Options;
+use crate::train::{Loss, Options};
 use crate::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -137,8 +137,13 @@ pub struct Emotion {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<usize>,
     /// What the loss of a turn is multiplied by: `none`, `balanced` (turns / (labels * turns of the label), as
-    /// scikit-learn), or a table of label = weight, 1 where a label is left out. Default `none`.
+    /// scikit-learn), `root` (its square root), `effective` (in proportion to (1 - b) / (1 - b^turns of the label), b 0.999,
+    /// 1 in the mean over labels: Cui et al. 2019, arXiv 1901.05555), or a table of label = weight, 1 where a label is left
+    /// out. Default `none`.
     pub class_weights: ClassWeights,
+    /// Of the choice loss: while it learns, so many times ln of the label's share of the training data is added to its score,
+    /// so that rare labels come off better when none is added (Menon et al. 2020, arXiv 2007.07314). Default 0.
+    pub logit_adjustment: f64,
     /// Labelled turns shown before every conversation.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub demonstrations: Vec<Demonstration>,
@@ -162,6 +167,7 @@ impl Default for Emotion {
             eos: None,
             max_tokens: None,
             class_weights: ClassWeights::default(),
+            logit_adjustment: 0.0,
             demonstrations: Vec::new(),
             shots: 0,
             shots_in_training: true,
@@ -197,6 +203,10 @@ pub enum WeightRule {
     None,
     /// Every label weighs the same in all.
     Balanced,
+    /// Half way there, by the logarithm.
+    Root,
+    /// By how many different turns so many are worth.
+    Effective,
 }
 
 impl Default for ClassWeights {
@@ -277,6 +287,8 @@ pub const FIELDS: [(&str, &[&str]); 5] = [
             "micro_tokens",
             "shuffle",
             "loss",
+            "label_smoothing",
+            "focal",
             "learning_rate",
             "schedule",
             "min_rate",
@@ -287,6 +299,7 @@ pub const FIELDS: [(&str, &[&str]); 5] = [
             "epsilon",
             "weight_decay",
             "clip",
+            "average",
             "neftune",
             "activation_mib",
             "skip_limit",
@@ -306,6 +319,7 @@ pub const FIELDS: [(&str, &[&str]); 5] = [
             "eos",
             "max_tokens",
             "class_weights",
+            "logit_adjustment",
             "demonstrations",
             "shots",
             "shots_in_training",
@@ -374,6 +388,11 @@ impl Recipe {
             return Err(Error::invalid("recipe [eval]: score_tokens is 0, must be 1 or more"));
         }
         self.decode.search(Vec::new()).check().map_err(|error| error.at("recipe [decode]"))?;
+        let adjustment = self.emotion.logit_adjustment;
+        if !adjustment.is_finite() || (adjustment != 0.0 && self.train.loss != Loss::Choice) {
+            let text = format!("logit_adjustment is {adjustment}, must be 0 unless [train] loss is `choice`");
+            return Err(Error::invalid(format!("recipe [emotion]: {text}")));
+        }
         if self.emotion.words.is_some() && self.emotion.labels.is_none() {
             return Err(Error::invalid("recipe [emotion]: words need labels, in the same order"));
         }
@@ -469,9 +488,25 @@ impl Recipe {
     pub fn class_weights(&self, labels: &Labels, dialogues: &[Dialogue]) -> Result<Vec<f32>> {
         match &self.emotion.class_weights {
             ClassWeights::Rule(WeightRule::None) => Ok(Vec::new()),
-            ClassWeights::Rule(WeightRule::Balanced) => Ok(balanced(labels, dialogues)),
+            ClassWeights::Rule(WeightRule::Balanced) => Ok(balanced(&counts(labels, dialogues))),
+            ClassWeights::Rule(WeightRule::Root) => {
+                Ok(balanced(&counts(labels, dialogues)).into_iter().map(f32::sqrt).collect())
+            }
+            ClassWeights::Rule(WeightRule::Effective) => Ok(effective(&counts(labels, dialogues))),
             ClassWeights::ByName(by_name) => listed(labels, by_name),
         }
+    }
+
+    /// What the choice loss adds to every label's score while it learns; empty for nothing. A label that does not occur
+    /// counts as if one turn had it.
+    pub fn biases(&self, labels: &Labels, dialogues: &[Dialogue]) -> Vec<f32> {
+        let times = self.emotion.logit_adjustment;
+        if times == 0.0 {
+            return Vec::new();
+        }
+        let counts = counts(labels, dialogues);
+        let total = counts.iter().sum::<usize>() as f64;
+        counts.into_iter().map(|n| (times * (n.max(1) as f64 / total.max(1.0)).ln()) as f32).collect()
     }
 }
 
@@ -489,15 +524,29 @@ fn listed(labels: &Labels, by_name: &BTreeMap<String, f32>) -> Result<Vec<f32>> 
     Ok(weights)
 }
 
-/// turns / (labels that occur * turns of the label); 1 for a label that does not occur.
-fn balanced(labels: &Labels, dialogues: &[Dialogue]) -> Vec<f32> {
-    let mut counts = vec![0usize; labels.len()];
+/// The turns that have each label.
+fn counts(labels: &Labels, dialogues: &[Dialogue]) -> Vec<usize> {
+    let mut counts = vec![0; labels.len()];
     let turns = dialogues.iter().flat_map(|dialogue| &dialogue.turns);
     for label in turns.filter_map(|turn| labels.index(turn.emotion.as_ref()?).ok()) {
         counts[label] += 1;
     }
+    counts
+}
+
+/// turns / (labels that occur * turns of the label); 1 for a label that does not occur.
+fn balanced(counts: &[usize]) -> Vec<f32> {
     let (total, kinds) = (counts.iter().sum::<usize>() as f32, counts.iter().filter(|&&n| n > 0).count() as f32);
-    counts.into_iter().map(|n| if n == 0 { 1.0 } else { total / (kinds * n as f32) }).collect()
+    counts.iter().map(|&n| if n == 0 { 1.0 } else { total / (kinds * n as f32) }).collect()
+}
+
+/// The inverse of the effective number (1 - b^n) / (1 - b), 1 in the mean over labels that occur; 1 for others.
+fn effective(counts: &[usize]) -> Vec<f32> {
+    const B: f64 = 0.999;
+    let inverse = |n: usize| (1.0 - B) / (1.0 - B.powf(n as f64));
+    let occurring: Vec<f64> = counts.iter().filter(|&&n| n > 0).map(|&n| inverse(n)).collect();
+    let mean = occurring.iter().sum::<f64>() / occurring.len().max(1) as f64;
+    counts.iter().map(|&n| if n == 0 { 1.0 } else { (inverse(n) / mean) as f32 }).collect()
 }
 
 fn section<T: DeserializeOwned + Default>(table: &mut toml::Table, name: &str) -> Result<T> {
@@ -555,7 +604,6 @@ mod tests {
     use super::*;
     use crate::emotion::template::All;
     use crate::files::dialogues::Turn;
-    use crate::train::Loss;
 
     fn with(settings: &[&str]) -> Result<Recipe> {
         Recipe::with("", &settings.iter().map(|&setting| setting.into()).collect::<Vec<_>>())
@@ -674,6 +722,16 @@ mod tests {
             |settings: &[&str]| with(settings).unwrap().class_weights(&labels, std::slice::from_ref(&dialogue));
         // compute_class_weight("balanced", classes=["a", "b"], y=["a", "a", "a", "b"]) of scikit-learn
         assert_eq!(weights(&["class_weights=balanced"]).unwrap(), [2.0 / 3.0, 2.0, 1.0]);
+        assert_eq!(weights(&["class_weights=root"]).unwrap(), [(2f32 / 3.0).sqrt(), 2f32.sqrt(), 1.0]);
+        // 1 / n_eff of 3 and of 1: 1 / 2.997001 and 1, over their mean
+        let effective = weights(&["class_weights=effective"]).unwrap();
+        let want = [0.333_666_9 / 0.666_833_4, 1.0 / 0.666_833_4, 1.0];
+        assert!(effective.iter().zip(want).all(|(got, want): (&f32, f32)| (got - want).abs() < 1e-5), "{effective:?}");
+        let biases = |settings: &[&str]| with(settings).map(|r| r.biases(&labels, std::slice::from_ref(&dialogue)));
+        let adjusted = biases(&["loss=choice", "logit_adjustment=2.0"]).unwrap();
+        assert!((adjusted[0] - 2.0 * 0.75f32.ln()).abs() < 1e-6 && (adjusted[1] - 2.0 * 0.25f32.ln()).abs() < 1e-6);
+        assert!(biases(&[]).unwrap().is_empty() && biases(&["logit_adjustment=1.0"]).is_err());
+        assert!(with(&["focal=1.0"]).is_err() && with(&["loss=choice", "focal=1.0", "label_smoothing=0.1"]).is_err());
         assert_eq!(weights(&["class_weights={b = 3.0}"]).unwrap(), [1.0, 3.0, 1.0]);
         assert!(weights(&[]).unwrap().is_empty());
         assert!(weights(&["class_weights={z = 3.0}"]).is_err() && weights(&["class_weights={a = -1.0}"]).is_err());

@@ -414,7 +414,8 @@ fn teach(
     let learned = if recipe.emotion.shots_in_training { &asked } else { &template };
     let prompter = Prompter::new(learned, labels, model.tokenizer(), Ends::of(model.tokenizer(), model.config()))?;
     let class_weights = recipe.class_weights(prompter.labels(), dialogues)?;
-    let lessons = Lessons { loss: recipe.train.loss, class_weights, threads };
+    let biases = recipe.biases(prompter.labels(), dialogues);
+    let lessons = Lessons { loss: recipe.train.loss, class_weights, biases, threads };
     let taught = match places.is_empty() {
         true => prompter.groups(model.tokenizer(), dialogues, &lessons)?,
         false => prompter.groups(model.tokenizer(), &shots::without(dialogues, &places), &lessons)?,

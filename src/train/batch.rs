@@ -5,7 +5,7 @@
 //! group, because a mask belongs to a sample. How a step is cut into micro-batches changes its result by rounding only.
 
 use super::data::{Group, Prompt};
-use super::loss::{Loss, Objective, Question, questions};
+use super::loss::{Loss, Objective, Question, Shape, questions};
 use crate::model::engine::Target;
 use crate::model::{Builder, Forest};
 use std::collections::HashMap;
@@ -15,6 +15,8 @@ use std::ops::Range;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Layout {
     pub loss: Loss,
+    /// Of the choice loss.
+    pub shape: Shape,
     /// Whether samples may share rows with each other.
     pub shared: bool,
 }
@@ -94,13 +96,15 @@ impl Layout {
                 };
                 let candidates = prompts.iter().map(&mut list).collect();
                 let is_gold = |&p: &usize| group.prompts[p].choice.is_some_and(|c| c.gold);
+                let bias = |&p: &usize| group.prompts[p].choice.map_or(0.0, |c| f64::from(c.bias));
+                let bias = prompts.iter().map(bias).collect();
                 let gold = prompts.iter().position(is_gold).unwrap_or(0); // `Loss::check` saw exactly one
                 let weight = f64::from(group.prompts[prompts[gold]].weight);
-                all.push(Question { candidates, gold, weight });
+                all.push(Question { candidates, bias, gold, weight });
             }
             first += group.prompts.len();
         }
-        Objective::Choices(all)
+        Objective::Choices(all, self.shape)
     }
 
     /// The target of position i is asked of the row of position i - 1.
@@ -132,7 +136,7 @@ mod tests {
     use super::super::data::Choice;
     use super::*;
 
-    const SHARED: Layout = Layout { loss: Loss::Answer, shared: true };
+    const SHARED: Layout = Layout { loss: Loss::Answer, shape: Shape { smoothing: 0.0, focal: 0.0 }, shared: true };
 
     fn prompt(ids: &[u32], answer: Range<usize>) -> Prompt {
         Prompt { ids: ids.to_vec(), answer, weight: 1.0, choice: None }
@@ -183,11 +187,12 @@ mod tests {
 
     #[test]
     fn candidates_are_lists_of_targets() {
-        let candidate = |ids: &[u32], gold| Prompt { choice: Some(Choice { question: 0, gold }), ..prompt(ids, 2..4) };
+        let candidate =
+            |ids: &[u32], gold| Prompt { choice: Some(Choice { question: 0, gold, bias: 0.5 }), ..prompt(ids, 2..4) };
         let group = group(0, vec![candidate(&[1, 2, 3, 4], false), candidate(&[1, 2, 3, 5], true)]);
-        let batch = Layout { loss: Loss::Choice, shared: true }.batch(&[&group]);
-        let question = Question { candidates: vec![vec![0, 1], vec![0, 2]], gold: 1, weight: 1.0 };
-        assert_eq!(batch.objective, Objective::Choices(vec![question]));
+        let batch = Layout { loss: Loss::Choice, ..SHARED }.batch(&[&group]);
+        let question = Question { candidates: vec![vec![0, 1], vec![0, 2]], bias: vec![0.5; 2], gold: 1, weight: 1.0 };
+        assert_eq!(batch.objective, Objective::Choices(vec![question], Shape::default()));
         assert_eq!(batch.targets[1..], [Target { row: 2, token: 4 }, Target { row: 2, token: 5 }]);
     }
 

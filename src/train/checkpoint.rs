@@ -1,7 +1,7 @@
 //! A run on disk: the adapter as PEFT reads it, exact parameters and moments, and where the run stands.
 //!
-//! `adapter_config.json`, `adapter_model.safetensors` (PEFT), `state.safetensors` (f32: params, m, v, and best where a
-//! dev score was given) and `state.json`. The folder is replaced in one step, so a kill leaves the old or the new one.
+//! `adapter_config.json`, `adapter_model.safetensors` (PEFT), `state.safetensors` (f32: params, m, v, best where a dev score
+//! was given, and mean where steps are averaged, which the adapter then is) and `state.json`. The folder is replaced in one step, so a kill leaves the old or the new one.
 //! The generators are counters, so seed and step are the whole random state and data position.
 
 use crate::files::config::Config;
@@ -45,6 +45,9 @@ pub(crate) struct State {
     pub options: Value,
     /// The best dev score so far; its parameters are the tensor `best`.
     pub best: Option<BestState>,
+    /// Whether steps are averaged already; their mean is the tensor `mean`.
+    #[serde(default)]
+    pub averaged: bool,
 }
 
 /// Where the best dev score was reached.
@@ -60,8 +63,10 @@ pub(crate) struct BestState {
 #[derive(Debug)]
 pub(crate) struct Numbers<'a> {
     pub adapter: &'a Adapter,
+    pub params: &'a [f32],
     pub moments: &'a Moments<'a>,
     pub best: Option<&'a [f32]>,
+    pub mean: Option<&'a [f32]>,
 }
 
 /// A run as read back.
@@ -70,6 +75,8 @@ pub(crate) struct Saved {
     pub adapter: Adapter,
     pub moments: Moments<'static>,
     pub best: Option<Vec<f32>>,
+    /// Empty where nothing is averaged yet.
+    pub mean: Vec<f32>,
 }
 
 /// Replaces the checkpoint at `target`; `more` may add files of the caller's to it.
@@ -104,8 +111,9 @@ fn check_target(target: &Path) -> Result<()> {
 }
 
 fn write_tensors(path: &Path, numbers: &Numbers) -> Result<()> {
-    let params = [("params", numbers.adapter.params()), ("m", &numbers.moments.m), ("v", &numbers.moments.v)];
-    let tensors: Vec<(&str, &[f32])> = params.into_iter().chain(numbers.best.map(|best| ("best", best))).collect();
+    let params = [("params", numbers.params), ("m", &numbers.moments.m), ("v", &numbers.moments.v)];
+    let more = [numbers.best.map(|best| ("best", best)), numbers.mean.map(|mean| ("mean", mean))];
+    let tensors: Vec<(&str, &[f32])> = params.into_iter().chain(more.into_iter().flatten()).collect();
     let entries: Vec<_> = tensors.iter().map(|(name, x)| ((*name).to_owned(), Dtype::F32, vec![x.len()])).collect();
     let mut writer = Writer::create(path, &entries, &[])?;
     for chunk in tensors.iter().flat_map(|(_, x)| x.chunks(1 << 14)) {
@@ -131,7 +139,8 @@ pub(crate) fn read(dir: &Path, config: &Config) -> Result<Saved> {
     adapter.params_mut().copy_from_slice(&get("params")?);
     let moments = Moments { m: get("m")?.into(), v: get("v")?.into() };
     let best = state.best.as_ref().map(|_| get("best")).transpose()?;
-    Ok(Saved { state, adapter, moments, best })
+    let mean = if state.averaged { get("mean")? } else { Vec::new() };
+    Ok(Saved { state, adapter, moments, best, mean })
 }
 
 fn read_state(path: &Path) -> Result<State> {

@@ -8,12 +8,14 @@ use sha2::{Digest, Sha256};
 use std::ops::Range;
 
 /// One candidate answer of a multiple-choice question.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Choice {
     /// Which question of the group.
     pub question: u32,
     /// Whether it is the right one.
     pub gold: bool,
+    /// What is added to its score while learning.
+    pub bias: f32,
 }
 
 /// One linear prompt with its answer.
@@ -80,6 +82,9 @@ fn check_prompt(prompt: &Prompt, vocabulary: usize, context: usize) -> Result<()
     if !(prompt.weight.is_finite() && prompt.weight >= 0.0) {
         return Err(Error::invalid(format!("its weight is {}, must be a number of 0 or more", prompt.weight)));
     }
+    if let Some(bias) = prompt.choice.map(|choice| choice.bias).filter(|bias| !bias.is_finite()) {
+        return Err(Error::invalid(format!("its bias is {bias}, must be a finite number")));
+    }
     Ok(())
 }
 
@@ -102,8 +107,12 @@ fn digest_prompt(hash: &mut Sha256, prompt: &Prompt) {
     hash.update((prompt.answer.start as u64).to_le_bytes());
     hash.update((prompt.answer.end as u64).to_le_bytes());
     hash.update(prompt.weight.to_bits().to_le_bytes());
-    let choice = prompt.choice.map_or(0, |c| 1 + 2 * u64::from(c.question) + (u64::from(c.gold) << 40));
-    hash.update(choice.to_le_bytes());
+    // a bias of 0 leaves the digest of checkpoints that know none
+    let bias = prompt.choice.map(|choice| choice.bias).filter(|&bias| bias != 0.0);
+    let flags =
+        |c: Choice| 1 + 2 * u64::from(c.question) + (u64::from(c.gold) << 40) + (u64::from(bias.is_some()) << 41);
+    hash.update(prompt.choice.map_or(0, flags).to_le_bytes());
+    bias.into_iter().for_each(|bias| hash.update(bias.to_bits().to_le_bytes()));
 }
 
 #[cfg(test)]
@@ -139,6 +148,8 @@ mod tests {
         assert!(refusal(|p| p.answer = 2..4).contains("positions 2..4 of 3 tokens"));
         assert!(refusal(|p| p.weight = f32::NAN).contains("its weight is NaN"));
         assert!(refusal(|p| p.weight = -1.0).contains("its weight is -1"));
+        let bias = f32::INFINITY;
+        assert!(refusal(|p| p.choice = Some(Choice { question: 0, gold: true, bias })).contains("its bias is inf"));
     }
 
     #[test]
@@ -154,15 +165,16 @@ mod tests {
             change(&mut group);
             digest(&[group])
         };
-        let changes: [&dyn Fn(&mut Group); 8] = [
+        let changes: [&dyn Fn(&mut Group); 9] = [
             &|_| {},
             &|g| g.sample = 2,
             &|g| g.prompts.push(prompt()),
             &|g| g.prompts[0].ids[2] = 4,
             &|g| g.prompts[0].answer = 1..3,
             &|g| g.prompts[0].weight = 2.0,
-            &|g| g.prompts[0].choice = Some(Choice { question: 0, gold: false }),
-            &|g| g.prompts[0].choice = Some(Choice { question: 0, gold: true }),
+            &|g| g.prompts[0].choice = Some(Choice { question: 0, gold: false, bias: 0.0 }),
+            &|g| g.prompts[0].choice = Some(Choice { question: 0, gold: true, bias: 0.0 }),
+            &|g| g.prompts[0].choice = Some(Choice { question: 0, gold: true, bias: 1.0 }),
         ];
         let digests: std::collections::BTreeSet<String> = changes.iter().map(|change| groups(change)).collect();
         assert_eq!(digests.len(), changes.len());

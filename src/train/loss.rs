@@ -1,7 +1,10 @@
 //! From log-probabilities to a loss and its derivative.
 //!
 //! Answer, Sequence   L = - sum_t w_t log p_t / W        t: target tokens, W: sum of w_t over the whole optimiser step
-//! Choice             L = - sum_q w_q log P_q(gold) / Q  P_q: softmax over the candidates' summed log p_t, Q: questions
+//! Choice             L = - sum_q w_q log P_q(gold) / Q  P_q: softmax over the candidates' scores, Q: questions;
+//!                                                       a score is the sum of log p_t and the candidate's bias
+//!   with smoothing e      - sum_c (e / n + (1 - e) [c = gold]) log P_q(c)   (Szegedy et al. 2016, arXiv 1512.00567, section 7)
+//!   or focal g            - (1 - P_q(gold))^g log P_q(gold)                 (Lin et al. 2017, arXiv 1708.02002, eq. 4)
 //!
 //! With all weights 1 the first is transformers' loss: a mean over the target tokens of the whole accumulated batch
 //! (`num_items_in_batch`), not a mean of micro-batch means. Sums run in f64 in the order of the targets.
@@ -92,11 +95,22 @@ fn check_questions(group: &Group) -> Result<()> {
     Ok(())
 }
 
+/// What the choice loss does beyond a cross-entropy: one of the two at most.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Shape {
+    /// e: the part of the truth that is shared out among all candidates.
+    pub smoothing: f64,
+    /// g: how much less a question counts that is answered well already.
+    pub focal: f64,
+}
+
 /// One question of a micro-batch, in terms of its target list.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Question {
     /// For every candidate, the targets whose log-probabilities add up to its own.
     pub candidates: Vec<Vec<usize>>,
+    /// What is added to every candidate's score.
+    pub bias: Vec<f64>,
     /// The right candidate.
     pub gold: usize,
     /// w_q: the gold prompt's weight.
@@ -109,7 +123,7 @@ pub(crate) enum Objective {
     /// w_t of every target; equal (row, token) targets are one target with their weights added.
     Tokens(Vec<f64>),
     /// Questions over the targets.
-    Choices(Vec<Question>),
+    Choices(Vec<Question>, Shape),
 }
 
 impl Objective {
@@ -119,7 +133,9 @@ impl Objective {
         let mut slope = vec![0.0; log_p.len()];
         let sum = match self {
             Objective::Tokens(weights) => tokens(weights, &log_p, &mut slope),
-            Objective::Choices(questions) => questions.iter().map(|q| choice(q, &log_p, &mut slope)).sum(),
+            Objective::Choices(questions, shape) => {
+                questions.iter().map(|q| choice(q, *shape, &log_p, &mut slope)).sum()
+            }
         };
         (sum / total, slope.iter().map(|s| (s / total) as f32).collect())
     }
@@ -130,17 +146,30 @@ fn tokens(weights: &[f64], log_p: &[f64], slope: &mut [f64]) -> f64 {
     weights.iter().zip(log_p).map(|(w, p)| -w * p).sum()
 }
 
-/// L = w (lse(s) - s_gold);  dL/ds_c = w (softmax(s)_c - [c = gold]);  every token of a candidate takes its slope.
-fn choice(question: &Question, log_p: &[f64], slope: &mut [f64]) -> f64 {
-    let score = |targets: &Vec<usize>| targets.iter().map(|&t| log_p[t]).sum::<f64>();
-    let scores: Vec<f64> = question.candidates.iter().map(score).collect();
+/// With p = softmax(s) and q the smoothed truth, L = -w sum_c q_c log p_c and dL/ds_c = w (p_c - q_c). Focal: with P = p_gold,
+/// L = -w (1 - P)^g log P and dL/ds_c = w (g P (1 - P)^(g - 1) log P - (1 - P)^g) ([c = gold] - p_c). Every token of a
+/// candidate takes its slope.
+fn choice(question: &Question, shape: Shape, log_p: &[f64], slope: &mut [f64]) -> f64 {
+    let score = |(targets, bias): (&Vec<usize>, &f64)| targets.iter().map(|&t| log_p[t]).sum::<f64>() + bias;
+    let scores: Vec<f64> = question.candidates.iter().zip(&question.bias).map(score).collect();
     let lse = log_sum_exp(&scores);
+    let Shape { smoothing, focal } = shape;
+    let share = smoothing / scores.len() as f64;
+    let truth = |c: usize| share + if c == question.gold { 1.0 - smoothing } else { 0.0 };
+    let gold = scores[question.gold] - lse;
+    let missing = (-gold.exp_m1()).max(0.0); // 1 - P without cancellation
+    // how much the focal loss turns the slope of a cross-entropy down; without it exactly 1
+    let turned = match focal {
+        0.0 => 1.0,
+        _ if missing == 0.0 => 0.0,
+        _ => missing.powf(focal) - focal * gold.exp() * missing.powf(focal - 1.0) * gold,
+    };
     for (c, targets) in question.candidates.iter().enumerate() {
-        let gold = if c == question.gold { 1.0 } else { 0.0 };
-        let d = question.weight * ((scores[c] - lse).exp() - gold);
+        let d = question.weight * turned * ((scores[c] - lse).exp() - truth(c));
         targets.iter().for_each(|&t| slope[t] += d);
     }
-    question.weight * (lse - scores[question.gold])
+    let entropy: f64 = scores.iter().enumerate().map(|(c, score)| truth(c) * (lse - score)).sum();
+    question.weight * if focal == 0.0 { entropy } else { missing.powf(focal) * -gold }
 }
 
 fn log_sum_exp(x: &[f64]) -> f64 {
@@ -158,7 +187,7 @@ mod tests {
     }
 
     fn candidate(question: u32, gold: bool) -> Prompt {
-        Prompt { choice: Some(Choice { question, gold }), ..prompt(4, 2..4, 1.0) }
+        Prompt { choice: Some(Choice { question, gold, bias: 0.0 }), ..prompt(4, 2..4, 1.0) }
     }
 
     fn group(prompts: Vec<Prompt>) -> Group {
@@ -190,8 +219,8 @@ mod tests {
 
     #[test]
     fn the_choice_loss_is_a_cross_entropy_over_summed_scores() {
-        let question = Question { candidates: vec![vec![0, 1], vec![0, 2]], gold: 1, weight: 1.0 };
-        let (loss, _) = Objective::Choices(vec![question]).value(&[-3.0, -1.0, -2.0], 1.0);
+        let question = Question { candidates: vec![vec![0, 1], vec![0, 2]], bias: vec![0.0; 2], gold: 1, weight: 1.0 };
+        let (loss, _) = Objective::Choices(vec![question], Shape::default()).value(&[-3.0, -1.0, -2.0], 1.0);
         let want = (1.0 + 1f64.exp()).ln(); // scores -4 and -5
         assert!((loss - want).abs() <= 1e-12, "{loss} against {want}");
     }
@@ -199,23 +228,55 @@ mod tests {
     #[test]
     fn slopes_equal_finite_differences() {
         check_slope(&Objective::Tokens(vec![1.0, 0.5, 3.0]), &[-0.5, -1.0, -2.0]);
-        let first = Question { candidates: vec![vec![0, 1], vec![0, 2], vec![3]], gold: 1, weight: 0.5 };
-        let second = Question { candidates: vec![vec![4], vec![2, 4]], gold: 0, weight: 2.0 };
-        check_slope(&Objective::Choices(vec![first, second]), &[-0.5, -1.0, -2.0, -1.5, -0.25]);
+        for shape in SHAPES {
+            let bias = vec![0.5, -1.0, 0.25];
+            let first = Question { candidates: vec![vec![0, 1], vec![0, 2], vec![3]], bias, gold: 1, weight: 0.5 };
+            let second = Question { candidates: vec![vec![4], vec![2, 4]], bias: vec![0.0; 2], gold: 0, weight: 2.0 };
+            check_slope(&Objective::Choices(vec![first, second], shape), &[-0.5, -1.0, -2.0, -1.5, -0.25]);
+        }
+    }
+
+    const SHAPES: [Shape; 4] = [
+        Shape { smoothing: 0.0, focal: 0.0 },
+        Shape { smoothing: 0.1, focal: 0.0 },
+        Shape { smoothing: 0.0, focal: 2.0 },
+        Shape { smoothing: 0.0, focal: 0.5 },
+    ];
+
+    #[test]
+    fn smoothing_focal_and_bias_are_their_papers() {
+        let value = |shape, bias: [f64; 2], log_p: [f32; 2]| {
+            let question = Question { candidates: vec![vec![0], vec![1]], bias: bias.to_vec(), gold: 0, weight: 1.0 };
+            Objective::Choices(vec![question], shape).value(&log_p, 1.0)
+        };
+        let p = 0.8f64;
+        let log_p = [p.ln() as f32, (1.0 - p).ln() as f32];
+        let near = |got: f64, want: f64| assert!((got - want).abs() <= 1e-6, "{got} against {want}");
+        near(value(SHAPES[1], [0.0; 2], log_p).0, -(0.95 * p.ln() + 0.05 * (1.0 - p).ln()));
+        near(value(SHAPES[2], [0.0; 2], log_p).0, -0.04 * p.ln());
+        // ln of priors 0.9 and 0.1: what is rare must be answered by a wider margin
+        let prior = [0.9f64.ln(), 0.1f64.ln()];
+        near(value(SHAPES[0], prior, log_p).0, -(0.8 * 0.9f64 / (0.8 * 0.9 + 0.2 * 0.1)).ln());
+        // an answer that is certain has no focal loss and no slope, and nothing is NaN
+        let (loss, slope) = value(SHAPES[3], [0.0; 2], [0.0, -200.0]);
+        assert_eq!((loss, slope), (0.0, vec![0.0; 2]));
     }
 
     #[test]
     fn a_token_shared_by_all_candidates_gets_no_slope() {
-        let question = Question { candidates: vec![vec![0, 1], vec![0, 2]], gold: 0, weight: 1.0 };
-        let (_, slope) = Objective::Choices(vec![question]).value(&[-1.0, -2.0, -3.0], 1.0);
+        let question = Question { candidates: vec![vec![0, 1], vec![0, 2]], bias: vec![0.0; 2], gold: 0, weight: 1.0 };
+        let (_, slope) = Objective::Choices(vec![question], SHAPES[1]).value(&[-1.0, -2.0, -3.0], 1.0);
         assert!(slope[0].abs() <= 1e-7, "{}", slope[0]);
     }
 
     #[test]
     fn nan_is_never_hidden() {
         assert!(Objective::Tokens(vec![1.0]).value(&[f32::NAN], 1.0).0.is_nan());
-        let question = Question { candidates: vec![vec![0], vec![1]], gold: 0, weight: 1.0 };
-        assert!(Objective::Choices(vec![question]).value(&[-1.0, f32::NAN], 1.0).0.is_nan());
+        for shape in SHAPES {
+            let question = Question { candidates: vec![vec![0], vec![1]], bias: vec![0.0; 2], gold: 0, weight: 1.0 };
+            let (loss, slope) = Objective::Choices(vec![question], shape).value(&[-1.0, f32::NAN], 1.0);
+            assert!(loss.is_nan() && slope.iter().all(|slope| slope.is_nan()), "{shape:?}");
+        }
     }
 
     #[test]

@@ -27,6 +27,12 @@ pub struct Options {
     pub shuffle: bool,
     /// `answer`, `sequence` or `choice`. Default `answer`.
     pub loss: Loss,
+    /// Of the choice loss, the part of the truth that is shared out among all answers, against labels that are wrong now and
+    /// then. Default 0.
+    pub label_smoothing: f64,
+    /// Of the choice loss, the focal loss's gamma: how much less a turn counts that is answered well already; not together
+    /// with smoothing. Default 0.
+    pub focal: f64,
     /// The peak learning rate. Default 2e-4, usual for LoRA.
     pub learning_rate: f64,
     /// `linear`, `cosine`, `cosine_with_min_lr`, `constant` or `constant_with_warmup`. Default `linear`.
@@ -47,6 +53,9 @@ pub struct Options {
     pub weight_decay: f64,
     /// The gradient's norm above which it is scaled down to it; 0 for no clipping. Default 1.
     pub clip: f64,
+    /// The part of the run's steps, its last, after which the parameters are averaged: their mean is what is scored on dev and
+    /// kept (Izmailov et al. 2018, arXiv 1803.05407, without their cycles). Default 0: the parameters as they are.
+    pub average: f64,
     /// NEFTune's alpha (arXiv 2310.05914): noise on the embeddings while training; 0 for none. Default 0.
     pub neftune: f64,
     /// MiB of activations that may be kept for the backward pass; layers beyond it are computed twice. It changes speed
@@ -67,6 +76,8 @@ impl Default for Options {
             micro_tokens: 2048,
             shuffle: true,
             loss: Loss::Answer,
+            label_smoothing: 0.0,
+            focal: 0.0,
             learning_rate: 2e-4,
             schedule: Schedule::Linear,
             min_rate: None,
@@ -77,6 +88,7 @@ impl Default for Options {
             epsilon: 1e-8,
             weight_decay: 0.0,
             clip: 1.0,
+            average: 0.0,
             neftune: 0.0,
             activation_mib: 1024,
             skip_limit: 10,
@@ -98,12 +110,31 @@ impl Options {
         for (name, value) in [("learning_rate", self.learning_rate), ("epsilon", self.epsilon)] {
             require(value > 0.0 && value.is_finite(), name, value, "above 0")?;
         }
-        for (name, value) in [("weight_decay", self.weight_decay), ("clip", self.clip), ("neftune", self.neftune)] {
+        let amounts = [
+            ("weight_decay", self.weight_decay),
+            ("clip", self.clip),
+            ("neftune", self.neftune),
+            ("focal", self.focal),
+        ];
+        for (name, value) in amounts {
             require(value >= 0.0 && value.is_finite(), name, value, "0 or more")?;
         }
-        for (name, value) in [("beta1", self.beta1), ("beta2", self.beta2), ("warmup_ratio", self.warmup_ratio)] {
+        let shares = [
+            ("beta1", self.beta1),
+            ("beta2", self.beta2),
+            ("warmup_ratio", self.warmup_ratio),
+            ("label_smoothing", self.label_smoothing),
+            ("average", self.average),
+        ];
+        for (name, value) in shares {
             require((0.0..1.0).contains(&value), name, value, "from 0 to below 1")?;
         }
+        let shaped = [("label_smoothing", self.label_smoothing), ("focal", self.focal)];
+        for (name, value) in shaped.into_iter().filter(|_| self.loss != Loss::Choice) {
+            require(value == 0.0, name, value, "0 unless loss is `choice`")?;
+        }
+        let focal = if self.label_smoothing == 0.0 { 0.0 } else { self.focal };
+        require(focal == 0.0, "focal", focal, "0 where label_smoothing is above 0")?;
         require(self.activation_mib <= u64::MAX >> 20, "activation_mib", self.activation_mib, "a number of bytes")
     }
 

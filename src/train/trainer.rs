@@ -7,6 +7,7 @@
 use super::batch::{Batch, Layout};
 use super::checkpoint::{self, BestState, FORMAT, Numbers, Saved, State};
 use super::data::{self, Group};
+use super::loss::Shape;
 use super::metrics::Metrics;
 use super::options::{self, Options};
 use super::schedule::Rate;
@@ -26,6 +27,8 @@ pub struct Trainer {
     adapter: Adapter,
     current: bool,
     learner: Box<dyn Learner>,
+    /// The mean of the parameters after the steps that are averaged; empty before the first of them.
+    mean: Vec<f32>,
     groups: Vec<Group>,
     options: Options,
     /// Digest of `groups`.
@@ -144,6 +147,7 @@ impl Trainer {
             best: None,
             metrics: None,
             old_lines: 0,
+            mean: Vec::new(),
             model,
             adapter,
             groups,
@@ -157,7 +161,7 @@ impl Trainer {
     /// As [`Trainer::new`]; NotFound, Io, BadFile, Unsupported from the files; InvalidArgument where the base model,
     /// its precision, the data or the options are not the ones of the checkpoint.
     pub fn resume(dir: &Path, model: Arc<Model>, groups: Vec<Group>, options: Options) -> Result<Self> {
-        let Saved { state, adapter, moments, best } = checkpoint::read(dir, model.engine().config())?;
+        let Saved { state, adapter, moments, best, mean } = checkpoint::read(dir, model.engine().config())?;
         let mut run = Self::with(model, adapter, Some(&moments), groups, options)?;
         run.check_same(&state).map_err(|e| e.at(dir.display()))?;
         run.best = match (state.best, best) {
@@ -166,6 +170,7 @@ impl Trainer {
         };
         (run.step, run.skipped, run.skipped_in_a_row) = (state.step, state.skipped, state.skipped_in_a_row);
         run.old_lines = state.metrics_lines;
+        (run.mean, run.current) = (mean, false);
         Ok(run)
     }
 
@@ -226,7 +231,24 @@ impl Trainer {
         self.step += 1;
         self.skipped += u64::from(skipped);
         self.skipped_in_a_row = if skipped { self.skipped_in_a_row + 1 } else { 0 };
+        self.average()?;
         Ok(report)
+    }
+
+    /// Takes the parameters after this step into the mean, if it is one of those that are averaged.
+    fn average(&mut self) -> Result<()> {
+        let averaged = (self.options.average * self.steps as f64).ceil() as u64;
+        let n = self.step.saturating_sub(self.steps - averaged);
+        if averaged == 0 || n == 0 {
+            return Ok(());
+        }
+        let values = self.learner.values()?;
+        match n {
+            1 => self.mean = values.to_vec(),
+            _ => self.mean.iter_mut().zip(values.iter()).for_each(|(mean, value)| *mean += (value - *mean) / n as f32),
+        }
+        self.current = false;
+        Ok(())
     }
 
     fn update(&mut self, lr: f64) -> Result<()> {
@@ -295,7 +317,8 @@ impl Trainer {
     /// The forests of this step that are worth a pass.
     fn batches(&self) -> Batches {
         let groups = self.groups_of_step();
-        let layout = Layout { loss: self.options.loss, shared: self.noise().is_none() };
+        let shape = Shape { smoothing: self.options.label_smoothing, focal: self.options.focal };
+        let layout = Layout { loss: self.options.loss, shape, shared: self.noise().is_none() };
         let cuts = layout.cut(&groups, self.options.micro_tokens);
         let batches = cuts.into_iter().map(|cut| layout.batch(&groups[cut]));
         Batches {
@@ -371,7 +394,9 @@ impl Trainer {
         self.adapter()?;
         let moments = self.learner.moments()?;
         let best = self.best.as_ref().map(|(_, params)| params.as_slice());
-        let numbers = Numbers { adapter: &self.adapter, moments: &moments, best };
+        let mean = (!self.mean.is_empty()).then_some(self.mean.as_slice());
+        let values = self.learner.values()?;
+        let numbers = Numbers { adapter: &self.adapter, params: &values, moments: &moments, best, mean };
         checkpoint::write(dir, &self.state()?, &numbers, more)
     }
 
@@ -392,16 +417,18 @@ impl Trainer {
             data: self.data.clone(),
             options: options::as_stored(&self.options)?,
             best: self.best.as_ref().map(best),
+            averaged: !self.mean.is_empty(),
         })
     }
 
-    /// The adapter as it is now.
+    /// The adapter as it is now: the parameters, or their mean once steps are averaged.
     ///
     /// # Errors
     /// DeviceLost and others of a GPU that keeps it; never on a CPU.
     pub fn adapter(&mut self) -> Result<&Adapter> {
         if !self.current {
-            self.adapter.set_params(self.learner.values()?);
+            let mean = || Arc::new(self.mean.clone());
+            self.adapter.set_params(if self.mean.is_empty() { self.learner.values()? } else { mean() });
             self.current = true;
         }
         Ok(&self.adapter)

@@ -1,7 +1,7 @@
 //! The trainer on an engine small enough to check: gradients, accumulation, order, resume, cancel, refusals.
 
 use super::super::data::{Choice, Prompt};
-use super::super::loss::Loss;
+use super::super::loss::{Loss, Shape};
 use super::super::schedule::Schedule;
 use super::*;
 use crate::fake::{self, Event, Script};
@@ -30,7 +30,7 @@ fn dialogues(n: u64) -> Vec<Group> {
 /// Questions with three candidates, the first tokens shared.
 fn questions(n: u64) -> Vec<Group> {
     let candidate = |g: u64, c: u64| Prompt {
-        choice: Some(Choice { question: 0, gold: c == draw(g, 3) }),
+        choice: Some(Choice { question: 0, gold: c == draw(g, 3), bias: 0.0 }),
         ..prompt(vec![1, draw(g, 13) as u32, 5, c as u32, 7 + (c * g % 3) as u32], 3..5)
     };
     (0..n).map(|g| Group { sample: g, prompts: (0..3).map(|c| candidate(g, c)).collect() }).collect()
@@ -72,6 +72,7 @@ fn params(trainer: &mut Trainer) -> Vec<f32> {
 
 fn bits(trainer: &mut Trainer) -> Vec<u32> {
     let mut all = params(trainer);
+    all.extend(trainer.learner.values().unwrap().iter());
     let Moments { m, v } = trainer.learner.moments().unwrap();
     all.extend(m.iter().chain(&*v));
     all.into_iter().map(f32::to_bits).collect()
@@ -232,7 +233,12 @@ fn prompts_are_shared_across_samples_only_without_randomness() {
     };
     let alone: usize = data_for(Loss::Answer)
         .iter()
-        .map(|group| super::super::batch::Layout { loss: Loss::Answer, shared: false }.batch(&[group]).forest.len())
+        .map(|group| {
+            super::super::batch::Layout { loss: Loss::Answer, shape: Shape::default(), shared: false }
+                .batch(&[group])
+                .forest
+                .len()
+        })
         .sum();
     assert!(tokens(0.0, 0.0) < alone);
     assert_eq!((tokens(0.1, 0.0), tokens(0.0, 5.0)), (alone, alone));
@@ -262,7 +268,8 @@ fn a_rerun_makes_the_same_bits() {
 #[test]
 fn a_run_saved_after_any_step_and_resumed_makes_the_same_bits() {
     let dir = tempfile::tempdir().unwrap();
-    for loss in [Loss::Answer, Loss::Choice] {
+    for (loss, average) in [(Loss::Answer, 0.0), (Loss::Choice, 0.5)] {
+        let options = |loss| Options { average, ..options(loss) };
         let (mut unbroken, _) = trainer(0.3, options(loss));
         let reports = run(&mut unbroken, 20);
         for stop in 0..=20 {
@@ -277,6 +284,29 @@ fn a_run_saved_after_any_step_and_resumed_makes_the_same_bits() {
             assert!(again.iter().zip(&reports[stop..]).all(|(a, b)| StepReport { seconds: b.seconds, ..*a } == *b));
         }
     }
+}
+
+#[test]
+fn the_last_steps_are_averaged_scored_and_kept_and_change_no_step() {
+    let averaged = Options { average: 0.25, ..options(Loss::Answer) };
+    let ((mut plain, _), (mut averaged, _)) = (trainer(0.3, options(Loss::Answer)), trainer(0.3, averaged));
+    let mut sum = vec![0.0; params(&mut plain).len()];
+    for step in 1..=24 {
+        let loss = run(&mut plain, 1)[0].loss;
+        assert_eq!(run(&mut averaged, 1)[0].loss, loss);
+        if step <= 18 {
+            assert_eq!(params(&mut averaged), params(&mut plain), "step {step}");
+            continue;
+        }
+        sum.iter_mut().zip(params(&mut plain)).for_each(|(sum, value)| *sum += f64::from(value));
+        let n = f64::from(step - 18);
+        let near = |(got, sum): (&f32, &f64)| (f64::from(*got) - sum / n).abs() <= 1e-6;
+        assert!(params(&mut averaged).iter().zip(&sum).all(near), "step {step}");
+    }
+    averaged.note_dev(1.0, Map::new()).unwrap();
+    let mean = params(&mut averaged);
+    assert_ne!(mean, params(&mut plain));
+    assert_eq!(averaged.finish().unwrap().0.params(), mean);
 }
 
 /// This test is its own child process, which trains and saves without end until it is killed.
