@@ -245,6 +245,18 @@ fn the_epoch_is_chosen_on_dev_and_its_calibration_is_stored() {
     let report = place.run(&["eval", "--adapter", &out, "--data", &dev, "--json"]).json();
     let calibrated = report["nll"].as_f64().unwrap();
     assert!(calibrated < nll[best], "{calibrated} {}", nll[best]);
+    // a part for every label fits what it was fitted to better than one temperature does
+    for kind in ["vector", "isotonic"] {
+        let (out, report) = (place.arg(kind), place.arg("report"));
+        let fixed = ["train", "--data", &data, "--dev", &dev, "--out", &out, "--calibrate", kind];
+        place.run(&[&fixed[..], &settings].concat()).ok();
+        let ran = ["eval", "--adapter", &out, "--data", &dev, "--report", &report, "--json"];
+        let figures = place.run(&ran).json();
+        assert!(figures["nll"].as_f64().unwrap() < calibrated, "{kind}: {figures}");
+        let written: Value = serde_json::from_slice(&std::fs::read(place.path("report/report.json")).unwrap()).unwrap();
+        let before = written["uncalibrated"]["nll"].as_f64().unwrap();
+        assert!((before - nll[best]).abs() < 1e-5, "{kind}: {before} {}", nll[best]);
+    }
 }
 
 fn labels_and_probabilities(place: &Place, arguments: &[&str]) -> Vec<(String, f64)> {

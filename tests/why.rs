@@ -49,7 +49,7 @@ impl Taught {
             "batch=4",
             "learning_rate=3e-3",
             "epochs=2",
-            "calibrate=false",
+            "calibrate=none",
         ];
         let mut all = vec!["train", "--data", &data, "--quiet"];
         settings.iter().for_each(|setting| all.extend(["--set", setting]));

@@ -10,7 +10,7 @@ use super::model::{Opened, adapter_of, dllm_model, dllm_str};
 use super::options::{described, read};
 use super::runtime::Runtime;
 use crate::emotion::classifier::Marked;
-use crate::emotion::metrics::{Report, fit_temperature};
+use crate::emotion::metrics::fit_temperature;
 use crate::emotion::template::{All, Window};
 use crate::emotion::{Bulk, Classifier, Labels, Method, Template};
 use crate::files::dialogues::{Dialogue, Turn};
@@ -363,8 +363,7 @@ pub unsafe extern "C" fn dllm_classifier_evaluate(
         let (report, asker, data, cancel) =
             unsafe { (out(report, "report")?, share(classifier)?, share(dataset)?, cancel_of(cancel)?) };
         let (classifier, marked) = (&asker.classifier, asker.marked(data.dialogues()?, cancel)?);
-        let temperature = classifier.card().temperature;
-        let figures = Report::new(classifier.labels().names(), &marked.scores, &marked.gold, temperature)?;
+        let figures = classifier.card().report(&marked)?;
         let text = serde_json::to_string(&figures).map_err(|_| Error::internal("a report is not JSON"))?;
         *report = dllm_string::boxed(text);
         Ok(())

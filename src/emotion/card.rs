@@ -3,7 +3,10 @@
 //! Label order, template, calibration and the base model travel with the adapter, so that none of them can disagree
 //! with it. Knows the file; no model.
 
+use super::calibration::Calibration;
+use super::classifier::Marked;
 use super::labels::Labels;
+use super::metrics::{Report, softmax};
 use super::template::Template;
 use crate::files::{Access, SETTINGS_LIMIT, Tensors, compressed, fingerprint, read_bounded};
 use crate::{Code, Error, Result};
@@ -14,8 +17,9 @@ use std::path::Path;
 /// Its name in an adapter folder.
 pub const FILE: &str = "dialoguellm.json";
 
-/// The newest format this version reads, and the one it writes.
-pub const FORMAT: u32 = 1;
+/// The newest format this version reads. It writes the oldest that can hold a card: 2 is for a calibration beyond a
+/// temperature, which a reader of 1 would miss.
+pub const FORMAT: u32 = 2;
 
 /// The content of dialoguellm.json.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,6 +33,9 @@ pub struct Card {
     pub template: Template,
     /// What label scores are divided by before they become probabilities; fitted on the dev split, 1 before that.
     pub temperature: f64,
+    /// What else is done to them; none for a temperature alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Calibration>,
     /// Fingerprint of the base model.
     pub base: String,
 }
@@ -36,7 +43,57 @@ pub struct Card {
 impl Card {
     /// A card before calibration.
     pub fn new(labels: Labels, template: Template, base: impl Into<String>) -> Self {
-        Self { format: FORMAT, labels, template, temperature: 1.0, base: base.into() }
+        Self { format: 1, labels, template, temperature: 1.0, calibration: None, base: base.into() }
+    }
+
+    /// The same card with another calibration.
+    #[must_use]
+    pub fn calibrated(mut self, temperature: f64, calibration: Option<Calibration>) -> Self {
+        self.format = if calibration.is_some() { 2 } else { 1 };
+        (self.temperature, self.calibration) = (temperature, calibration);
+        self
+    }
+
+    /// Label scores, as the model gives them, as probabilities that sum to 1.
+    pub fn probabilities(&self, scores: &[f32]) -> Vec<f64> {
+        match &self.calibration {
+            None => softmax(scores, self.temperature),
+            Some(_) => {
+                let scores: Vec<f32> = self.calibrated_scores(scores).into_iter().map(|score| score as f32).collect();
+                softmax(&scores, 1.0)
+            }
+        }
+    }
+
+    /// Scores whose softmax are these probabilities.
+    fn calibrated_scores(&self, scores: &[f32]) -> Vec<f64> {
+        let scores: Vec<f64> = scores.iter().map(|&score| f64::from(score) / self.temperature).collect();
+        self.calibration.as_ref().map_or(scores.clone(), |calibration| calibration.apply(&scores))
+    }
+
+    /// Figures of the scores of marked turns under this calibration.
+    ///
+    /// # Errors
+    /// As [`Report::new`].
+    pub fn report(&self, marked: &Marked) -> Result<Report> {
+        let names = self.labels.names();
+        if self.calibration.is_none() {
+            return Report::new(names, &marked.scores, &marked.gold, self.temperature);
+        }
+        let calibrated = |scores: &Vec<f32>| self.calibrated_scores(scores).into_iter().map(|z| z as f32).collect();
+        let scores: Vec<Vec<f32>> = marked.scores.iter().map(calibrated).collect();
+        Report::new(names, &scores, &marked.gold, 1.0)
+    }
+
+    /// The derivatives of the calibrated scores by the scores; `None` for curves, which have corners.
+    pub fn slopes(&self) -> Option<Vec<f64>> {
+        match &self.calibration {
+            None => Some(vec![1.0 / self.temperature; self.labels.len()]),
+            Some(Calibration::Vector { scale, .. }) => {
+                Some(scale.iter().map(|scale| scale / self.temperature).collect())
+            }
+            Some(Calibration::Isotonic { .. }) => None,
+        }
     }
 
     /// Reads the card of an adapter folder.
@@ -57,13 +114,13 @@ impl Card {
                 format!("labels, template, temperature or base is missing or not as format {FORMAT} has it"),
             )
         })?;
-        card.check_temperature().map_err(|error| error.at(path.display()))?;
+        card.check_calibration().map_err(|error| error.at(path.display()))?;
         Ok(card)
     }
 
     /// Writes the card into `dir`, which is an adapter folder being built. Errors: IO.
     pub fn write(&self, dir: &Path) -> Result<()> {
-        self.check_temperature()?;
+        self.check_calibration()?;
         let path = dir.join(FILE);
         let text = serde_json::to_string_pretty(self).map_err(|_| Error::internal("a card is not JSON"))?;
         std::fs::write(&path, text + "\n").map_err(|error| Error::io("write", &path, &error))
@@ -81,7 +138,10 @@ impl Card {
         Err(Error::new(Code::BadFile, text))
     }
 
-    fn check_temperature(&self) -> Result<()> {
+    fn check_calibration(&self) -> Result<()> {
+        if let Some(fault) = self.calibration.as_ref().and_then(|calibration| calibration.fault(self.labels.len())) {
+            return Err(Error::new(Code::BadFile, fault));
+        }
         if self.temperature.is_finite() && self.temperature > 0.0 {
             return Ok(());
         }
@@ -152,10 +212,26 @@ mod tests {
     }
 
     #[test]
+    fn a_calibration_beyond_a_temperature_is_written_as_a_newer_format_and_must_fit_the_labels() {
+        let dir = tempfile::tempdir().unwrap();
+        let vector = Calibration::Vector { scale: vec![1.5; 7], bias: vec![0.0, 1.0, 0.0, 0.0, 0.0, 0.0, -0.1] };
+        let own = card().calibrated(1.0, Some(vector));
+        own.write(dir.path()).unwrap();
+        assert_eq!((own.format, card().format), (2, 1));
+        let back = Card::read(dir.path()).unwrap();
+        assert_eq!(back, own);
+        let p = back.probabilities(&[-1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0]);
+        // 1.5 * -1 and 1.5 * -2 + 1
+        assert!((p.iter().sum::<f64>() - 1.0).abs() < 1e-12 && (p[0] / p[1] - 0.5f64.exp()).abs() < 1e-6, "{p:?}");
+        let few = card().calibrated(1.0, Some(Calibration::Vector { scale: vec![1.0; 6], bias: vec![0.0; 6] }));
+        assert!(few.write(dir.path()).unwrap_err().text().contains("for every label"));
+    }
+
+    #[test]
     fn a_newer_format_is_refused_even_if_all_else_is_unknown() {
-        let error = read(|value| *value = serde_json::json!({"format": 2, "future": true})).unwrap_err();
+        let error = read(|value| *value = serde_json::json!({"format": 3, "future": true})).unwrap_err();
         assert_eq!(error.code(), Code::Unsupported);
-        assert!(error.text().contains("format 2 is newer than 1"), "{error}");
+        assert!(error.text().contains("format 3 is newer than 2"), "{error}");
     }
 
     #[test]

@@ -12,7 +12,6 @@ pub use why::{Influence, Integral, Method, Why};
 use super::card::Card;
 use super::framing::Ends;
 use super::labels::Labels;
-use super::metrics::softmax;
 use super::prompts::{Prompter, Question};
 use super::spread::spread;
 use super::template::Template;
@@ -104,10 +103,11 @@ impl Classifier {
         Ok(Self { model, adapter, prompter, card })
     }
 
-    /// The same classifier with another calibration: see [`fit_temperature`](super::metrics::fit_temperature).
+    /// The same classifier with another temperature and nothing else as its calibration: see
+    /// [`fit_temperature`](super::metrics::fit_temperature).
     #[must_use]
     pub fn calibrated(mut self, temperature: f64) -> Self {
-        self.card.temperature = temperature;
+        self.card = self.card.calibrated(temperature, None);
         self
     }
 
@@ -134,7 +134,7 @@ impl Classifier {
 
     /// Label scores as calibrated probabilities, which sum to 1.
     pub fn probabilities(&self, scores: &[f32]) -> Vec<f32> {
-        softmax(scores, self.card.temperature).into_iter().map(|p| p as f32).collect()
+        self.card.probabilities(scores).into_iter().map(|p| p as f32).collect()
     }
 
     /// The probabilities `[dialogue][turn][label]` of every turn.

@@ -1,9 +1,11 @@
 //! Emotion in conversation: labels, templates, dialogues to forests to probabilities, and how good they are.
 //!
 //! Read in this order: `labels`, `template`, `framing` and `prompts` make token sequences; `card`, `classifier`, `live` and
-//! `written` ask the model; `metrics` and `baseline` judge the answers; `recipe`, `shots` and `run` train.
+//! `written` ask the model; `metrics` and `baseline` judge the answers, `calibration` and `trust`
+//! their probabilities; `recipe`, `shots` and `run` train.
 
 pub mod baseline;
+pub mod calibration;
 pub mod card;
 pub mod classifier;
 pub mod framing;

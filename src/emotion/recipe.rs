@@ -223,8 +223,9 @@ pub struct Eval {
     pub metric: Metric,
     /// Steps between dev scores; there is always one at the end of an epoch. Default 0: only there.
     pub dev_steps: u64,
-    /// Whether a temperature is fitted on the dev split and stored with the adapter. Default true.
-    pub calibrate: bool,
+    /// What is fitted on the dev split and stored with the adapter: `temperature`, `vector` (a scale and a bias for every label),
+    /// `isotonic` (a curve for every label) or `none`. Default `temperature`.
+    pub calibrate: Calibrate,
     /// Steps between checkpoints. Default 100; 0 for none but those at the end of an epoch.
     pub checkpoint_steps: u64,
     /// Tokens scored at once. Default 4096.
@@ -233,8 +234,28 @@ pub struct Eval {
 
 impl Default for Eval {
     fn default() -> Self {
-        Self { metric: Metric::WeightedF1, dev_steps: 0, calibrate: true, checkpoint_steps: 100, score_tokens: 4096 }
+        Self {
+            metric: Metric::WeightedF1,
+            dev_steps: 0,
+            calibrate: Calibrate::Temperature,
+            checkpoint_steps: 100,
+            score_tokens: 4096,
+        }
     }
+}
+
+/// How probabilities are calibrated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Calibrate {
+    /// Not at all.
+    None,
+    /// By one temperature.
+    Temperature,
+    /// By a scale and a bias for every label.
+    Vector,
+    /// By a curve for every label.
+    Isotonic,
 }
 
 /// What a dev score is; of two adapters the one with the larger score is the better.

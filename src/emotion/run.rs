@@ -4,13 +4,14 @@
 //! The caller owns the loop: while not done, [`Run::score_dev`] if one is due, else [`Run::step`]; [`Run::save`] in
 //! between and when it is stopped; [`Run::finish`] at the end. Every fact that a resumed run needs is in the checkpoint.
 
+use super::calibration::Calibration;
 use super::card::Card;
 use super::classifier::{Bulk, Classifier, Marked};
 use super::framing::Ends;
 use super::labels::Labels;
 use super::metrics::{Report, fit_temperature};
 use super::prompts::{Lessons, Prompter, Taught, pair_groups};
-use super::recipe::{Metric, Recipe};
+use super::recipe::{Calibrate, Metric, Recipe};
 use super::shots;
 use crate::files::dialogues::{Dialogue, Pair};
 use crate::files::{LoraConfig, folder};
@@ -351,9 +352,10 @@ impl Run {
         Ok(summary)
     }
 
-    /// Fits the temperature on the dev scores of the best parameters.
+    /// Fits the calibration on the dev scores of the best parameters.
     fn calibrate(&mut self, cancel: &Cancel) -> Result<()> {
-        let Some(Dev::Dialogues(dialogues)) = self.dev.as_ref().filter(|_| self.recipe.eval.calibrate) else {
+        let kind = self.recipe.eval.calibrate;
+        let Some(Dev::Dialogues(dialogues)) = self.dev.as_ref().filter(|_| kind != Calibrate::None) else {
             return Ok(());
         };
         let marked = match self.best.take() {
@@ -364,8 +366,13 @@ impl Run {
                 self.report(best, dialogues, cancel, &mut |_| ())?.1
             }
         };
-        let temperature = fit_temperature(&marked.scores, &marked.gold)?;
-        self.card.iter_mut().for_each(|card| card.temperature = temperature);
+        let (temperature, calibration) = match kind {
+            Calibrate::None => (1.0, None),
+            Calibrate::Temperature => (fit_temperature(&marked.scores, &marked.gold)?, None),
+            Calibrate::Vector => (1.0, Some(Calibration::vector(&marked.scores, &marked.gold)?)),
+            Calibrate::Isotonic => (1.0, Some(Calibration::isotonic(&marked.scores, &marked.gold)?)),
+        };
+        self.card = self.card.take().map(|card| card.calibrated(temperature, calibration));
         Ok(())
     }
 

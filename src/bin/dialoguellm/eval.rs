@@ -78,7 +78,11 @@ impl Eval {
         if let Some(path) = &self.predictions {
             out::file(path, &rows.iter().map(|row| format!("{row}\n")).collect::<String>())?;
         }
-        let answers: Vec<usize> = marked.scores.iter().map(|scores| likeliest(scores)).collect();
+        let answer = |scores: &Vec<f32>| match &classifier.card().calibration {
+            None => likeliest(scores),
+            Some(_) => likeliest(&classifier.probabilities(scores)),
+        };
+        let answers: Vec<usize> = marked.scores.iter().map(answer).collect();
         let mine = Mine { names, rows: &rows, gold: &marked.gold, answers: &answers, units: &marked.dialogues };
         let compared = self.compare.as_deref().map(|path| self.compared(path, &mine)).transpose()?;
         let baseline =

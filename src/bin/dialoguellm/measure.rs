@@ -6,10 +6,11 @@ use crate::progress::Progress;
 use crate::report::Content;
 use crate::why::MethodName;
 use clap::Args;
+use dialoguellm::emotion::calibration::Calibration;
 use dialoguellm::emotion::classifier::{Marked, Scored};
 use dialoguellm::emotion::metrics::{Report, softmax};
 use dialoguellm::emotion::run::METRICS;
-use dialoguellm::emotion::{Bulk, Classifier};
+use dialoguellm::emotion::{Bulk, Card, Classifier};
 use dialoguellm::files::Dialogue;
 use dialoguellm::{Error, Result};
 use serde_json::{Value, json};
@@ -37,7 +38,7 @@ impl Measured {
         let (scored, seconds) = (scored?, started.elapsed().as_secs_f64());
         let labels = classifier.labels();
         let marked = scored.marked(&dialogues, labels)?;
-        let report = Report::new(labels.names(), &marked.scores, &marked.gold, classifier.card().temperature)?;
+        let report = classifier.card().report(&marked)?;
         Ok(Self { dialogues, scored, marked, report, seconds })
     }
 
@@ -90,8 +91,9 @@ impl ReportArgs {
             scored.scores.iter().map(|turns| turns.iter().map(|scores| probabilities(scores)).collect()).collect()
         };
         let probabilities = all(&|scores| classifier.probabilities(scores));
-        let uncalibrated = match classifier.card().temperature {
-            1.0 => None,
+        let card = classifier.card();
+        let uncalibrated = match (card.temperature, &card.calibration) {
+            (1.0, None) => None,
             _ => {
                 let report = Report::new(classifier.labels().names(), &marked.scores, &marked.gold, 1.0)?;
                 Some((report, all(&|scores| softmax(scores, 1.0).into_iter().map(|p| p as f32).collect())))
@@ -100,12 +102,12 @@ impl ReportArgs {
         let mut content = Content {
             title,
             about: format!(
-                "{} dialogues; {} tokens computed of {} without sharing, in {}; temperature {:.3}",
+                "{} dialogues; {} tokens computed of {} without sharing, in {}; {}",
                 thousands(dialogues.len() as u64),
                 thousands(scored.tokens as u64),
                 thousands(scored.linear_tokens as u64),
                 duration(*seconds),
-                classifier.card().temperature
+                calibration(card)
             ),
             report,
             names: classifier.labels().names(),
@@ -128,6 +130,15 @@ impl ReportArgs {
         std::fs::create_dir_all(dir).map_err(|error| Error::io("make", dir, &error))?;
         out::file(&dir.join("report.json"), &format!("{}\n", content.json(figures.clone())))?;
         out::file(&dir.join("report.html"), &content.html()?)
+    }
+}
+
+/// How probabilities are calibrated, in words.
+fn calibration(card: &Card) -> String {
+    match &card.calibration {
+        None => format!("temperature {:.3}", card.temperature),
+        Some(Calibration::Vector { .. }) => "calibrated by a scale and a bias for every label".into(),
+        Some(Calibration::Isotonic { .. }) => "calibrated by a curve for every label".into(),
     }
 }
 

@@ -58,8 +58,8 @@ struct Turn<'a> {
     gold: Option<&'a str>,
     label: usize,
     p: f32,
-    /// The same before calibration, which keeps the label.
-    uncalibrated: Option<f32>,
+    /// Label and probability before calibration.
+    uncalibrated: Option<(usize, f32)>,
 }
 
 impl Content<'_> {
@@ -77,7 +77,10 @@ impl Content<'_> {
                     gold: turn.emotion.as_deref(),
                     label,
                     p: p[label],
-                    uncalibrated: self.uncalibrated.as_ref().map(|(_, probabilities)| probabilities[d][t][label]),
+                    uncalibrated: self.uncalibrated.as_ref().map(|(_, all)| {
+                        let label = likeliest(&all[d][t]);
+                        (label, all[d][t][label])
+                    }),
                 });
             }
         }
@@ -111,16 +114,15 @@ impl Content<'_> {
         turn.gold.is_some_and(|gold| gold != self.names[turn.label])
     }
 
-    /// Answers that can be right or wrong, with the confidence that `p` gives them.
-    fn answers(&self, turns: &[Turn], p: impl Fn(&Turn) -> Option<f32>) -> Vec<Answer> {
-        let marked = turns.iter().filter(|turn| turn.gold.is_some());
-        marked.filter_map(|turn| Some(Answer { confidence: f64::from(p(turn)?), right: !self.wrong(turn) })).collect()
+    /// A label and its probability as an answer, where it can be right or wrong.
+    fn answer(&self, turn: &Turn, (label, p): (usize, f32)) -> Option<Answer> {
+        Some(Answer { confidence: f64::from(p), right: turn.gold? == self.names[label] })
     }
 
     /// Reliability, the same before calibration, and risk by coverage.
     fn trust(&self, turns: &[Turn]) -> (Vec<Bin>, Vec<Bin>, Vec<(f64, f64)>) {
-        let answers = self.answers(turns, |turn| Some(turn.p));
-        let before = self.answers(turns, |turn| turn.uncalibrated);
+        let answers: Vec<Answer> = turns.iter().filter_map(|turn| self.answer(turn, (turn.label, turn.p))).collect();
+        let before: Vec<Answer> = turns.iter().filter_map(|turn| self.answer(turn, turn.uncalibrated?)).collect();
         (reliability(&answers, BINS), reliability(&before, BINS), risk_coverage(&answers))
     }
 

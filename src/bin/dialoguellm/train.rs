@@ -294,8 +294,11 @@ impl Train {
             out::line(format_args!("peak memory {}", bytes(peak)))?;
         }
         if let (Some(score), Some(epoch)) = (summary.best_score, summary.best_epoch) {
-            let temperature = summary.temperature;
-            out::line(format_args!("best dev score {score:.4} after epoch {epoch}; temperature {temperature:.3}"))?;
+            let temperature = match summary.temperature {
+                1.0 => String::new(),
+                temperature => format!("; temperature {temperature:.3}"),
+            };
+            out::line(format_args!("best dev score {score:.4} after epoch {epoch}{temperature}"))?;
         }
         out::line(format_args!("adapter written to {}", self.out.display()))
     }

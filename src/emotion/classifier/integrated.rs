@@ -10,7 +10,7 @@
 
 use super::why::{Influence, Integral, Why};
 use super::{Asked, Batch, Bulk, Classifier, Scored, check_finite};
-use crate::emotion::metrics::{likeliest, softmax};
+use crate::emotion::metrics::likeliest;
 use crate::emotion::prompts::{Origin, Question};
 use crate::files::dialogues::Turn;
 use crate::model::engine::{Pass, Path, Target};
@@ -57,7 +57,7 @@ impl Classifier {
         batch.push((0, 0), 0, line.question.clone());
         batch.push((1, 0), 0, line.start());
         self.ask(batch, bulk, &mut scored)?;
-        let [own, start] = [0, 1].map(|i| softmax(&scored.scores[i][0], self.card.temperature));
+        let [own, start] = [0, 1].map(|i| self.card.probabilities(&scored.scores[i][0]));
         let probabilities = self.probabilities(&scored.scores[0][0]);
         let label = label.unwrap_or_else(|| likeliest(&probabilities));
         let (base, whole) = (start[label].ln(), own[label].ln() - start[label].ln());
@@ -77,6 +77,8 @@ impl Classifier {
     /// What each token of the prompt adds to ln of the label's probability, by the sum over the points.
     fn along(&self, line: &Line, points: &[Point], label: usize, bulk: &Bulk) -> Result<Vec<f64>> {
         let mut shares = vec![0.0; line.origins.len()];
+        let corners = "an isotonic calibration has corners, where there are no gradients: leave words out instead";
+        let calibrated = self.card.slopes().ok_or_else(|| Error::unsupported(corners))?;
         let together = (bulk.budget / line.question.longest()).max(1);
         for points in points.chunks(together) {
             let mut batch = Batch::default();
@@ -97,10 +99,10 @@ impl Classifier {
                 for (asked, point) in batch.asked.iter().zip(points) {
                     let scores = asked.scores(&mut log_probs);
                     check_finite(&scores)?;
-                    let p = softmax(&scores, self.card.temperature);
+                    let p = self.card.probabilities(&scores);
                     for (i, answer) in asked.question.answers.iter().enumerate() {
                         let of = f64::from(u8::from(i == label)) - p[i];
-                        let slope = point.weight * of / self.card.temperature;
+                        let slope = point.weight * of * calibrated[i];
                         slopes.extend(std::iter::repeat_n(slope as f32, answer.len()));
                     }
                 }
