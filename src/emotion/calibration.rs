@@ -157,9 +157,9 @@ fn slopes(scores: &[Vec<f32>], gold: &[usize], at: &[f64]) -> (Vec<f64>, Vec<Vec
         for i in 0..n {
             let c = i % labels;
             gradient[i] += (p[c] - f64::from(u8::from(c == truth))) * feature(i);
-            for j in 0..n {
+            for (j, value) in hessian[i].iter_mut().enumerate() {
                 let e = j % labels;
-                hessian[i][j] += p[c] * (f64::from(u8::from(c == e)) - p[e]) * feature(i) * feature(j);
+                *value += p[c] * (f64::from(u8::from(c == e)) - p[e]) * feature(i) * feature(j);
             }
         }
     }
