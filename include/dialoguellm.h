@@ -277,7 +277,7 @@ typedef struct dllm_generate_options {
     uint32_t chat;
     /*
      Above 1, keep this many beams and give the likeliest text as a whole, at once, instead of drawing token by token;
-     temperature, top_p, top_k and seed must then be 0.
+     temperature, top_k and seed must then be 0, top_p 0 or 1.
      */
     uint32_t beams;
     /* In that format, a message of the system's before it; NULL for none. */

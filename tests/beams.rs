@@ -142,7 +142,7 @@ fn written_answers_are_the_best_beams_of_their_prompts_each_on_its_own() {
             let mut alone = Conversation::new(model.clone(), None, Options::default());
             alone.append(&prompt).unwrap();
             let best = alone.beams(&decode.search(model.end_tokens())).unwrap().remove(0);
-            let text = Streamed::whole(model.tokenizer(), &prompt, &best.tokens, &[]).unwrap().0;
+            let text = Streamed::new(model.tokenizer(), &prompt, &[]).unwrap().whole(&best.tokens).unwrap().0;
             assert_eq!((written.text.as_str(), written.text.is_empty()), (text.as_str(), false));
         }
     }

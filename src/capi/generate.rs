@@ -39,7 +39,7 @@ pub struct dllm_generate_options {
     /// 1 writes the prompt as a message in the model's own chat format, and lets it answer.
     pub chat: u32,
     /// Above 1, keep this many beams and give the likeliest text as a whole, at once, instead of drawing token by token;
-    /// temperature, top_p, top_k and seed must then be 0.
+    /// temperature, top_k and seed must then be 0, top_p 0 or 1.
     pub beams: u32,
     /// In that format, a message of the system's before it; NULL for none.
     pub system: *const c_char,
@@ -93,17 +93,16 @@ pub unsafe extern "C" fn dllm_model_generate(
         let chat = one_of(options.chat, &[false, true], "dllm_generate_options.chat")?;
         // SAFETY: as the header says.
         let ids = unsafe { ids(model, prompt, chat, options.system) }?;
-        let mut conversation = Conversation::new(model.clone(), adapter, Options { context: 0, cancel });
-        conversation.append(&ids)?;
+        let conversation = Conversation::new(model.clone(), adapter, Options { context: 0, cancel });
         let hear = |piece: &str| {
             // SAFETY: the caller's function, on the caller's thread, with the caller's pointer.
             on_text
                 .is_none_or(|hear| piece.is_empty() || unsafe { hear(user, piece.as_ptr().cast(), piece.len()) } == 0)
         };
         let whole = match options.beams {
-            0 | 1 => draw(model, &mut conversation, &sampling(model, &options), &stops, hear)?,
+            0 | 1 => draw(model, conversation, &ids, &sampling(model, &options), &stops, hear)?,
             _ => {
-                let best = search(model, &mut conversation, &options, &stops)?;
+                let best = search(model, conversation, &ids, &options, &stops)?;
                 hear(&best);
                 best
             }
@@ -116,17 +115,19 @@ pub unsafe extern "C" fn dllm_model_generate(
     })
 }
 
-/// The text drawn token by token; `hear` hears it as it comes, and ends it by false.
+/// The text drawn token by token behind `prompt`, in a conversation that is empty; `hear` hears it as it comes, and ends it
+/// by false.
 fn draw(
     model: &Model,
-    conversation: &mut Conversation,
+    mut conversation: Conversation,
+    prompt: &[u32],
     sampling: &Sampling,
     stops: &[String],
     hear: impl Fn(&str) -> bool,
 ) -> Result<String> {
     sampling.check()?;
-    let prompt = conversation.tokens().to_vec();
-    let mut streamed = Streamed::new(model.tokenizer(), &prompt, stops)?;
+    let mut streamed = Streamed::new(model.tokenizer(), prompt, stops)?;
+    conversation.append(prompt)?;
     let (mut whole, mut failed, mut ended) = (String::new(), None, false);
     let mut heard = |piece: &str| {
         whole += piece;
@@ -151,10 +152,11 @@ fn draw(
     Ok(whole)
 }
 
-/// The likeliest text that beams find.
+/// The likeliest text behind `prompt` that beams find, in a conversation that is empty.
 fn search(
     model: &Model,
-    conversation: &mut Conversation,
+    mut conversation: Conversation,
+    prompt: &[u32],
     options: &dllm_generate_options,
     stops: &[String],
 ) -> Result<String> {
@@ -171,9 +173,11 @@ fn search(
         eos: sampling.eos,
         ..Beams::default()
     };
-    let prompt = conversation.tokens().to_vec();
+    beams.check()?;
+    let streamed = Streamed::new(model.tokenizer(), prompt, stops)?;
+    conversation.append(prompt)?;
     let best = conversation.beams(&beams)?.into_iter().next().map(|best| best.tokens).unwrap_or_default();
-    Ok(Streamed::whole(model.tokenizer(), &prompt, &best, stops)?.0)
+    Ok(streamed.whole(&best)?.0)
 }
 
 /// The prompt's tokens.

@@ -23,17 +23,6 @@ impl<'t> Streamed<'t> {
         Ok(Self { decoder, stopper: Stopper { stops, held: String::new(), done: false } })
     }
 
-    /// The text of tokens that are all there, and whether a stop string ended it. Errors: as [`Streamed::new`].
-    pub fn whole(tokenizer: &Tokenizer, prompt: &[u32], tokens: &[u32], stops: &[String]) -> Result<(String, bool)> {
-        let mut streamed = Streamed::new(tokenizer, prompt, stops)?;
-        let mut text = String::new();
-        for &token in tokens {
-            text += &streamed.push(token)?;
-        }
-        let (rest, at_stop) = streamed.finish()?;
-        Ok((text + &rest, at_stop))
-    }
-
     /// The text that may be given out after `token`. Errors: those of the tokenizer.
     pub fn push(&mut self, token: u32) -> Result<String> {
         Ok(self.stopper.push(&self.decoder.push(token)?))
@@ -42,6 +31,16 @@ impl<'t> Streamed<'t> {
     /// Whether a stop string has ended the text.
     pub fn is_stopped(&self) -> bool {
         self.stopper.done
+    }
+
+    /// The text of tokens that are all there, and whether a stop string ended it. Errors: those of the tokenizer.
+    pub fn whole(mut self, tokens: &[u32]) -> Result<(String, bool)> {
+        let mut text = String::new();
+        for &token in tokens {
+            text += &self.push(token)?;
+        }
+        let (rest, at_stop) = self.finish()?;
+        Ok((text + &rest, at_stop))
     }
 
     /// What was held back for nothing, and whether a stop string has ended the text. Errors: those of the tokenizer.

@@ -2,8 +2,8 @@
 //!
 //! They may change which label is the likeliest, where a temperature cannot.
 
-use super::metrics::softmax;
-use crate::{Error, Result};
+use super::metrics::{check, softmax};
+use crate::Result;
 use serde::{Deserialize, Serialize};
 
 /// A calibration of label scores.
@@ -37,9 +37,9 @@ impl Calibration {
     /// The vector scaling under which the NLL of `gold` is least, `[turn][label]` scores; convex, by Newton's method.
     ///
     /// # Errors
-    /// INVALID_ARGUMENT where lengths or label numbers disagree or there is nothing to fit.
+    /// As [`Report::new`](super::metrics::Report::new).
     pub fn vector(scores: &[Vec<f32>], gold: &[usize]) -> Result<Self> {
-        let labels = check(scores, gold)?;
+        let labels = labels_of(scores, gold)?;
         let mut at: Vec<f64> = [vec![1.0; labels], vec![0.0; labels]].concat();
         let mut now = nll(scores, gold, &at);
         for _ in 0..STEPS {
@@ -47,10 +47,9 @@ impl Calibration {
             let step = solve(hessian, gradient);
             let moved = |by: f64| at.iter().zip(&step).map(|(at, step)| at - by * step).collect::<Vec<f64>>();
             // a whole step may go too far where the NLL is far from a parabola
-            let found = (0..30).map(|halvings| moved(0.5f64.powi(halvings))).find(|at| nll(scores, gold, at) < now);
-            let Some(better) = found else { break };
-            at = better;
-            now = nll(scores, gold, &at);
+            let tried = (0..30).map(|halvings| moved(0.5f64.powi(halvings))).map(|at| (nll(scores, gold, &at), at));
+            let Some(better) = tried.into_iter().find(|(nll, _)| *nll < now) else { break };
+            (now, at) = better;
         }
         let bias = at.split_off(labels);
         Ok(Self::Vector { scale: at, bias })
@@ -62,7 +61,7 @@ impl Calibration {
     /// # Errors
     /// As [`Calibration::vector`].
     pub fn isotonic(scores: &[Vec<f32>], gold: &[usize]) -> Result<Self> {
-        let labels = check(scores, gold)?;
+        let labels = labels_of(scores, gold)?;
         let probabilities: Vec<Vec<f64>> = scores.iter().map(|scores| softmax(scores, 1.0)).collect();
         let curve = |label: usize| {
             let turns = probabilities.iter().zip(gold);
@@ -71,19 +70,13 @@ impl Calibration {
         Ok(Self::Isotonic { curves: (0..labels).map(curve).collect() })
     }
 
-    /// Scores whose softmax are the calibrated probabilities; `scores` were divided by a temperature already.
-    pub fn apply(&self, scores: &[f64]) -> Vec<f64> {
+    /// Scores whose softmax are the calibrated probabilities.
+    pub fn apply(&self, scores: &[f32]) -> Vec<f64> {
         match self {
-            Calibration::Vector { scale, bias } => {
-                scores.iter().zip(scale).zip(bias).map(|((score, scale), bias)| scale * score + bias).collect()
-            }
+            Calibration::Vector { scale, bias } => scaled(scores, scale, bias),
             Calibration::Isotonic { curves } => {
-                let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let total: f64 = scores.iter().map(|score| (score - largest).exp()).sum();
-                let after = |(score, curve): (&f64, &Vec<(f64, f64)>)| {
-                    interpolated(curve, (score - largest).exp() / total).max(FLOOR).ln()
-                };
-                scores.iter().zip(curves).map(after).collect()
+                let after = |(p, curve): (f64, &Vec<(f64, f64)>)| interpolated(curve, p).max(FLOOR).ln();
+                softmax(scores, 1.0).into_iter().zip(curves).map(after).collect()
             }
         }
     }
@@ -110,24 +103,20 @@ impl Calibration {
     }
 }
 
-fn check(scores: &[Vec<f32>], gold: &[usize]) -> Result<usize> {
+fn labels_of(scores: &[Vec<f32>], gold: &[usize]) -> Result<usize> {
     let labels = scores.first().map_or(0, Vec::len);
-    let alike = scores.iter().all(|scores| scores.len() == labels && scores.iter().all(|score| score.is_finite()));
-    if scores.len() != gold.len() || gold.is_empty() || !alike || gold.iter().any(|&truth| truth >= labels) {
-        let text = format!("{} turns with scores and {} with a label cannot be fitted", scores.len(), gold.len());
-        return Err(Error::invalid(text + ": both must be as many, above 0, of the same labels and finite"));
-    }
+    check(labels, scores, gold)?;
     Ok(labels)
 }
 
-/// Scale and bias to probabilities.
+fn scaled(scores: &[f32], scale: &[f64], bias: &[f64]) -> Vec<f64> {
+    scores.iter().zip(scale).zip(bias).map(|((&score, scale), bias)| scale * f64::from(score) + bias).collect()
+}
+
+/// The probabilities at scales and biases, which follow each other.
 fn probabilities(scores: &[f32], at: &[f64]) -> Vec<f64> {
     let (scale, bias) = at.split_at(scores.len());
-    let z: Vec<f64> =
-        scores.iter().zip(scale).zip(bias).map(|((&score, scale), bias)| scale * f64::from(score) + bias).collect();
-    let largest = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let total: f64 = z.iter().map(|z| (z - largest).exp()).sum();
-    z.iter().map(|z| (z - largest).exp() / total).collect()
+    softmax(&scaled(scores, scale, bias), 1.0)
 }
 
 /// How far a parameter is from where it began: scales from 1, biases from 0.
@@ -232,7 +221,7 @@ mod tests {
     fn mean_nll(calibration: &Calibration) -> f64 {
         let (scores, gold) = turns();
         let of_turn = |(scores, &truth): (&Vec<f32>, &usize)| {
-            let z = calibration.apply(&scores.iter().map(|&score| f64::from(score)).collect::<Vec<_>>());
+            let z = calibration.apply(scores);
             z.iter().map(|z| z.exp()).sum::<f64>().ln() - z[truth]
         };
         scores.iter().zip(&gold).map(of_turn).sum::<f64>() / gold.len() as f64

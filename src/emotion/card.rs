@@ -12,6 +12,7 @@ use crate::files::{Access, SETTINGS_LIMIT, Tensors, compressed, fingerprint, rea
 use crate::{Code, Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::borrow::Cow;
 use std::path::Path;
 
 /// Its name in an adapter folder.
@@ -33,7 +34,7 @@ pub struct Card {
     pub template: Template,
     /// What label scores are divided by before they become probabilities; fitted on the dev split, 1 before that.
     pub temperature: f64,
-    /// What else is done to them; none for a temperature alone.
+    /// What is done to them before; none for a temperature alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<Calibration>,
     /// Fingerprint of the base model.
@@ -54,21 +55,17 @@ impl Card {
         self
     }
 
-    /// Label scores, as the model gives them, as probabilities that sum to 1.
-    pub fn probabilities(&self, scores: &[f32]) -> Vec<f64> {
+    /// The label scores of a turn under the calibration, which the temperature still divides.
+    pub fn scores<'a>(&self, scores: &'a [f32]) -> Cow<'a, [f32]> {
         match &self.calibration {
-            None => softmax(scores, self.temperature),
-            Some(_) => {
-                let scores: Vec<f32> = self.calibrated_scores(scores).into_iter().map(|score| score as f32).collect();
-                softmax(&scores, 1.0)
-            }
+            None => Cow::Borrowed(scores),
+            Some(calibration) => calibration.apply(scores).into_iter().map(|score| score as f32).collect(),
         }
     }
 
-    /// Scores whose softmax are these probabilities.
-    fn calibrated_scores(&self, scores: &[f32]) -> Vec<f64> {
-        let scores: Vec<f64> = scores.iter().map(|&score| f64::from(score) / self.temperature).collect();
-        self.calibration.as_ref().map_or(scores.clone(), |calibration| calibration.apply(&scores))
+    /// Label scores, as the model gives them, as probabilities that sum to 1.
+    pub fn probabilities(&self, scores: &[f32]) -> Vec<f64> {
+        softmax(&self.scores(scores), self.temperature)
     }
 
     /// Figures of the scores of marked turns under this calibration.
@@ -76,13 +73,8 @@ impl Card {
     /// # Errors
     /// As [`Report::new`].
     pub fn report(&self, marked: &Marked) -> Result<Report> {
-        let names = self.labels.names();
-        if self.calibration.is_none() {
-            return Report::new(names, &marked.scores, &marked.gold, self.temperature);
-        }
-        let calibrated = |scores: &Vec<f32>| self.calibrated_scores(scores).into_iter().map(|z| z as f32).collect();
-        let scores: Vec<Vec<f32>> = marked.scores.iter().map(calibrated).collect();
-        Report::new(names, &scores, &marked.gold, 1.0)
+        let scores: Vec<Vec<f32>> = marked.scores.iter().map(|scores| self.scores(scores).into_owned()).collect();
+        Report::new(self.labels.names(), &scores, &marked.gold, self.temperature)
     }
 
     /// The derivatives of the calibrated scores by the scores; `None` for curves, which have corners.

@@ -66,13 +66,12 @@ impl Report {
         let probabilities: Vec<Vec<f64>> = scores.iter().map(|scores| softmax(scores, temperature)).collect();
         let answers: Vec<usize> = scores.iter().map(|scores| likeliest(scores)).collect();
         let confusion = confusion(names.len(), gold, &answers);
-        let correct: usize = (0..names.len()).map(|label| confusion[label][label]).sum();
         Ok(Self {
             n: gold.len(),
-            accuracy: correct as f64 / gold.len() as f64,
+            accuracy: accuracy(&confusion),
             weighted_f1: weighted_f1(&confusion),
             macro_f1: macro_f1(&confusion),
-            per_label: names.iter().enumerate().map(|(label, name)| label_report(name, &confusion, label)).collect(),
+            per_label: per_label(names, &confusion),
             nll: nll(scores, gold, temperature),
             ece: ece(&probabilities, gold),
             confusion,
@@ -116,20 +115,20 @@ impl AnswerReport {
         for (&truth, answer) in gold.iter().zip(answers) {
             confusion[truth][answer.unwrap_or(labels)] += 1;
         }
-        let correct: usize = (0..labels).map(|label| confusion[label][label]).sum();
         Ok(Self {
             n: gold.len(),
             unmatched: answers.iter().filter(|answer| answer.is_none()).count(),
-            accuracy: correct as f64 / gold.len() as f64,
+            accuracy: accuracy(&confusion),
             weighted_f1: weighted_f1(&confusion),
             macro_f1: macro_f1(&confusion),
-            per_label: names.iter().enumerate().map(|(label, name)| label_report(name, &confusion, label)).collect(),
+            per_label: per_label(names, &confusion),
             confusion,
         })
     }
 }
 
-fn check(labels: usize, scores: &[Vec<f32>], gold: &[usize]) -> Result<()> {
+/// What [`Report::new`] refuses.
+pub(super) fn check(labels: usize, scores: &[Vec<f32>], gold: &[usize]) -> Result<()> {
     if gold.is_empty() || scores.len() != gold.len() {
         let text = format!(
             "{} turns were scored and {} have a label; both must be equal and above 0",
@@ -158,14 +157,14 @@ pub fn likeliest(scores: &[f32]) -> usize {
 }
 
 /// exp(score / temperature), made to sum to 1.
-pub fn softmax(scores: &[f32], temperature: f64) -> Vec<f64> {
+pub fn softmax<S: Copy + Into<f64>>(scores: &[S], temperature: f64) -> Vec<f64> {
     let total = log_sum(scores, temperature);
-    scores.iter().map(|&score| (f64::from(score) / temperature - total).exp()).collect()
+    scores.iter().map(|&score| (score.into() / temperature - total).exp()).collect()
 }
 
 /// ln of the sum of exp(score / temperature).
-fn log_sum(scores: &[f32], temperature: f64) -> f64 {
-    let scaled = || scores.iter().map(|&score| f64::from(score) / temperature);
+fn log_sum<S: Copy + Into<f64>>(scores: &[S], temperature: f64) -> f64 {
+    let scaled = || scores.iter().map(|&score| score.into() / temperature);
     let largest = scaled().fold(f64::NEG_INFINITY, f64::max);
     largest + scaled().map(|score| (score - largest).exp()).sum::<f64>().ln()
 }
@@ -194,6 +193,16 @@ fn ratio(part: usize, whole: usize) -> f64 {
 /// 2 tp / (support + answered): precision and recall's harmonic mean without their divisions.
 fn f1(confusion: &[Vec<usize>], label: usize) -> f64 {
     ratio(2 * confusion[label][label], support(confusion, label) + answered(confusion, label))
+}
+
+fn accuracy(confusion: &[Vec<usize>]) -> f64 {
+    let labels = 0..confusion.len();
+    let right: usize = labels.clone().map(|label| confusion[label][label]).sum();
+    ratio(right, labels.map(|label| support(confusion, label)).sum())
+}
+
+fn per_label(names: &[String], confusion: &[Vec<usize>]) -> Vec<LabelReport> {
+    names.iter().enumerate().map(|(label, name)| label_report(name, confusion, label)).collect()
 }
 
 fn label_report(name: &str, confusion: &[Vec<usize>], label: usize) -> LabelReport {

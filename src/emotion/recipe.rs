@@ -437,8 +437,8 @@ impl Recipe {
         }
     }
 
-    /// The template with this recipe's options, and without the demonstrations that are drawn ([`Recipe::shown`]). Without one of its own it is `earlier`'s (of an adapter that training
-    /// starts from), else `dialogue`.
+    /// The template with this recipe's options, and without the demonstrations that are drawn ([`Recipe::shown`]). Without one
+    /// of its own it is `earlier`'s (of an adapter that training starts from), else `dialogue`.
     ///
     /// # Errors
     /// As [`Template::from_toml_table`].

@@ -5,6 +5,7 @@
 
 use super::classifier::{Bulk, Classifier};
 use super::labels::Labels;
+use super::prompts::Question;
 use crate::conversation::{Beams, Conversation, Options, Streamed};
 use crate::files::Dialogue;
 use crate::{Error, Result};
@@ -92,10 +93,10 @@ impl Classifier {
             // what the prompts of a dialogue begin with is computed once
             let options = Options { context: 0, cancel: bulk.cancel.clone() };
             let mut conversation = Conversation::new(self.model().clone(), self.adapter().cloned(), options);
-            let written = |question: super::prompts::Question| {
+            let written = |question: Question| {
                 conversation.rebuild(&question.prompt)?;
                 let best = conversation.beams(&beams)?.into_iter().next().map(|best| best.tokens).unwrap_or_default();
-                let (text, _) = Streamed::whole(self.model().tokenizer(), &question.prompt, &best, &[])?;
+                let (text, _) = Streamed::new(self.model().tokenizer(), &question.prompt, &[])?.whole(&best)?;
                 done += 1;
                 progress(done);
                 Ok(Written { label: label_in(&text, &words), text })

@@ -78,10 +78,7 @@ impl Eval {
         if let Some(path) = &self.predictions {
             out::file(path, &rows.iter().map(|row| format!("{row}\n")).collect::<String>())?;
         }
-        let answer = |scores: &Vec<f32>| match &classifier.card().calibration {
-            None => likeliest(scores),
-            Some(_) => likeliest(&classifier.probabilities(scores)),
-        };
+        let answer = |scores: &Vec<f32>| likeliest(&classifier.card().scores(scores));
         let answers: Vec<usize> = marked.scores.iter().map(answer).collect();
         let mine = Mine { names, rows: &rows, gold: &marked.gold, answers: &answers, units: &marked.dialogues };
         let compared = self.compare.as_deref().map(|path| self.compared(path, &mine)).transpose()?;

@@ -64,8 +64,7 @@ impl Generate {
         let model = self.model.open()?;
         let adapter = self.adapter.as_ref().map(|dir| Adapter::read(dir, model.config())).transpose()?;
         let prompt = self.ids(&model)?;
-        let mut conversation = Conversation::new(model.clone(), adapter.map(Arc::new), Options::default());
-        conversation.append(&prompt)?;
+        let conversation = Conversation::new(model.clone(), adapter.map(Arc::new), Options::default());
         match self.beams {
             Some(width) => self.search(&model, &prompt, conversation, width, style),
             None => self.draw(&model, &prompt, conversation, style),
@@ -75,6 +74,7 @@ impl Generate {
     fn draw(&self, model: &Model, prompt: &[u32], mut conversation: Conversation, style: Style) -> Result<()> {
         let sampling = self.sampling(model);
         sampling.check()?;
+        conversation.append(prompt)?;
         let started = Instant::now();
         let mut text = Given {
             streamed: Streamed::new(model.tokenizer(), prompt, &self.stop)?,
@@ -112,11 +112,13 @@ impl Generate {
             eos: model.end_tokens(),
             ..Beams::default()
         };
+        beams.check()?;
+        conversation.append(prompt)?;
         let started = Instant::now();
         let found = conversation.beams(&beams)?;
         let seconds = started.elapsed().as_secs_f64();
         let told = |found: &Hypothesis| {
-            let (text, at_stop) = Streamed::whole(model.tokenizer(), prompt, &found.tokens, &self.stop)?;
+            let (text, at_stop) = Streamed::new(model.tokenizer(), prompt, &self.stop)?.whole(&found.tokens)?;
             let (tokens, score, stop) = (&found.tokens, found.score, reason(found.stop, at_stop));
             Ok(json!({"text": text, "tokens": tokens, "score": score, "stop": stop}))
         };
