@@ -339,6 +339,15 @@ typedef struct dllm_turn_report {
     uint64_t computed;
 } dllm_turn_report;
 
+/*
+ Describes what is seen in `clip` while `turn` is said: sets `description`, whose bytes are the caller's and stay until
+ the call that asked returns, or leaves it where there is nothing to tell. Anything but 0 ends that call as CANCELLED.
+ */
+typedef int32_t (*dllm_describe_fn)(void *user,
+                                    const struct dllm_turn *turn,
+                                    const char *clip,
+                                    struct dllm_str *description);
+
 /* How a run begins; zero is every field's default. */
 typedef struct dllm_trainer_options {
     /* sizeof(dllm_trainer_options). */
@@ -920,6 +929,22 @@ dllm_status dllm_conversation_restore(const struct dllm_classifier *classifier,
  */
 dllm_status dllm_conversation_add_turn(struct dllm_conversation *conversation,
                                        const struct dllm_turn *turn,
+                                       struct dllm_turn_report *report,
+                                       struct dllm_error **err);
+
+/*
+ Listens to a turn of which there is a picture or a film: where the template shows what is seen and `turn.visual` does not
+ say it, `describe` is asked, on this thread; its answer stays with the turn, also in what is saved. `clip` is handed to it
+ as it is, a path or whatever it understands. `report` may be NULL.
+
+ Errors: INVALID_ARGUMENT for a description that is not UTF-8; CANCELLED by `describe`; as dllm_conversation_add_turn().
+ Since:  0.1
+ */
+dllm_status dllm_conversation_add_clip(struct dllm_conversation *conversation,
+                                       const struct dllm_turn *turn,
+                                       const char *clip,
+                                       dllm_describe_fn describe,
+                                       void *user,
                                        struct dllm_turn_report *report,
                                        struct dllm_error **err);
 

@@ -465,6 +465,33 @@ public:
         check(dllm_conversation_add_turn(handle_.get(), &view, &report, check.out()));
         return report;
     }
+    /// Listens to a turn of which there is a picture or a film: where the template shows what is seen and the turn does not
+    /// say it, `describe` is asked, once.
+    dllm_turn_report add(const Turn &turn, const std::string &clip, const std::function<std::string(const std::string &clip)> &describe) {
+        // an exception must not cross the library: it waits here
+        struct Seer {
+            const std::function<std::string(const std::string &)> &describe;
+            std::string seen;
+            std::exception_ptr thrown;
+        } seer{describe, {}, nullptr};
+        auto ask = [](void *user, const dllm_turn *, const char *clip, dllm_str *description) -> int32_t {
+            auto &seer = *static_cast<Seer *>(user);
+            try {
+                *description = detail::view(seer.seen = seer.describe(clip));
+                return 0;
+            } catch (...) {
+                seer.thrown = std::current_exception();
+                return 1;
+            }
+        };
+        auto report = detail::sized<dllm_turn_report>();
+        dllm_turn view = {detail::view(turn.speaker), detail::view(turn.text), detail::view(turn.visual), detail::view(turn.emotion)};
+        detail::Check check;
+        const auto status = dllm_conversation_add_clip(handle_.get(), &view, clip.c_str(), ask, &seer, &report, check.out());
+        if (seer.thrown) std::rethrow_exception(seer.thrown);
+        check(status);
+        return report;
+    }
     /// The last turn's emotions.
     Emotions ask() {
         std::vector<float> p(labels_.size());

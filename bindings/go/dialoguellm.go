@@ -9,6 +9,7 @@ package dialoguellm
 #cgo pkg-config: dialoguellm
 #include <dialoguellm.h>
 #include <stdlib.h>
+extern int32_t dllmGoDescribe(void *user, struct dllm_turn *turn, char *clip, struct dllm_str *description);
 */
 import "C"
 
@@ -17,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"runtime/cgo"
 	"slices"
 	"unsafe"
 )
@@ -588,6 +590,49 @@ func (t *Conversation) Add(ctx context.Context, turn Turn) error {
 		status := C.dllm_conversation_add_turn(t.p, &view, nil, &err)
 		return errorOf(status, err)
 	})
+}
+
+// AddClip listens to a turn of which there is a picture or a film: where the template shows what is seen and the turn does
+// not say it, describe is asked, once. Its error ends the call.
+func (t *Conversation) AddClip(ctx context.Context, turn Turn, clip string, describe func(clip string) (string, error)) error {
+	var pinner runtime.Pinner
+	defer pinner.Unpin()
+	view := turn.c(&pinner)
+	seer := &seer{describe: describe, pinner: &pinner}
+	handle := cgo.NewHandle(seer)
+	defer handle.Delete()
+	pinner.Pin(&handle)
+	file, free := owned(clip)
+	defer free()
+	defer runtime.KeepAlive(t)
+	err := t.stop.during(ctx, func() error {
+		var err *C.dllm_error
+		status := C.dllm_conversation_add_clip(t.p, &view, file, C.dllm_describe_fn(C.dllmGoDescribe), unsafe.Pointer(&handle), nil, &err)
+		return errorOf(status, err)
+	})
+	if seer.err != nil {
+		return seer.err
+	}
+	return err
+}
+
+// seer describes a clip once.
+type seer struct {
+	describe func(clip string) (string, error)
+	pinner   *runtime.Pinner
+	err      error
+}
+
+//export dllmGoDescribe
+func dllmGoDescribe(user unsafe.Pointer, _ *C.dllm_turn, clip *C.char, description *C.dllm_str) C.int32_t {
+	seer := (*(*cgo.Handle)(user)).Value().(*seer)
+	text, err := seer.describe(C.GoString(clip))
+	if err != nil {
+		seer.err = err
+		return 1
+	}
+	*description = view(text, seer.pinner) // stays where it is until the call returns
+	return 0
 }
 
 // Ask names the last turn's emotion.

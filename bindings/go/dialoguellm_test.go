@@ -66,6 +66,32 @@ func TestATurnIsTheSameAloneAndInAConversation(t *testing.T) {
 	}
 }
 
+func TestWhatIsSeenIsAskedOnceAndAnErrorGoesThrough(t *testing.T) {
+	m := model()
+	defer m.Close()
+	c := must(m.NewClassifier())
+	defer c.Close()
+	talk, told := must(c.NewConversation()), must(c.NewConversation())
+	defer talk.Close()
+	defer told.Close()
+	asked := ""
+	see := func(clip string) (string, error) { asked += clip; return "Ann " + "jumps.", nil }
+	if err := talk.AddClip(ctx, dllm.Turn{Speaker: "Ann", Text: "We won!"}, "clip.mp4", see); err != nil || asked != "clip.mp4" {
+		t.Error(err, asked)
+	}
+	if err := told.Add(ctx, dllm.Turn{Speaker: "Ann", Text: "We won!", Visual: "Ann jumps."}); err != nil {
+		t.Error(err)
+	}
+	if !reflect.DeepEqual(must(talk.Ask(ctx)), must(told.Ask(ctx))) {
+		t.Error("a turn that was described says something else than one that has the description")
+	}
+	broken := errors.New("a broken film")
+	err := talk.AddClip(ctx, dllm.Turn{Text: "Why?"}, "", func(string) (string, error) { return "", broken })
+	if err != broken || talk.Turns() != 1 {
+		t.Error(err, talk.Turns())
+	}
+}
+
 func TestDataAreCountedJudgedAndCompared(t *testing.T) {
 	d := must(dllm.ParseDataset(ctx, data))
 	defer d.Close()

@@ -249,6 +249,13 @@ func ExampleConversation_Add() {
 	// Output: <nil> 1
 }
 
+func ExampleConversation_AddClip() {
+	talk := must(classifier().NewConversation())
+	see := func(clip string) (string, error) { return "She is laughing.", nil } // ask a vision model about the clip
+	fmt.Println(talk.AddClip(ctx, dllm.Turn{Speaker: "Ann", Text: "We won!"}, "clip.mp4", see), talk.Turns())
+	// Output: <nil> 1
+}
+
 func ExampleConversation_Ask() {
 	talk := must(classifier().NewConversation())
 	_, err := talk.Ask(ctx)

@@ -5,12 +5,13 @@ use super::cancel::{cancel_of, dllm_cancel};
 use super::classifier::{dllm_classifier, dllm_turn};
 use super::error::{dllm_error, dllm_status, dllm_string};
 use super::handle::{Handle, Kind, free, give, share, take};
+use super::model::dllm_str;
 use super::options::{described, read, write, zeroed};
-use crate::Result;
 use crate::conversation::Options;
 use crate::emotion::Live;
 use crate::emotion::live::Heard;
-use std::ffi::c_char;
+use crate::{Code, Error, Result};
+use std::ffi::{c_char, c_void};
 
 /// How a conversation is held; zero is every field's default.
 #[repr(C)]
@@ -139,6 +140,54 @@ pub unsafe extern "C" fn dllm_conversation_add_turn(
         // SAFETY: as the header says.
         let (mut live, turn) = unsafe { (take(conversation)?, super::boundary::array(turn, 1, "turn")?[0].get()?) };
         let heard = live.push(turn)?;
+        // SAFETY: as the header says.
+        unsafe { write(report, report_of(heard)) }
+    })
+}
+
+/// Describes what is seen in `clip` while `turn` is said: sets `description`, whose bytes are the caller's and stay until
+/// the call that asked returns, or leaves it where there is nothing to tell. Anything but 0 ends that call as CANCELLED.
+pub type dllm_describe_fn = Option<
+    unsafe extern "C" fn(
+        user: *mut c_void,
+        turn: *const dllm_turn,
+        clip: *const c_char,
+        description: *mut dllm_str,
+    ) -> i32,
+>;
+
+/// Listens to a turn of which there is a picture or a film: where the template shows what is seen and `turn.visual` does not
+/// say it, `describe` is asked, on this thread; its answer stays with the turn, also in what is saved. `clip` is handed to it
+/// as it is, a path or whatever it understands. `report` may be NULL.
+///
+/// Errors: INVALID_ARGUMENT for a description that is not UTF-8; CANCELLED by `describe`; as dllm_conversation_add_turn().
+/// Since:  0.1
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dllm_conversation_add_clip(
+    conversation: *mut dllm_conversation,
+    turn: *const dllm_turn,
+    clip: *const c_char,
+    describe: dllm_describe_fn,
+    user: *mut c_void,
+    report: *mut dllm_turn_report,
+    err: *mut *mut dllm_error,
+) -> dllm_status {
+    guard(err, || {
+        let describe =
+            describe.ok_or_else(|| Error::invalid("describe is NULL; dllm_conversation_add_turn() needs none"))?;
+        // SAFETY: as the header says.
+        let (mut live, said) = unsafe { (take(conversation)?, super::boundary::array(turn, 1, "turn")?[0].get()?) };
+        let heard = live.push_seen(said, |_| {
+            let mut description = dllm_str { data: std::ptr::null(), len: 0 };
+            // SAFETY: the caller's function, on the caller's thread, with the caller's pointers; what it sets stays until
+            // this call returns.
+            unsafe {
+                match describe(user, turn, clip, &mut description) {
+                    0 => Ok(description.get("the description")?.map(str::to_owned)),
+                    _ => Err(Error::new(Code::Cancelled, "stopped, as the callback that describes asked")),
+                }
+            }
+        })?;
         // SAFETY: as the header says.
         unsafe { write(report, report_of(heard)) }
     })

@@ -75,6 +75,22 @@ impl Live {
         heard
     }
 
+    /// Listens to a turn that can be seen: where the template shows what is seen and the turn does not say it, `describe`
+    /// is asked, and its answer is kept in the turn. So it is asked once a turn at most, and not after a restore.
+    ///
+    /// # Errors
+    /// What `describe` says, the turns then as before; as [`Live::push`].
+    pub fn push_seen(
+        &mut self,
+        mut turn: Turn,
+        describe: impl FnOnce(&Turn) -> Result<Option<String>>,
+    ) -> Result<Heard> {
+        if turn.visual.as_ref().is_none_or(String::is_empty) && self.classifier.card().template.shows_visual() {
+            turn.visual = describe(&turn)?;
+        }
+        self.push(turn)
+    }
+
     /// The probabilities of the last turn's labels: costs the question.
     ///
     /// # Errors

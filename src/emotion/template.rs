@@ -179,6 +179,11 @@ impl Template {
         Self::from_toml_table(table)
     }
 
+    /// Whether it may show what is seen: its context or question speaks of `visual`.
+    pub fn shows_visual(&self) -> bool {
+        [&self.context, &self.question].into_iter().any(|text| text.contains("visual"))
+    }
+
     /// As [`Template::from_toml`], from a parsed table, such as the `[template]` of a recipe.
     pub fn from_toml_table(mut table: toml::Table) -> Result<Self> {
         if let Some(base) = table.remove("base") {

@@ -104,6 +104,55 @@ static void a_turns_probabilities_are_the_same_alone_and_in_a_conversation(void)
     dllm_model_free(model);
 }
 
+struct film {
+    const char *seen;
+    int asked, refuses;
+    dllm_conversation *talk;
+};
+
+static int32_t describe(void *user, const dllm_turn *turn, const char *clip, dllm_str *description) {
+    struct film *film = (struct film *)user;
+    CHECK(strcmp(clip, "clip.mp4") == 0 && strcmp(turn->text.data, "We won!") == 0 && !description->data && !description->len);
+    CHECK(dllm_conversation_add_turn(film->talk, turn, NULL, NULL) == DLLM_STATUS_BUSY);
+    film->asked++;
+    if (film->seen) description->data = film->seen, description->len = strlen(film->seen);
+    return film->refuses;
+}
+
+static void what_is_seen_is_asked_once_and_kept_with_the_turn(void) {
+    dllm_model *model = open_model();
+    dllm_classifier *classifier = classifier_of(model);
+    dllm_conversation *talk = talk_of(classifier), *told = talk_of(classifier);
+    struct film film = { "Ann jumps.", 0, 0, talk };
+    dllm_turn turn = turn_of("Ann", "We won!"), seen = turn;
+    float asked[LABELS], said[LABELS];
+    dllm_turn_report report;
+    report.struct_size = sizeof report;
+    OK(dllm_conversation_add_clip(talk, &turn, "clip.mp4", describe, &film, &report, &err));
+    CHECK(film.asked == 1 && report.computed > 0);
+    seen.visual.data = film.seen, seen.visual.len = strlen(film.seen);
+    OK(dllm_conversation_add_turn(told, &seen, NULL, &err));
+    OK(dllm_conversation_ask(talk, asked, LABELS, &err));
+    OK(dllm_conversation_ask(told, said, LABELS, &err));
+    CHECK(memcmp(asked, said, sizeof said) == 0);
+    OK(dllm_conversation_add_clip(talk, &seen, "clip.mp4", describe, &film, NULL, &err)); /* it says what is seen */
+    CHECK(film.asked == 1 && dllm_conversation_n_turns(talk) == 2);
+    film.refuses = 1;
+    FAILS(DLLM_STATUS_CANCELLED, "describes", dllm_conversation_add_clip(talk, &turn, "clip.mp4", describe, &film, NULL, &err));
+    film.refuses = 0, film.seen = "\xff\xfe";
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "the description is not UTF-8",
+          dllm_conversation_add_clip(talk, &turn, "clip.mp4", describe, &film, NULL, &err));
+    FAILS(DLLM_STATUS_INVALID_ARGUMENT, "describe is NULL", dllm_conversation_add_clip(talk, &turn, NULL, NULL, NULL, NULL, &err));
+    CHECK(dllm_conversation_n_turns(talk) == 2);
+    film.seen = NULL;
+    OK(dllm_conversation_add_clip(talk, &turn, "clip.mp4", describe, &film, NULL, &err)); /* nothing to tell */
+    CHECK(film.asked == 4 && dllm_conversation_n_turns(talk) == 3);
+    dllm_conversation_free(told);
+    dllm_conversation_free(talk);
+    dllm_classifier_free(classifier);
+    dllm_model_free(model);
+}
+
 static void handles_may_be_freed_in_any_order(void) {
     for (int order = 0; order < 6; order++) {
         dllm_model *model = open_model();
@@ -593,6 +642,9 @@ static void null_for_every_pointer_that_is_needed_is_an_invalid_argument(void) {
     NEEDED(dllm_conversation_restore(classifier, NULL, "{}", 2, NULL, NULL, &err));
     NEEDED(dllm_conversation_add_turn(NULL, &turn, NULL, &err));
     NEEDED(dllm_conversation_add_turn(talk, NULL, NULL, &err));
+    NEEDED(dllm_conversation_add_clip(NULL, &turn, "", describe, NULL, NULL, &err));
+    NEEDED(dllm_conversation_add_clip(talk, NULL, "", describe, NULL, NULL, &err));
+    NEEDED(dllm_conversation_add_clip(talk, &turn, "", NULL, NULL, NULL, &err));
     NEEDED(dllm_conversation_ask(NULL, p, LABELS, &err));
     NEEDED(dllm_conversation_ask(talk, NULL, LABELS, &err));
     NEEDED(dllm_conversation_rollback(NULL, 0, &err));
@@ -948,6 +1000,7 @@ int main(int argc, char **argv) {
     RUN(a_child_forked_before_the_first_call_is_like_its_parent);
     RUN(the_version_of_header_and_library_is_one);
     RUN(a_turns_probabilities_are_the_same_alone_and_in_a_conversation);
+    RUN(what_is_seen_is_asked_once_and_kept_with_the_turn);
     RUN(handles_may_be_freed_in_any_order);
     RUN(tokens_are_texts_and_back);
     RUN(generated_text_is_streamed_and_ends_where_it_is_told);

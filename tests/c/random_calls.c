@@ -42,6 +42,12 @@ static dllm_str any_str(void) {
     return text;
 }
 
+static int32_t describe(void *user, const dllm_turn *turn, const char *clip, dllm_str *description) {
+    (void)turn, (void)clip;
+    *description = *(const dllm_str *)user;
+    return below(4) == 0;
+}
+
 static const char *any_path(void) {
     switch (below(6)) {
     case 0: return NULL;
@@ -173,7 +179,13 @@ static void call(uint32_t which) {
     }
     case 18: {
         ANY_OPTIONS(dllm_turn_report, report);
-        status = dllm_conversation_add_turn(ANY(talks), below(9) ? &turn : NULL, below(3) ? &report : NULL, error);
+        if (below(2)) {
+            status = dllm_conversation_add_turn(ANY(talks), below(9) ? &turn : NULL, below(3) ? &report : NULL, error);
+        } else {
+            dllm_str seen = any_str();
+            status = dllm_conversation_add_clip(ANY(talks), below(9) ? &turn : NULL, a, below(9) ? describe : NULL, &seen,
+                                                below(3) ? &report : NULL, error);
+        }
         break;
     }
     case 19: status = dllm_conversation_ask(ANY(talks), below(9) ? p : NULL, capacity, error); break;

@@ -50,6 +50,17 @@ static void emotions_are_iterated_with_their_labels() {
 
 static void what_a_callback_throws_goes_through() {
     dllm::Model model(model_dir);
+    dllm::Classifier classifier(model);
+    dllm::Conversation talk(classifier), told(classifier);
+    talk.add({"Ann", "We won!"}, "clip.mp4", [](const std::string &clip) { return "Ann jumps in " + clip; });
+    told.add({"Ann", "We won!", "Ann jumps in clip.mp4"});
+    CHECK(talk.ask().best() == told.ask().best());
+    try {
+        talk.add({"Bo", "Leave me alone."}, "broken", [](const std::string &clip) -> std::string { throw clip; });
+        CHECK(false);
+    } catch (const std::string &clip) {
+        CHECK(clip == "broken" && talk.n_turns() == 1);
+    }
     std::string heard;
     auto text = model.generate("Ann: We", nullptr, [&](std::string_view piece) { return heard += piece, heard.size() < 8; });
     CHECK(heard == text && !text.empty());

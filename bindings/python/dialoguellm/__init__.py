@@ -423,10 +423,39 @@ class Conversation(_Handle):
         super().__init__(handle)
         self.labels = labels
 
-    def add(self, turn: Turn | tuple[str, str]) -> tuple[int, int]:
-        """Listens to a turn; tokens computed, and oldest turns dropped."""
+    def add(
+        self,
+        turn: Turn | tuple[str, str],
+        clip: _Path | None = None,
+        describe: Callable[[str], str | None] | None = None,
+    ) -> tuple[int, int]:
+        """Listens to a turn; tokens computed, and oldest turns dropped. Where the template shows what is seen and the turn does
+        not say it, `describe` is asked what there is in `clip`, once."""
         report, turn = new(_c.TurnReport), _turn(turn)._c()
-        call("conversation_add_turn", self._handle, c.byref(turn), c.byref(report))
+        if (clip is None) != (describe is None):
+            raise ValueError("clip and describe are given together")
+        if clip is None or describe is None:
+            call("conversation_add_turn", self._handle, c.byref(turn), c.byref(report))
+            return report.computed, report.dropped
+        seen: list[bytes] = []
+        raised: list[BaseException] = []
+
+        def see(_user, _turn, clip, description):
+            try:
+                if (text := describe(os.fsdecode(clip))) is not None:
+                    seen.append(text.encode())  # stays until the call returns
+                    description[0].data, description[0].len = seen[0], len(seen[0])
+                return 0
+            except BaseException as error:
+                raised.append(error)
+                return 1
+
+        try:
+            call("conversation_add_clip", self._handle, c.byref(turn), _path(clip), _c.DESCRIBE_FN(see), None, c.byref(report))
+        except Error:
+            if raised:
+                raise raised[0] from None
+            raise
         return report.computed, report.dropped
 
     def ask(self) -> dict[str, float]:

@@ -53,6 +53,7 @@ STRUCTS = {
 }  # fmt: skip
 
 TEXT_FN = c.CFUNCTYPE(c.c_int32, c.c_void_p, c.c_void_p, c.c_size_t)
+DESCRIBE_FN = c.CFUNCTYPE(c.c_int32, c.c_void_p, c.c_void_p, c.c_char_p, c.POINTER(Str))
 PROGRESS_FN = c.CFUNCTYPE(c.c_int32, c.c_void_p, c.c_uint64, c.c_uint64)
 LOG_FN = c.CFUNCTYPE(None, c.c_void_p, c.c_char_p)
 
@@ -70,6 +71,7 @@ CALLS = {
     "classifier_why": [_h, _h, _n, _n, _u, _h, _o],
     "classifier_calibrate": [_h, _h, _h, _o], "classifier_save": [_h, _s], "conversation_new": [_h, _h, _o],
     "conversation_restore": [_h, _h, _s, _n, _o, _h], "conversation_add_turn": [_h, _h, _h],
+    "conversation_add_clip": [_h, _h, _s, DESCRIBE_FN, _h, _h],
     "conversation_ask": [_h, _h, _n], "conversation_rollback": [_h, _n], "conversation_save": [_h, _o],
     "dataset_open": [_s, _s, _h, _n, _h, _o], "dataset_parse": [_s, _n, _h, _n, _h, _o],
     "dataset_stats": [_h, _o], "dataset_json_lines": [_h, _o], "dataset_baseline": [_h, _h, _o],

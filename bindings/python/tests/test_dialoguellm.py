@@ -37,6 +37,24 @@ class Facts(unittest.TestCase):
             self.assertEqual((talk.n_turns, talk.ask()), (1, alone[0]))
             self.assertEqual(classifier.restore(saved).ask(), alone[1])
 
+    def test_what_is_seen_is_asked_once_and_what_is_raised_goes_through(self):
+        with self.model.classifier() as classifier, classifier.conversation() as talk, classifier.conversation() as told:
+            asked = []
+            talk.add(("Ann", "We won!"), Path("clip.mp4"), lambda clip: asked.append(clip) or "Ann jumps.")
+            talk.add(("Bo", "Leave me alone."), "clip.mp4", lambda clip: None)
+            told.add(dllm.Turn("Ann", "We won!", visual="Ann jumps."))
+            told.add(("Bo", "Leave me alone."))
+            self.assertEqual((asked, talk.ask()), (["clip.mp4"], told.ask()))
+
+            def fail(clip):
+                raise KeyError(clip)
+
+            with self.assertRaises(KeyError):
+                talk.add(("Ann", "Why?"), "broken", fail)
+            with self.assertRaises(ValueError):
+                talk.add(("Ann", "Why?"), "clip.mp4")
+            self.assertEqual(talk.n_turns, 2)
+
     def test_data_are_counted_judged_and_compared(self):
         data = dllm.Dataset.parse(DATA)
         self.assertEqual(data.stats(), {"dialogues": 2, "turns": 3, "labels": {"anger": 1, "joy": 1, "surprise": 1}})

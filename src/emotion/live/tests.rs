@@ -44,6 +44,37 @@ fn live_probabilities_are_those_in_bulk() {
 }
 
 #[test]
+fn what_is_seen_is_asked_once_and_only_where_it_is_shown() {
+    let ask = |template: Template, visual: Option<&str>| {
+        let (classifier, _) = classifier(4000, template, &NAMES);
+        let (mut live, mut asked) = (live(&classifier), 0);
+        let said = Turn { speaker: "A".into(), text: "b".into(), visual: visual.map(Into::into), ..Turn::default() };
+        live.push_seen(said, |turn| {
+            asked += 1;
+            Ok(Some(format!("{} smiles", turn.speaker)))
+        })
+        .unwrap();
+        assert_eq!(live.ask().unwrap(), bulk(&classifier, live.turns()));
+        let restored = Live::restore(classifier, Options::default(), &live.save()).unwrap().0;
+        assert_eq!(restored.turns(), live.turns());
+        (asked, live.turns()[0].visual.clone())
+    };
+    let blind = Template { context: "{{ target.text }}\n".into(), ..template("") };
+    assert_eq!(ask(template(""), None), (1, Some("A smiles".into())));
+    assert_eq!(ask(template(""), Some("")), (1, Some("A smiles".into())));
+    assert_eq!(ask(template(""), Some("A frowns")), (0, Some("A frowns".into())));
+    assert_eq!(ask(blind, None), (0, None));
+}
+
+#[test]
+fn where_nothing_can_be_told_of_what_is_seen_the_turns_are_as_before() {
+    let (classifier, _) = classifier(4000, template(""), &NAMES);
+    let mut live = live(&classifier);
+    let failed = live.push_seen(Turn::default(), |_| Err(Error::invalid("a broken film"))).unwrap_err();
+    assert_eq!((failed.to_string().as_str(), live.turns().len(), live.tokens()), ("a broken film", 0, 0));
+}
+
+#[test]
 fn a_turn_costs_its_own_tokens_and_asking_costs_a_leaf() {
     let (classifier, dials) = classifier(4000, template("bos = \"never\""), &["x", "y"]);
     let mut live = live(&classifier);

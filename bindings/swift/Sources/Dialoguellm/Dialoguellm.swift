@@ -454,6 +454,38 @@ public actor Conversation {
             try withExtendedLifetime(pinned) { try check { dllm_conversation_add_turn(handle.pointer, &view, nil, &$0) } }
         }
     }
+    /// Listens to a turn of which there is a picture or a film: where the template shows what is seen and the turn does not say
+    /// it, `describe` is asked, once. What it throws ends the call.
+    public func add(_ turn: Turn, clip: String, describe: @escaping @Sendable (String) throws -> String?) async throws {
+        final class Seer {
+            let describe: @Sendable (String) throws -> String?, pinned: Pinned
+            var thrown: Error?
+            init(_ describe: @escaping @Sendable (String) throws -> String?, _ pinned: Pinned) { (self.describe, self.pinned) = (describe, pinned) }
+        }
+        try await cancel.during { [handle] in
+            let pinned = Pinned()
+            let seer = Seer(describe, pinned)
+            var view = turn.view(pinned)
+            let see: dllm_describe_fn = { user, _, clip, description in
+                let seer = Unmanaged<Seer>.fromOpaque(user!).takeUnretainedValue()
+                do {
+                    description!.pointee = seer.pinned.view(try seer.describe(String(cString: clip!)))
+                    return 0
+                } catch {
+                    seer.thrown = error
+                    return 1
+                }
+            }
+            try withExtendedLifetime(seer) {
+                do {
+                    let user = Unmanaged.passUnretained(seer).toOpaque()
+                    try check { dllm_conversation_add_clip(handle.pointer, &view, clip, see, user, nil, &$0) }
+                } catch {
+                    throw seer.thrown ?? error
+                }
+            }
+        }
+    }
     /// The last turn's emotion.
     public func ask() async throws -> Emotions {
         try await cancel.during { [handle, labels] in

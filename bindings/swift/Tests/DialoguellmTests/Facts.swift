@@ -43,6 +43,17 @@ func probabilitiesHaveTheBitsOfAllLanguages() async throws {
     #expect(bits == want.split(whereSeparator: \.isWhitespace).map(String.init))
 }
 
+@Test func whatIsSeenIsAskedOnceAndWhatIsThrownGoesThrough() async throws {
+    struct Broken: Error {}
+    let classifier = try Classifier(model())
+    let (talk, told) = (try Conversation(classifier), try Conversation(classifier))
+    try await talk.add(Turn("Ann", "We won!"), clip: "clip.mp4") { clip in "Ann jumps in \(clip)." }
+    try await told.add(Turn("Ann", "We won!", visual: "Ann jumps in clip.mp4."))
+    #expect(try await talk.ask() == told.ask())
+    await #expect(throws: Broken.self) { try await talk.add(Turn("Bo", "Why?"), clip: "") { _ in throw Broken() } }
+    #expect(await talk.turns == 1)
+}
+
 @Test func dataAreCountedJudgedAndCompared() throws {
     let set = try Dataset(parsing: data)
     #expect(try set.stats().contains("\"turns\":3"))
