@@ -80,7 +80,7 @@ fn paper_form(tokenizer: &Tokenizer, ends: Ends, longest: Option<usize>, dialogu
 
 fn taught(template: &Template, labels: Labels, tokenizer: &Tokenizer, ends: Ends, dialogues: &[Dialogue]) -> Taught {
     let prompter = Prompter::new(template, labels, tokenizer, ends).unwrap();
-    prompter.groups(tokenizer, dialogues, &Lessons { threads: 2, ..Lessons::default() }).unwrap()
+    prompter.groups(tokenizer, dialogues, &Lessons { threads: 2, ..Lessons::default() }, &[]).unwrap()
 }
 
 /// Every prompt's path through the forest of its group spells what `expected` says; returns the forests' tokens.

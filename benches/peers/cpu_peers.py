@@ -1,12 +1,16 @@
 #!/usr/bin/env python3
 """PyTorch, PEFT and llama.cpp on a CPU beside `dialoguellm bench`: prefill, decoding and the gradient of a LoRA step.
 
-    python cpu_peers.py MODEL [--threads 2] [--rounds 5] [--compile] [--gguf FILE ...]
+    python cpu_peers.py MODEL [--threads 2] [--rounds 5] [--compile] [--f32] [--gguf FILE ...]
 
 MODEL is a Hugging Face folder; the command is target/release/dialoguellm, or what DLLM_COMMAND names. Every round measures
 each side once, in turns, with the same number of threads and tokens; the table has medians. The peer is given what makes it
-fast: bf16 weights and adapters, no padding, logits for the last rows only. --compile measures torch.compile's too. GGUF files
-are measured where llama-cpp-python is there (PyPI); what cannot be measured is said, not left out. Nothing is fetched.
+fast: bf16 weights and adapters, no padding, logits for the last rows only. --compile measures torch.compile's too, --f32 also
+f32, which is faster where no instruction multiplies bf16. GGUF files are measured where llama-cpp-python is there (PyPI); what
+cannot be measured is said, not left out. Nothing is fetched.
+
+All limited to AVX2: DLLM_ISA=avx2, ATEN_CPU_CAPABILITY=avx2, ONEDNN_MAX_CPU_ISA=AVX2, MKL_ENABLE_INSTRUCTIONS=AVX2 in the environment,
+and llama-cpp-python built with CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON".
 
 Prints the table of ../results/README.md, then how many times the fastest peer's each of our rates is.
 """
@@ -47,9 +51,9 @@ def rate(tokens: int, run) -> float:
 
 
 class PyTorch:
-    """The model in bf16, and the same with LoRA on all linear layers."""
+    """The model in bf16 or f32, and the same with LoRA on all linear layers."""
 
-    def __init__(self, model: str, threads: int, compiled: bool):
+    def __init__(self, model: str, threads: int, dtype: str, compiled: bool):
         import peft
         import torch
         import transformers
@@ -57,10 +61,10 @@ class PyTorch:
         torch.set_num_threads(threads)
         torch.manual_seed(1)
         self.torch, self.compiled = torch, compiled
-        load = lambda: transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)  # noqa: E731
+        load = lambda: transformers.AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))  # noqa: E731
         self.plain = load().eval()
         config = peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", task_type="CAUSAL_LM")
-        self.lora = peft.get_peft_model(load(), config).to(torch.bfloat16).train()
+        self.lora = peft.get_peft_model(load(), config).to(getattr(torch, dtype)).train()
         if compiled:  # for fixed shapes: a cache that grows would be compiled anew for every token
             self.plain.forward = torch.compile(self.plain.forward, dynamic=False)
             self.lora.base_model.model.forward = torch.compile(self.lora.base_model.model.forward, dynamic=False)
@@ -130,9 +134,10 @@ def sides(arguments):
     model, threads = arguments.model, arguments.threads
     found = {f"dialoguellm {precision}": lambda p=precision: ours(model, threads, p) for precision in ("bf16", "int8", "int4")}
     try:
-        found["PyTorch bf16"] = PyTorch(model, threads, False).rates
-        if arguments.compile:
-            found["PyTorch bf16 compiled"] = PyTorch(model, threads, True).rates
+        for dtype, name in [("bfloat16", "bf16"), ("float32", "f32")][: 1 + arguments.f32]:
+            found[f"PyTorch {name}"] = PyTorch(model, threads, dtype, False).rates
+            if arguments.compile:
+                found[f"PyTorch {name} compiled"] = PyTorch(model, threads, dtype, True).rates
     except ImportError as error:
         print(f"# not measured: PyTorch ({error})")
     for file in arguments.gguf:
@@ -158,6 +163,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--f32", action="store_true")
     parser.add_argument("--gguf", nargs="*", default=[])
     arguments = parser.parse_args()
     print(f"# machine    {processor()}, {arguments.threads} threads, {platform.system()}")

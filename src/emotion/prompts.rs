@@ -8,10 +8,11 @@ use super::labels::{Labels, Terminator};
 use super::spread::spread;
 use super::template::{Grouping, Parts, Renderer, Template, Truncation};
 use crate::files::Tokenizer;
-use crate::files::dialogues::{Dialogue, Pair, Turn};
+use crate::files::dialogues::{Dialogue, Pair, Turn, label_by_speaker};
 use crate::train::{Choice, Group, Loss, Prompt};
 use crate::{Code, Error, Result};
 use minijinja::value::Value;
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 /// A template and a label set made ready for a model's tokenizer.
@@ -68,6 +69,28 @@ pub struct Lessons {
     pub biases: Vec<f32>,
     /// Threads that tokenise.
     pub threads: usize,
+}
+
+/// A question that is learned beside the main one and never asked, such as InstructERC's (arXiv 2309.11911, sections 3.3
+/// and 3.4). Its prompts go with the turn's own, so that what they share is computed once.
+pub struct Task {
+    /// How it is asked.
+    pub prompter: Prompter,
+    /// What its answer is.
+    pub answer: Answer,
+    /// What the loss of its answers is multiplied by, beside the turn's weight and instead of the label's.
+    pub weight: f32,
+}
+
+/// What a task's answer is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Answer {
+    /// The turn's label.
+    #[default]
+    Emotion,
+    /// Who speaks, as [`SPEAKER_LABELS`](crate::files::dialogues::SPEAKER_LABELS) has it; those past the last are not asked.
+    Speaker,
 }
 
 /// Groups, and what became of the turns.
@@ -277,17 +300,31 @@ impl Prompter {
         Ok(places.iter().take(question.prompt.len()).map(of).collect())
     }
 
-    /// Groups for a trainer, one a dialogue or one a turn as the template says, of all turns with a label.
+    /// Groups for a trainer, one a dialogue or one a turn as the template says, of all turns with a label; each has the
+    /// prompts of `tasks` for the same turns too.
     ///
     /// # Errors
     /// As [`Prompter::question`], and for a label that is not known, each naming dialogue and turn; INVALID_ARGUMENT for
     /// weights of another number than labels.
-    pub fn groups(&self, tokenizer: &Tokenizer, dialogues: &[Dialogue], lessons: &Lessons) -> Result<Taught> {
+    pub fn groups(
+        &self,
+        tokenizer: &Tokenizer,
+        dialogues: &[Dialogue],
+        lessons: &Lessons,
+        tasks: &[Task],
+    ) -> Result<Taught> {
         let weights = lessons.class_weights.len();
         if weights != 0 && weights != self.labels.len() {
             return Err(Error::invalid(format!("{weights} class weights for {} labels", self.labels.len())));
         }
-        let turns = spread(lessons.threads, dialogues, |dialogue| self.lessons(tokenizer, dialogue, lessons))?;
+        let of_dialogue = |dialogue: &Dialogue| {
+            let mut learned = self.lessons(tokenizer, dialogue, lessons)?;
+            for (number, task) in tasks.iter().enumerate() {
+                task.beside(&mut learned, tokenizer, dialogue, lessons.loss, number + 1)?;
+            }
+            Ok(learned)
+        };
+        let turns = spread(lessons.threads, dialogues, of_dialogue)?;
         let mut taught = Taught::default();
         for dialogue in turns {
             taught.add(dialogue, self.grouping);
@@ -295,6 +332,7 @@ impl Prompter {
         Ok(taught)
     }
 
+    /// What the turns with a label teach.
     fn lessons(&self, tokenizer: &Tokenizer, dialogue: &Dialogue, lessons: &Lessons) -> Result<Vec<Lesson>> {
         let script = self.script(&dialogue.turns);
         let labelled =
@@ -334,7 +372,7 @@ impl Prompter {
         let learned = self.framer.learn(tokenizer, &prompt, answer, self.labels.terminator())?;
         let lost = learned.answer.is_empty();
         let prompt = Prompt { ids: learned.ids, answer: learned.answer, weight, choice: None };
-        Ok(Lesson { prompts: vec![prompt], shortened: skipped > 0, lost })
+        Ok(Lesson { turn: target, prompts: vec![prompt], shortened: skipped > 0, lost })
     }
 
     /// Whether a prompt fits with any answer by its bytes alone: tokens are no more than bytes, and a first and an end
@@ -362,7 +400,7 @@ impl Prompter {
             Prompt { answer: question.prompt.len()..ids.len(), ids, weight, choice }
         };
         let prompts = (0..self.labels.len()).map(prompt).collect();
-        Ok(Lesson { prompts, shortened: question.skipped > 0, lost: false })
+        Ok(Lesson { turn: target, prompts, shortened: question.skipped > 0, lost: false })
     }
 }
 
@@ -407,9 +445,38 @@ fn ambiguous() -> Error {
 
 /// What one turn teaches.
 struct Lesson {
+    turn: usize,
     prompts: Vec<Prompt>,
     shortened: bool,
     lost: bool,
+}
+
+impl Task {
+    /// Adds its prompts about the turns of `main` to theirs.
+    fn beside(
+        &self,
+        main: &mut [Lesson],
+        tokenizer: &Tokenizer,
+        dialogue: &Dialogue,
+        loss: Loss,
+        number: usize,
+    ) -> Result<()> {
+        let mut asked = std::borrow::Cow::Borrowed(dialogue);
+        if self.answer == Answer::Speaker {
+            label_by_speaker(asked.to_mut());
+        }
+        let lessons =
+            Lessons { loss, class_weights: vec![self.weight; self.prompter.labels.len()], ..Lessons::default() };
+        // the questions of one group have a number each
+        let first = (number * dialogue.turns.len()) as u32;
+        for mut lesson in self.prompter.lessons(tokenizer, &asked, &lessons)? {
+            lesson.prompts.iter_mut().filter_map(|prompt| prompt.choice.as_mut()).for_each(|c| c.question += first);
+            if let Some(main) = main.iter_mut().find(|main| main.turn == lesson.turn) {
+                main.prompts.extend(lesson.prompts);
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Taught {
@@ -463,7 +530,7 @@ pub fn pair_groups(
             return Err(Error::invalid(format!("pair {} has no token", number + 1)));
         }
         let lost = prompt.answer.is_empty();
-        taught.add(vec![Lesson { prompts: vec![prompt], shortened: false, lost }], Grouping::Turn);
+        taught.add(vec![Lesson { turn: 0, prompts: vec![prompt], shortened: false, lost }], Grouping::Turn);
     }
     Ok(taught)
 }
@@ -506,7 +573,45 @@ mod tests {
     fn groups(template: &Template, dialogues: &[Dialogue], lessons: &Lessons) -> Result<Taught> {
         let tokenizer = tokenizer(&[], true);
         let prompter = Prompter::new(template, labels(&["joy", "fear"]), &tokenizer, ends(1000))?;
-        prompter.groups(&tokenizer, dialogues, lessons)
+        prompter.groups(&tokenizer, dialogues, lessons, &[])
+    }
+
+    #[test]
+    fn tasks_are_learned_beside_the_turns_that_are_asked() {
+        let tokenizer = tokenizer(&[], true);
+        let made = |template: &Template, labels| Prompter::new(template, labels, &tokenizer, ends(1000)).unwrap();
+        let mut dialogue = three();
+        (dialogue.turns[2].speaker, dialogue.turns[2].weight) = ("B".into(), Some(2.0));
+        let emotion =
+            made(&Template { question: "{{ target.text }}!".into(), ..template("") }, labels(&["joy", "fear"]));
+        let speaker = made(&Template { question: "who".into(), ..template("") }, labels(&["Speaker_0", "Speaker_1"]));
+        let tasks = [
+            Task { prompter: emotion, answer: Answer::Emotion, weight: 0.5 },
+            Task { prompter: speaker, answer: Answer::Speaker, weight: 0.25 },
+        ];
+        for (group, groups) in [(Grouping::Dialogue, vec![6]), (Grouping::Turn, vec![3, 3])] {
+            let lessons = Lessons { class_weights: vec![3.0, 4.0], ..Lessons::default() };
+            let main = made(&Template { group, ..template("") }, labels(&["joy", "fear"]));
+            let taught = main.groups(&tokenizer, std::slice::from_ref(&dialogue), &lessons, &tasks).unwrap();
+            assert_eq!(taught.groups.iter().map(|group| group.prompts.len()).collect::<Vec<_>>(), groups);
+            let prompts: Vec<_> = taught.groups.iter().flat_map(|group| &group.prompts).collect();
+            let learned: Vec<_> = prompts.iter().map(|prompt| (text(&prompt.ids), prompt.weight)).collect();
+            let want = [
+                ("aa|aa?=joy", 3.0),
+                ("aa|aa!=joy", 0.5),
+                ("aa|who=Speaker_0", 0.25),
+                ("aa|bb|cc|cc?=fear", 8.0),
+                ("aa|bb|cc|cc!=fear", 1.0),
+                ("aa|bb|cc|who=Speaker_1", 0.5),
+            ];
+            assert_eq!(learned, want.map(|(text, weight)| (text.to_owned(), weight)));
+            assert_eq!(taught.turns, 2);
+        }
+        let lessons = Lessons { loss: Loss::Choice, ..Lessons::default() };
+        let main = made(&template(""), labels(&["joy", "fear"]));
+        let taught = main.groups(&tokenizer, &[dialogue], &lessons, &tasks).unwrap();
+        let numbers: Vec<u32> = taught.groups[0].prompts.iter().map(|prompt| prompt.choice.unwrap().question).collect();
+        assert_eq!(numbers, [0, 0, 3, 3, 6, 6, 2, 2, 5, 5, 8, 8]);
     }
 
     #[test]
@@ -602,7 +707,8 @@ mod tests {
                 let template = template(&format!("max_tokens = {max}\neos = \"{eos}\""));
                 let prompter = Prompter::new(&template, labels(&["joy", "fear"]), &tokenizer, ends(1000)).unwrap();
                 let question = prompter.question(&tokenizer, &prompter.script(&dialogue.turns), 2).unwrap();
-                let taught = prompter.groups(&tokenizer, std::slice::from_ref(&dialogue), &Lessons::default()).unwrap();
+                let taught =
+                    prompter.groups(&tokenizer, std::slice::from_ref(&dialogue), &Lessons::default(), &[]).unwrap();
                 let learned = &taught.groups[0].prompts[0].ids;
                 assert!(learned.starts_with(&question.whole(0)) && learned.len() <= max, "{eos} {max}");
             }

@@ -4,14 +4,15 @@
 //! Every field may be left out; an unknown one is an error that lists the known ones. A recipe holds choices only: the
 //! model, the data and the machine's settings (threads, precision) are given beside it.
 
-use super::framing::Framing;
+use super::framing::{Ends, Framing};
 use super::labels::Labels;
 use super::metrics::Report;
+use super::prompts::{Answer, Prompter, Task};
 use super::shots;
 use super::template::{Bos, Demonstration, Eos, Grouping, Template, Truncation, Window};
 use super::written::Decode;
-use crate::files::dialogues::Dialogue;
-use crate::files::{LoraConfig, Targets};
+use crate::files::dialogues::{Dialogue, SPEAKER_LABELS};
+use crate::files::{LoraConfig, Targets, Tokenizer};
 use crate::train::{Loss, Options};
 use crate::{Error, Result};
 use serde::de::DeserializeOwned;
@@ -151,6 +152,28 @@ pub struct Emotion {
     pub shots: usize,
     /// Whether training shows them too, or only asking does, as in DialogueLLM's code. Default true.
     pub shots_in_training: bool,
+    /// Questions that are learned beside the main one and never asked. Default none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<TaskChoice>,
+}
+
+/// One of the tables `[[emotion.tasks]]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskChoice {
+    /// How it is asked; nothing of the main question's options counts here.
+    pub template: TemplateChoice,
+    /// What its answer is: `emotion`, in the main question's words, or `speaker`, `Speaker_0` who speaks first of all.
+    /// Default `emotion`.
+    #[serde(default)]
+    pub answer: Answer,
+    /// What the loss of its answers is multiplied by. Default 0.1, InstructERC's (arXiv 2309.11911).
+    #[serde(default = "tenth")]
+    pub weight: f32,
+}
+
+fn tenth() -> f32 {
+    0.1
 }
 
 impl Default for Emotion {
@@ -171,6 +194,7 @@ impl Default for Emotion {
             demonstrations: Vec::new(),
             shots: 0,
             shots_in_training: true,
+            tasks: Vec::new(),
         }
     }
 }
@@ -183,6 +207,16 @@ pub enum TemplateChoice {
     Name(String),
     /// One's own.
     Table(toml::Table),
+}
+
+impl TemplateChoice {
+    /// The template. Errors: as [`Template::built_in`] and [`Template::from_toml_table`].
+    fn template(&self) -> Result<Template> {
+        match self {
+            TemplateChoice::Name(name) => Template::built_in(name),
+            TemplateChoice::Table(table) => Template::from_toml_table(table.clone()),
+        }
+    }
 }
 
 /// Weights of labels.
@@ -344,6 +378,7 @@ pub const FIELDS: [(&str, &[&str]); 5] = [
             "demonstrations",
             "shots",
             "shots_in_training",
+            "tasks",
         ],
     ),
     ("eval", &["metric", "dev_steps", "calibrate", "checkpoint_steps", "score_tokens"]),
@@ -414,6 +449,10 @@ impl Recipe {
             let text = format!("logit_adjustment is {adjustment}, must be 0 unless [train] loss is `choice`");
             return Err(Error::invalid(format!("recipe [emotion]: {text}")));
         }
+        if let Some(task) = self.emotion.tasks.iter().find(|task| !(task.weight > 0.0 && task.weight.is_finite())) {
+            let text = format!("the weight of a task is {}, must be above 0", task.weight);
+            return Err(Error::invalid(format!("recipe [emotion]: {text}")));
+        }
         if self.emotion.words.is_some() && self.emotion.labels.is_none() {
             return Err(Error::invalid("recipe [emotion]: words need labels, in the same order"));
         }
@@ -444,8 +483,7 @@ impl Recipe {
     /// As [`Template::from_toml_table`].
     pub fn template(&self, earlier: Option<&Template>) -> Result<Template> {
         let mut template = match (&self.emotion.template, earlier) {
-            (Some(TemplateChoice::Name(name)), _) => Template::built_in(name)?,
-            (Some(TemplateChoice::Table(table)), _) => Template::from_toml_table(table.clone())?,
+            (Some(choice), _) => choice.template()?,
             (None, Some(earlier)) => earlier.clone(),
             (None, None) => Template::built_in("dialogue")?,
         };
@@ -477,6 +515,27 @@ impl Recipe {
         let mut shown = template.clone();
         shown.demonstrations.extend(shots::demonstrations(dialogues, &places));
         (shown, places)
+    }
+
+    /// The questions that are learned beside the main one, which has `labels`.
+    ///
+    /// # Errors
+    /// As [`Template::from_toml_table`] and [`Prompter::new`].
+    pub fn tasks(&self, labels: &Labels, tokenizer: &Tokenizer, ends: Ends) -> Result<Vec<Task>> {
+        let ready = |TaskChoice { template, answer, weight }: &TaskChoice| {
+            let labels = match answer {
+                Answer::Emotion => labels.clone().ended_by(None),
+                Answer::Speaker => Labels::new(SPEAKER_LABELS.map(String::from).to_vec())?,
+            };
+            let prompter = Prompter::new(&template.template()?, labels, tokenizer, ends)?;
+            Ok(Task { prompter, answer: *answer, weight: *weight })
+        };
+        self.emotion
+            .tasks
+            .iter()
+            .map(ready)
+            .collect::<Result<_>>()
+            .map_err(|error: Error| error.at("recipe [emotion] tasks"))
     }
 
     /// The labels that this recipe names, if it does.
@@ -623,6 +682,7 @@ fn value_of(field: &str, text: &str) -> toml::Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::emotion::framing::tests::{ends, tokenizer};
     use crate::emotion::template::All;
     use crate::files::dialogues::Turn;
 
@@ -759,6 +819,23 @@ mod tests {
     }
 
     #[test]
+    fn tasks_are_read_written_and_refused_where_they_teach_nothing() {
+        let recipe = with(&[
+            "tasks=[{template='instructerc-impact'}, {template={base='dialogue'}, answer='speaker', weight=1}]",
+        ]);
+        let recipe = recipe.unwrap();
+        assert_eq!(Recipe::from_toml(&recipe.to_toml().unwrap()).unwrap(), recipe);
+        let tasks = recipe.tasks(&Labels::meld(), &tokenizer(&[], true), ends(4096)).unwrap();
+        let first = (tasks[0].answer, tasks[0].weight, tasks[0].prompter.labels().len());
+        assert_eq!(first, (Answer::Emotion, 0.1, 7));
+        assert_eq!((tasks[1].answer, tasks[1].prompter.labels().names()[8].as_str()), (Answer::Speaker, "Speaker_8"));
+        for weight in ["0", "-1", "nan", "inf"] {
+            let refused = with(&[&format!("tasks=[{{template='dialogue', weight={weight}}}]")]).unwrap_err();
+            assert!(refused.to_string().contains("must be above 0"), "{refused}");
+        }
+    }
+
+    #[test]
     fn pairs_get_no_end_token_unless_the_recipe_says_so() {
         assert_eq!(with(&["template=dialoguellm"]).unwrap().framing(), Framing::default());
         assert_eq!(with(&["eos=always"]).unwrap().framing().eos, Eos::Always);
@@ -776,10 +853,12 @@ mod tests {
             assert_eq!(table.remove("study").is_some(), is_study, "{}", path.display());
             let recipe = Recipe::from_toml(&table.to_string()).unwrap();
             recipe.template(None).unwrap();
-            recipe.own_labels().unwrap().unwrap();
+            let labels = recipe.own_labels().unwrap().unwrap();
+            let tasks = recipe.tasks(&labels, &tokenizer(&[], true), ends(4096)).unwrap();
+            assert_eq!(tasks.len(), recipe.emotion.tasks.len());
             crate::train::Rate::new(&recipe.train, 1000).unwrap();
             seen += 1;
         }
-        assert!(seen >= 9, "{seen}");
+        assert!(seen >= 15, "{seen}");
     }
 }

@@ -419,13 +419,15 @@ fn teach(
     };
     let (asked, places) = recipe.shown(&template, dialogues, &labels);
     let learned = if recipe.emotion.shots_in_training { &asked } else { &template };
-    let prompter = Prompter::new(learned, labels, model.tokenizer(), Ends::of(model.tokenizer(), model.config()))?;
+    let (tokenizer, ends) = (model.tokenizer(), Ends::of(model.tokenizer(), model.config()));
+    let prompter = Prompter::new(learned, labels, tokenizer, ends)?;
+    let tasks = recipe.tasks(prompter.labels(), tokenizer, ends)?;
     let class_weights = recipe.class_weights(prompter.labels(), dialogues)?;
     let biases = recipe.biases(prompter.labels(), dialogues);
     let lessons = Lessons { loss: recipe.train.loss, class_weights, biases, threads };
     let taught = match places.is_empty() {
-        true => prompter.groups(model.tokenizer(), dialogues, &lessons)?,
-        false => prompter.groups(model.tokenizer(), &shots::without(dialogues, &places), &lessons)?,
+        true => prompter.groups(tokenizer, dialogues, &lessons, &tasks)?,
+        false => prompter.groups(tokenizer, &shots::without(dialogues, &places), &lessons, &tasks)?,
     };
     Ok((Some(Card::new(prompter.labels().clone(), asked, model.base())), taught))
 }

@@ -324,7 +324,7 @@ pub fn speaker_numbers(turns: &[Turn]) -> Vec<usize> {
 }
 
 /// A turn's label is its speaker; those past the last label have none.
-fn label_by_speaker(dialogue: &mut Dialogue) {
+pub(crate) fn label_by_speaker(dialogue: &mut Dialogue) {
     let numbers = speaker_numbers(&dialogue.turns);
     for (turn, number) in dialogue.turns.iter_mut().zip(numbers) {
         turn.emotion = SPEAKER_LABELS.get(number).map(|label| (*label).to_owned());
