@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """PyTorch, PEFT and llama.cpp on a CPU beside `dialoguellm bench`: prefill, decoding and the gradient of a LoRA step.
 
-    python cpu_peers.py MODEL [--threads 2] [--rounds 5] [--compile] [--f32] [--gguf FILE ...]
+    python cpu_peers.py MODEL [--threads 2] [--rounds 5] [--compile] [--dtype float32] [--gguf FILE ...]
 
 MODEL is a Hugging Face folder; the command is target/release/dialoguellm, or what DLLM_COMMAND names. Every round measures
 each side once, in turns, with the same number of threads and tokens; the table has medians. The peer is given what makes it
-fast: bf16 weights and adapters, no padding, logits for the last rows only. --compile measures torch.compile's too, --f32 also
-f32, which is faster where no instruction multiplies bf16. GGUF files are measured where llama-cpp-python is there (PyPI); what
-cannot be measured is said, not left out. Nothing is fetched.
+fast: bf16 weights and adapters, no padding, logits for the last rows only. --compile measures torch.compile's too. Where no
+instruction multiplies bf16, PyTorch is given --dtype float32: 32 prompts take its bf16 minutes there. GGUF files are measured
+where llama-cpp-python is there (PyPI); what cannot be measured is said, not left out. Nothing is fetched.
 
 All limited to AVX2: DLLM_ISA=avx2, ATEN_CPU_CAPABILITY=avx2, ONEDNN_MAX_CPU_ISA=AVX2, MKL_ENABLE_INSTRUCTIONS=AVX2 in the environment,
 and llama-cpp-python built with CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON".
@@ -134,10 +134,9 @@ def sides(arguments):
     model, threads = arguments.model, arguments.threads
     found = {f"dialoguellm {precision}": lambda p=precision: ours(model, threads, p) for precision in ("bf16", "int8", "int4")}
     try:
-        for dtype, name in [("bfloat16", "bf16"), ("float32", "f32")][: 1 + arguments.f32]:
-            found[f"PyTorch {name}"] = PyTorch(model, threads, dtype, False).rates
-            if arguments.compile:
-                found[f"PyTorch {name} compiled"] = PyTorch(model, threads, dtype, True).rates
+        for compiled in [False, True][: 1 + arguments.compile]:
+            name = f"PyTorch {arguments.dtype}{' compiled' * compiled}"
+            found[name] = PyTorch(model, threads, arguments.dtype, compiled).rates
     except ImportError as error:
         print(f"# not measured: PyTorch ({error})")
     for file in arguments.gguf:
@@ -163,7 +162,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--f32", action="store_true")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--gguf", nargs="*", default=[])
     arguments = parser.parse_args()
     print(f"# machine    {processor()}, {arguments.threads} threads, {platform.system()}")

@@ -2,20 +2,21 @@
 
 use super::pack::{self as packing, Transpose};
 use super::tile::{Pairs, Simd};
-use super::{Forms, Out, Sum, Term, tile, tn};
-use crate::{Elem, Matrix, bf16};
+use super::{Forms, Gemv, Out, PANEL, Sum, Term, gemv_avx2, tile, tn};
+use crate::quantize::packed;
+use crate::{Bits, Elem, Matrix, bf16};
 use std::arch::x86_64::*;
 
 pub(super) struct Avx2;
 
-pub(super) const F32: Forms<f32> = forms();
-pub(super) const BF16: Forms<bf16> = forms();
+pub(super) const F32: Forms<f32> = forms(None);
+pub(super) const BF16: Forms<bf16> = forms(Some(gemv_avx2::gemv));
 
-const fn forms<E: Elem<Real = f32>>() -> Forms<E>
+const fn forms<E: Elem<Real = f32>>(gemv: Option<Gemv<E, f32>>) -> Forms<E>
 where
     Avx2: Simd<E> + Transpose<E>,
 {
-    Forms { rows: <Avx2 as Simd<E>>::ROWS, pack: pack::<E>, gemm: gemm::<E>, gemm_tn: gemm_tn::<E>, gemv: None }
+    Forms { rows: <Avx2 as Simd<E>>::ROWS, pack: pack::<E>, gemm: gemm::<E>, gemm_tn: gemm_tn::<E>, gemv }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -126,7 +127,7 @@ fn widen(x: __m128i) -> __m256 {
 }
 
 macro_rules! transpose {
-    ($elem:ty, $pairs:literal, $block:ident, $interleave:ident) => {
+    ($elem:ty, $pairs:literal, $block:ident, $interleave:ident, $widen:ident) => {
         impl Transpose<$elem> for Avx2 {
             #[inline]
             #[target_feature(enable = "avx2")]
@@ -149,6 +150,17 @@ macro_rules! transpose {
                     packing::rest(panel, rows, stride, done);
                 }
             }
+            #[inline]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            unsafe fn widen_pairs(to: &mut [[$elem; packing::PAIRS]], bits: Bits, q: &[u8], scales: &[bf16; PANEL]) {
+                let scales = scales_of_outputs(scales);
+                for (to, q) in to.iter_mut().zip(q.chunks_exact(packed::pairs(bits))) {
+                    for (g, (to, scale)) in to.as_chunks_mut::<16>().0.iter_mut().zip(scales).enumerate() {
+                        // SAFETY: a pair of all outputs; sixteen values are written.
+                        unsafe { $widen(to.as_mut_ptr(), bits, q.as_ptr(), g, scale) };
+                    }
+                }
+            }
             #[inline(always)]
             fn fetch(line: *const u8) {
                 // SAFETY: every x86-64 processor has it, and it faults at no address.
@@ -157,8 +169,94 @@ macro_rules! transpose {
         }
     };
 }
-transpose!(bf16, 8, transpose8, interleave16);
-transpose!(f32, 4, transpose4, interleave8);
+transpose!(bf16, 8, transpose8, interleave16, store_rounded);
+transpose!(f32, 4, transpose4, interleave8, store_exact);
+
+/// The scales of the panel's outputs, eight a vector.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn scales_of_outputs(scales: &[bf16; PANEL]) -> [__m256; PANEL / 8] {
+    // SAFETY: eight of the 32 scales.
+    std::array::from_fn(|g| widen(unsafe { _mm_loadu_si128(scales.as_ptr().add(8 * g).cast()) }))
+}
+
+/// The even and the odd values of eight pairs of bf16, widened.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn halves(pairs: __m256i) -> [__m256; 2] {
+    let odd = _mm256_and_si256(pairs, _mm256_set1_epi32(!0xffff));
+    [_mm256_slli_epi32::<16>(pairs), odd].map(|half| _mm256_castsi256_ps(half))
+}
+
+/// The even and the odd value of a pair of eight outputs, the panel's `g`th eight: q scale, which is exact.
+///
+/// # Safety
+/// The pair's 64 or 32 bytes of all outputs are there.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn scaled_pair(bits: Bits, q: *const u8, g: usize, scale: __m256) -> [__m256; 2] {
+    // SAFETY: the caller's bytes.
+    let whole = unsafe {
+        match bits {
+            Bits::Eight => {
+                let pairs = _mm256_cvtepi8_epi16(_mm_loadu_si128(q.add(16 * g).cast()));
+                [_mm256_srai_epi32::<16>(_mm256_slli_epi32::<16>(pairs)), _mm256_srai_epi32::<16>(pairs)]
+            }
+            Bits::Four => {
+                let pairs = _mm256_cvtepu8_epi32(_mm_loadl_epi64(q.add(8 * g).cast()));
+                [_mm256_and_si256(pairs, _mm256_set1_epi32(15)), _mm256_srli_epi32::<4>(pairs)]
+                    .map(|q| _mm256_sub_epi32(q, _mm256_set1_epi32(8)))
+            }
+        }
+    };
+    whole.map(|q| _mm256_mul_ps(_mm256_cvtepi32_ps(q), scale))
+}
+
+/// As [`scaled_pair`], rounded to bf16: to the nearest, ties to even. A NaN stays one, since it has no bits below those that are kept.
+///
+/// # Safety
+/// As [`scaled_pair`].
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn widen_pair(bits: Bits, q: *const u8, g: usize, scale: __m256) -> [__m256; 2] {
+    // SAFETY: the caller's.
+    unsafe { scaled_pair(bits, q, g, scale) }.map(|x| {
+        let x = _mm256_castps_si256(x);
+        let last = _mm256_and_si256(_mm256_srli_epi32::<16>(x), _mm256_set1_epi32(1));
+        let up = _mm256_add_epi32(_mm256_add_epi32(x, _mm256_set1_epi32(0x7fff)), last);
+        _mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32(!0xffff)))
+    })
+}
+
+/// Eight pairs as bf16.
+///
+/// # Safety
+/// As [`scaled_pair`], and there is room for sixteen values.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn store_rounded(to: *mut bf16, bits: Bits, q: *const u8, g: usize, scale: __m256) {
+    // SAFETY: the caller's.
+    unsafe {
+        let [even, odd] = widen_pair(bits, q, g, scale).map(|half| _mm256_castps_si256(half));
+        _mm256_storeu_si256(to.cast(), _mm256_or_si256(_mm256_srli_epi32::<16>(even), odd));
+    }
+}
+
+/// Eight pairs as f32.
+///
+/// # Safety
+/// As [`store_rounded`].
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn store_exact(to: *mut f32, bits: Bits, q: *const u8, g: usize, scale: __m256) {
+    // SAFETY: the caller's.
+    unsafe {
+        let [even, odd] = scaled_pair(bits, q, g, scale);
+        let (lo, hi) = (_mm256_unpacklo_ps(even, odd), _mm256_unpackhi_ps(even, odd)); // by halves of 128 bits
+        _mm256_storeu_ps(to, _mm256_permute2f128_ps::<0x20>(lo, hi));
+        _mm256_storeu_ps(to.add(8), _mm256_permute2f128_ps::<0x31>(lo, hi));
+    }
+}
 
 /// A panel's width of both rows, sixteen values at a time.
 #[inline]

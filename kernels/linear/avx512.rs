@@ -4,7 +4,7 @@
 use super::avx2::Avx2;
 use super::pack::{self as packing, Transpose};
 use super::tile::{Pairs, Simd, Tile};
-use super::{Forms, Out, PANEL, Sum, Term, gemv, tile, tn, tn_dot};
+use super::{Forms, Out, PANEL, Sum, Term, gemv, gemv_avx2, tile, tn, tn_dot};
 use crate::quantize::packed;
 use crate::{Bits, Elem, Matrix, bf16};
 use std::arch::x86_64::*;
@@ -13,7 +13,7 @@ pub(super) struct Avx512;
 pub(super) struct Dot;
 
 pub(super) const F32: Forms<f32> = forms();
-pub(super) const BF16: Forms<bf16> = forms();
+pub(super) const BF16: Forms<bf16> = Forms { gemv: Some(gemv_avx2::gemv), ..forms() };
 pub(super) const BF16_DOT: Forms<bf16> =
     Forms { rows: Dot::ROWS, pack: pack_dot, gemm: gemm_dot, gemm_tn: tn_dot::gemm_tn, gemv: Some(gemv::gemv) };
 

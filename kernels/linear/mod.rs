@@ -23,6 +23,8 @@ mod avx512;
 pub mod cuda;
 #[cfg(target_arch = "x86_64")]
 mod gemv;
+#[cfg(target_arch = "x86_64")]
+mod gemv_avx2;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod pack;
