@@ -10,6 +10,9 @@ use crate::quantize::packed::{self, Packed};
 use crate::{Dtype, bf16};
 use std::arch::x86_64::*;
 
+/// Bytes of every row that are fetched ahead.
+const ROW_AHEAD: usize = 512;
+
 /// Sums of M rows of one panel.
 type Sums<const M: usize> = [[__m512; 2]; M];
 
@@ -86,8 +89,8 @@ unsafe fn add<const M: usize>(sums: &mut Sums<M>, half: usize, a: *const bf16, l
     }
 }
 
-/// Multiplies a whole panel of bf16 where it lies, four pairs at a time; how much of the sum is done. What is read next is
-/// fetched meanwhile, in the order of memory: a panel's rows are too many streams for the processor to foresee.
+/// Multiplies a whole panel of bf16 where it lies, four pairs at a time; how much of the sum is done. What is read some time
+/// later is fetched meanwhile: a panel's rows are too many streams for the processor to foresee.
 ///
 /// # Safety
 /// As [`gemv`]; the panel has all its rows.
@@ -97,7 +100,10 @@ unsafe fn numbers<const M: usize>(sums: &mut Sums<M>, term: &InPlace<bf16>, j: u
     let (quads, stride) = (term.w.cols() / 8, term.w.row_bytes());
     let first = term.w.row(term.n0 + j).as_ptr();
     for q in 0..quads {
-        pack::fetch_part::<bf16, Dot>(first.wrapping_add(PANEL * stride + 512 * q), 512);
+        // a line of every row lasts four steps: each fetches those of a quarter of the rows
+        for row in 8 * (q % 4)..8 * (q % 4 + 1) {
+            <Dot as Transpose<bf16>>::fetch(ahead(first, stride, row, q / 4 * 64));
+        }
         for half in 0..2 {
             // SAFETY: sixteen rows with 16 bytes from here on, and so many values in every row of a.
             unsafe {
@@ -108,6 +114,15 @@ unsafe fn numbers<const M: usize>(sums: &mut Sums<M>, term: &InPlace<bf16>, j: u
         }
     }
     8 * quads
+}
+
+/// Where row `row` of the panel that begins at `first` is read some time after its byte `at`: later in the row, or in the next
+/// panel's. Not further, so that little of a task's first panel comes unfetched.
+#[inline(always)]
+pub(super) fn ahead(first: *const u8, stride: usize, row: usize, at: usize) -> *const u8 {
+    let later = at + ROW_AHEAD;
+    let panel = if later < stride { 0 } else { (PANEL - 1) * stride };
+    first.wrapping_add(panel + row * stride + later)
 }
 
 /// Of sixteen rows, `stride` bytes apart, 16 bytes each: four pairs, transposed. Each quarter of a register is loaded where it

@@ -3,6 +3,7 @@
 //! without bf16 are the same too.
 
 use super::avx2::{Avx2, halves, scales_of_outputs, widen_pair};
+use super::gemv::ahead;
 use super::pack::{self, BLOCK, PAIRS, Transpose};
 use super::tile::add_bias;
 use super::{GEMV_ROWS, InPlace, Out, PANEL, Sum};
@@ -115,8 +116,8 @@ fn widened<const M: usize>(term: &InPlace<bf16>, k: usize, len: usize) -> [[f32;
     rows
 }
 
-/// Multiplies a whole panel of bf16 where it lies, a block of k at a time; how much of the sum is done. The next panel's part
-/// is fetched meanwhile, in the order of memory: a panel's rows are too many streams for the processor to foresee.
+/// Multiplies a whole panel of bf16 where it lies, a block of k at a time; how much of the sum is done. What is read some time
+/// later is fetched meanwhile, as by AVX-512.
 ///
 /// # Safety
 /// As [`gemv`]; the panel has all its rows.
@@ -128,13 +129,13 @@ unsafe fn numbers<const M: usize>(sums: &mut Sums<M>, term: &InPlace<bf16>, j: u
     for from in (0..end).step_by(BLOCK) {
         let len = BLOCK.min(end - from);
         let a: [[f32; BLOCK]; M] = widened(term, from, len);
-        let mut next = first.wrapping_add(PANEL * (stride + 2 * from));
         for g in 0..GROUPS {
             let mut held = taken(sums, g);
             for k in (0..len).step_by(LANES) {
-                // as much as is read here, and not more at once: the processor has few misses under way
-                pack::fetch_part::<bf16, Avx2>(next, LANES * 2 * LANES);
-                next = next.wrapping_add(LANES * 2 * LANES);
+                // two lines a step, as many as a block has, and not more at once: the processor has few misses under way
+                for line in [0, 64] {
+                    <Avx2 as Transpose<bf16>>::fetch(ahead(first, stride, g * LANES + k / LANES, 2 * from + line));
+                }
                 // SAFETY: eight rows with 16 bytes from here on.
                 let pairs = unsafe { transposed(first.add(g * LANES * stride + 2 * (from + k)), stride) };
                 for (p, pair) in pairs.into_iter().enumerate() {

@@ -81,6 +81,16 @@ pub enum Out<'a, D: Device> {
     Add(&'a mut D::Real),
 }
 
+/// One of several products that do not need each other: `out = sum of terms + bias`.
+pub struct Product<'a, D: Device> {
+    /// Where it goes.
+    pub out: Out<'a, D>,
+    /// What is summed.
+    pub terms: Vec<Term<'a, D>>,
+    /// What is added to every row.
+    pub bias: Option<&'a D::Vector>,
+}
+
 /// What attention's backward needs of its forward.
 pub struct AttentionSaved<'a, D: Device> {
     /// `[queries, H d]`, rotated.
@@ -255,6 +265,10 @@ pub trait Device: Send + Sync + Sized + 'static {
     );
     /// `out = sum of terms + bias`.
     fn matmul(&self, out: Out<Self>, terms: &[Term<Self>], bias: Option<&Self::Vector>);
+    /// Several of these, in any order or at once.
+    fn matmuls(&self, products: Vec<Product<Self>>) {
+        products.into_iter().for_each(|Product { out, terms, bias }| self.matmul(out, &terms, bias));
+    }
     /// cos and sin `[positions, d / 2]`, row-major.
     fn rope_table(&self, cos: &[f64], sin: &[f64], half: usize) -> Self::RopeTable;
     /// Rotates every head of every row by the table's row `at[i]`.

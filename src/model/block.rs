@@ -6,7 +6,7 @@
 //! The last layer computes queries, Wo and the MLP only for the rows whose logits someone reads ([`Chosen`]).
 //! Norm outputs and the MLP's product are computed again in backward: cheaper than keeping them.
 
-use super::linear::{Linear, Pull, SavedLora, pull_back, pull_back_rounded};
+use super::linear::{self, Linear, Pull, SavedLora, pull_back, pull_back_rounded};
 use super::pass::{Context, Rows};
 use super::weights::Weights;
 use crate::Result;
@@ -164,10 +164,18 @@ impl<D: Device> Block<D> {
         let x_chosen = last.then(|| device.gather(&x, &seq.chosen.indices));
         let h_chosen = x_chosen.as_ref().map(|x| device.rmsnorm(x, &self.attention_norm, self.eps).0);
 
-        let (k, lora_k) = self.rotated(ctx, &self.k, &h, &seq.rows, (&seq.rope, &seq.at));
+        let asking = h_chosen.as_ref().unwrap_or(&h);
+        let (mut q, mut k) = (device.real(asking.rows(), self.q.outputs()), device.real(h.rows(), self.k.outputs()));
         let mut v = device.act(h.rows(), self.v.outputs());
-        let lora_v = self.v.forward(ctx, &h, &seq.rows, Out::Act(&mut v));
-        let (q, lora_q) = self.rotated(ctx, &self.q, h_chosen.as_ref().unwrap_or(&h), rows, (&seq.rope, at));
+        let (to_q, to_k, to_v) = (Out::Real(&mut q), Out::Real(&mut k), Out::Act(&mut v));
+        let [lora_q, lora_k, lora_v] = if last {
+            let [lora_k, lora_v] = linear::forward(ctx, &h, &seq.rows, [(&self.k, to_k), (&self.v, to_v)]);
+            [self.q.forward(ctx, asking, rows, to_q), lora_k, lora_v]
+        } else {
+            linear::forward(ctx, &h, &seq.rows, [(&self.q, to_q), (&self.k, to_k), (&self.v, to_v)])
+        };
+        // summed, rotated, then rounded once
+        let (q, k) = (device.rope(&q, &seq.rope, at), device.rope(&k, &seq.rope, &seq.at));
         let (o, lse) = match past {
             Past::Nothing => device.attention(&q, &k, &v, self.heads, plan),
             Past::Read(past) => {
@@ -185,28 +193,14 @@ impl<D: Device> Block<D> {
         let lora_o = self.o.forward(ctx, &o, rows, Out::Add(&mut m));
         let (g, _) = device.rmsnorm(&m, &self.mlp_norm, self.eps);
         let (mut gate, mut up) = (device.act(g.rows(), self.gate.outputs()), device.act(g.rows(), self.up.outputs()));
-        let lora_gate = self.gate.forward(ctx, &g, rows, Out::Act(&mut gate));
-        let lora_up = self.up.forward(ctx, &g, rows, Out::Act(&mut up));
+        let to = [(&self.gate, Out::Act(&mut gate)), (&self.up, Out::Act(&mut up))];
+        let [lora_gate, lora_up] = linear::forward(ctx, &g, rows, to);
         let mut y = device.copy(&m);
         let lora_down = self.down.forward(ctx, &device.swiglu(&gate, &up), rows, Out::Add(&mut y));
 
         let lora =
             SavedSites { q: lora_q, k: lora_k, v: lora_v, o: lora_o, gate: lora_gate, up: lora_up, down: lora_down };
         (y, Saved { x, x_chosen, kv: KeyValue { k, v }, q, o, lse, m, gate, up, lora })
-    }
-
-    /// rope(W h): summed, rotated, then rounded once.
-    fn rotated(
-        &self,
-        ctx: &Context<D>,
-        map: &Linear<D>,
-        h: &D::Act,
-        rows: &Rows,
-        (rope, at): (&D::RopeTable, &[u32]),
-    ) -> (D::Act, SavedLora<D>) {
-        let mut y = ctx.device.real(h.rows(), map.outputs());
-        let lora = map.forward(ctx, h, rows, Out::Real(&mut y));
-        (ctx.device.rope(&y, rope, at), lora)
     }
 
     /// From d loss / d y to d loss / d x, adding the layer's LoRA gradients; stops at `depth` and then returns `None`.

@@ -8,7 +8,7 @@ use super::lora::Slot;
 use super::pass::{Context, Rows};
 use super::weights::Weights;
 use crate::Result;
-use crate::device::{Device, Operand, Out, Sum, Tensor, Term};
+use crate::device::{Device, Operand, Out, Product, Sum, Tensor, Term};
 use crate::files::adapter::Site;
 use crate::files::config::Config;
 
@@ -54,22 +54,7 @@ impl<D: Device> Linear<D> {
 
     /// Writes (or adds) the map of `x` to `out`.
     pub fn forward(&self, ctx: &Context<D>, x: &D::Act, rows: &Rows, out: Out<D>) -> SavedLora<D> {
-        let us = self.slot(ctx).map(|slot| self.down(ctx, slot, x, rows));
-        let mut terms = vec![Term { x, w: Operand::Frozen(&self.weight), sum: Sum::OverCols }];
-        if let (Some(slot), Some(us)) = (self.slot(ctx), &us) {
-            terms.push(Term { x: us, w: ctx.b(slot, 1.0), sum: Sum::OverCols });
-        }
-        ctx.device.matmul(out, &terms, self.bias.as_ref());
-        us
-    }
-
-    /// us = drop(x) (s A)^T, `[T, R]`.
-    fn down(&self, ctx: &Context<D>, slot: &Slot, x: &D::Act, rows: &Rows) -> D::Act {
-        let dropped = self.dropped(ctx, x, rows);
-        let x = dropped.as_ref().unwrap_or(x);
-        let mut us = ctx.device.act(x.rows(), slot.spec.rank);
-        let term = Term { x, w: ctx.a(slot, slot.spec.scale as f32), sum: Sum::OverCols };
-        ctx.device.matmul(Out::Act(&mut us), &[term], None);
+        let [us] = forward(ctx, x, rows, [(self, out)]);
         us
     }
 
@@ -107,6 +92,37 @@ impl<D: Device> Linear<D> {
         });
         Pull { map: self, dy, du }
     }
+}
+
+/// Maps of one input, each to its own output: those of A in one step, then all others.
+pub fn forward<D: Device, const N: usize>(
+    ctx: &Context<D>,
+    x: &D::Act,
+    rows: &Rows,
+    maps: [(&Linear<D>, Out<D>); N],
+) -> [SavedLora<D>; N] {
+    // us = drop(x) (s A)^T, `[T, R]`
+    let slots = maps.each_ref().map(|(map, _)| map.slot(ctx));
+    let dropped = maps.each_ref().map(|(map, _)| map.slot(ctx).and_then(|_| map.dropped(ctx, x, rows)));
+    let mut all_us = slots.map(|slot| slot.map(|slot| ctx.device.act(x.rows(), slot.spec.rank)));
+    let mut products = Vec::new();
+    for ((slot, us), dropped) in slots.iter().zip(&mut all_us).zip(&dropped) {
+        if let (Some(slot), Some(us)) = (slot, us) {
+            let (x, w) = (dropped.as_ref().unwrap_or(x), ctx.a(slot, slot.spec.scale as f32));
+            products.push(Product { out: Out::Act(us), terms: vec![Term { x, w, sum: Sum::OverCols }], bias: None });
+        }
+    }
+    ctx.device.matmuls(products);
+    let mut products = Vec::new();
+    for (((map, out), slot), us) in maps.into_iter().zip(slots).zip(&all_us) {
+        let mut terms = vec![Term { x, w: Operand::Frozen(&map.weight), sum: Sum::OverCols }];
+        if let (Some(slot), Some(us)) = (slot, us) {
+            terms.push(Term { x: us, w: ctx.b(slot, 1.0), sum: Sum::OverCols });
+        }
+        products.push(Product { out, terms, bias: map.bias.as_ref() });
+    }
+    ctx.device.matmuls(products);
+    all_us
 }
 
 /// dx of maps that share an input: sum of dy W + drop'(du A), summed in one product where nothing was dropped.

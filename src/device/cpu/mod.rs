@@ -16,7 +16,7 @@ use arena::{Arena, filled};
 use product::Factor;
 
 use super::pool::Chunks;
-use super::{AttentionGradient, AttentionSaved, Device, HeadTarget, Out, PairAt, Plan, Pool, Sum, Term, room};
+use super::{AttentionGradient, AttentionSaved, Device, HeadTarget, Out, PairAt, Plan, Pool, Product, Sum, Term, room};
 use crate::files::safetensors::Tensors;
 use crate::{Cancel, Result};
 use dialoguellm_kernels::attention::Heads;
@@ -334,6 +334,10 @@ impl<E: Elem> Device for Cpu<E> {
     fn matmul(&self, out: Out<Self>, terms: &[Term<Self>], bias: Option<&Self::Vector>) {
         let factors: Vec<_> = terms.iter().map(Factor::of).collect();
         self.product(out, &factors, bias.map(Vec::as_slice));
+    }
+
+    fn matmuls(&self, products: Vec<Product<Self>>) {
+        self.products(products);
     }
 
     fn rope_table(&self, cos: &[f64], sin: &[f64], half: usize) -> Self::RopeTable {

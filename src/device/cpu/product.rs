@@ -1,7 +1,7 @@
 //! Sums of matrix products: packing, and how rows or columns are handed to threads.
 
 use super::super::pool::Chunks;
-use super::super::{Operand, Out, Sum, Term};
+use super::super::{Device, Operand, Out, Product, Sum, Term};
 use super::{Buffer, Cpu};
 use dialoguellm_kernels::linear::Window;
 use dialoguellm_kernels::{Elem, Matrix, linear};
@@ -32,7 +32,7 @@ impl<E: Elem> Cpu<E> {
         let (rows, n) = (first.x.rows, first.n());
         let out = Destination::of(out);
         if rows <= self.kernels.gemv_rows() {
-            return self.in_place(&out, factors, bias, rows, n);
+            return self.in_place(&[Few { out, factors, bias, rows, n }]);
         }
         let row_bytes: usize = factors.iter().map(|f| f.x.cols * size_of::<E>()).sum();
         let panel_bytes: usize = factors.iter().map(|f| linear::panel_len(f.x.cols) * size_of::<E>()).sum();
@@ -46,16 +46,36 @@ impl<E: Elem> Cpu<E> {
         }
     }
 
-    /// A task multiplies a few rows with some panels where they lie; there are two tasks for every thread.
-    fn in_place(&self, out: &Destination<E>, factors: &[Factor<E>], bias: Option<&[E::Real]>, rows: usize, n: usize) {
-        let step = n.div_ceil(linear::PANEL).div_ceil(2 * self.pool.threads()).max(1) * linear::PANEL;
-        self.pool.run(n.div_ceil(step), |task| {
-            let cols = task * step..n.min((task + 1) * step);
+    /// Products that do not need each other: of a few rows, where all are bound by the reading of their matrices, in one job.
+    pub(super) fn products(&self, products: Vec<Product<Self>>) {
+        let few =
+            |product: &Product<Self>| product.terms.first().is_some_and(|term| term.x.rows <= self.kernels.gemv_rows());
+        if !products.iter().all(few) {
+            return products.into_iter().for_each(|Product { out, terms, bias }| self.matmul(out, &terms, bias));
+        }
+        let factors: Vec<Vec<_>> = products.iter().map(|p| p.terms.iter().map(Factor::of).collect()).collect();
+        let ready = products.into_iter().zip(&factors).map(|(product, factors)| {
+            let (rows, n) = (factors[0].x.rows, factors[0].n());
+            Few { out: Destination::of(product.out), factors, bias: product.bias.map(Vec::as_slice), rows, n }
+        });
+        self.in_place(&ready.collect::<Vec<_>>());
+    }
+
+    /// A task multiplies a few rows with some panels where they lie; there are about two tasks for every thread.
+    fn in_place(&self, products: &[Few<E>]) {
+        let panels: usize = products.iter().map(|product| product.n.div_ceil(linear::PANEL)).sum();
+        let step = panels.div_ceil(2 * self.pool.threads()).max(1) * linear::PANEL;
+        let mut tasks = Vec::new();
+        for product in products {
+            tasks.extend((0..product.n).step_by(step).map(|from| (product, from..product.n.min(from + step))));
+        }
+        self.pool.run(tasks.len(), |task| {
+            let (Few { out, factors, bias, rows, .. }, cols) = &tasks[task];
             let terms: Vec<_> = factors.iter().map(|factor| factor.in_place(cols.start)).collect();
             let bias = bias.map(|bias| &bias[cols.clone()]);
             // SAFETY: these columns belong to this task.
-            let part = unsafe { out.part(0..rows, cols.start) };
-            self.kernels.gemv(part, out.cols, rows, cols.len(), &terms, bias);
+            let part = unsafe { out.part(0..*rows, cols.start) };
+            self.kernels.gemv(part, out.cols, *rows, cols.len(), &terms, bias);
         });
     }
 
@@ -124,6 +144,15 @@ impl<E: Elem> Cpu<E> {
         });
         packed
     }
+}
+
+/// A product of a few rows and n columns.
+struct Few<'a, E: Elem> {
+    out: Destination<'a, E>,
+    factors: &'a [Factor<'a, E>],
+    bias: Option<&'a [E::Real]>,
+    rows: usize,
+    n: usize,
 }
 
 /// One product of a sum, with its matrix as stored.
