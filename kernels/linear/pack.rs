@@ -169,7 +169,7 @@ unsafe fn cols<E: Elem, T: Transpose<E>>(to: &mut [[E; PAIRS]], w: &Matrix, from
 
 /// Begins to load as much of the next panel's rows, which lie one after the other in memory, as a block of this one's takes.
 #[inline(always)]
-pub(super) fn fetch_part<E: Elem, T: Transpose<E>>(next: *const u8, bytes: usize) {
+fn fetch_part<E: Elem, T: Transpose<E>>(next: *const u8, bytes: usize) {
     (0..bytes).step_by(64).for_each(|line| T::fetch(next.wrapping_add(line)));
 }
 
