@@ -3,7 +3,8 @@
 
 use crate::Isa;
 
-/// Multiplies and adds by the level's widest instruction for that operand type ("bf16" or "f32"), `rounds` times 12 of them;
+/// Multiplies and adds by the level's widest instruction for that operand type ("bf16", "f32", or
+/// "int8" where whole numbers are multiplied as such), `rounds` times 12 of them;
 /// AMX with operands from the second-level cache, the others in registers alone. How many operations that were, two a
 /// multiplication with its addition; `None` where no such loop is written.
 ///
@@ -45,6 +46,7 @@ mod loops {
             match (isa, operands) {
                 (Isa::Amx, "bf16") => return Some(tiles(rounds)),
                 (Isa::Avx512Bf16, "bf16") => dot(rounds),
+                (Isa::Avx2 | Isa::Avx512, "int8") => whole(rounds),
                 (Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx, _) => fma512(rounds),
                 (Isa::Avx2, _) => fma256(rounds),
                 _ => sse(rounds),
@@ -73,6 +75,9 @@ mod loops {
     }
     registers!(fma256, "avx2,fma", 8, _mm256_setzero_ps, |c, a, b| _mm256_fmadd_ps(a, b, c));
     registers!(fma512, "avx512f", 16, _mm512_setzero_ps, |c, a, b| _mm512_fmadd_ps(a, b, c));
+    registers!(whole, "avx2", 16, _mm256_setzero_si256, |c, a, b| {
+        _mm256_add_epi32(c, _mm256_madd_epi16(_mm256_xor_si256(c, a), b)) // of the sum, lest it be done once
+    });
     registers!(sse, "sse2", 4, _mm_setzero_ps, |c, a, b| _mm_add_ps(c, _mm_mul_ps(a, b)));
     registers!(dot, "avx512f,avx512bf16", 32, _mm512_setzero_ps, |c, a, b| {
         // SAFETY: vectors of the same size; every bit pattern is a vector of bf16.

@@ -3,9 +3,10 @@
 //! The roof is measured in the same run. Packing is timed with the product, once per call, as the
 //! model does it. The best of several runs counts: others use this machine too. An argument names the levels to run.
 
-use dialoguellm_kernels::linear::{InPlace, Out, PANEL, Sum, Term, panel_len};
+use dialoguellm_kernels::linear::{Columns, InPlace, Out, PANEL, Sum, Term, panel_len};
+use dialoguellm_kernels::quantize::packed::{Packed, panel_sizes};
 use dialoguellm_kernels::testing::Random;
-use dialoguellm_kernels::{Dtype, Elem, Isa, Kernels, Matrix, bf16, roof};
+use dialoguellm_kernels::{Bits, Dtype, Elem, Isa, Kernels, Matrix, bf16, roof};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ fn main() {
     for isa in Isa::available().iter().filter(|isa| named.is_empty() || named.contains(isa)) {
         products::<bf16>(*isa);
         products::<f32>(*isa);
+        whole_numbers(*isa);
         gradients::<bf16>(*isa);
         few_rows(*isa);
     }
@@ -58,6 +60,36 @@ fn products<E: Elem>(isa: Isa) {
     }
 }
 
+/// Whole numbers that are multiplied as such, where they lie.
+fn whole_numbers(isa: Isa) {
+    let kernels = bf16::kernels(isa);
+    for bits in [Bits::Eight, Bits::Four] {
+        let Some(_) = whole_product(kernels, bits, 1, 32, 32) else { return };
+        let roof = roof(isa, "int8");
+        println!("{} int{}: roof {roof:.0} GFLOP/s of 8 bits; % of it", isa.name(), bits.count());
+        for (n, k) in SHAPES {
+            print!("  n {n:4} k {k:4}:");
+            for rows in [1, 8, 64, 256, 512, 1024, 2048] {
+                let seconds = whole_product(kernels, bits, rows, n, k).expect("as above");
+                print!("  T {rows} {:.0}", 2.0 * (rows * n * k) as f64 / seconds / 1e9 / roof * 100.0);
+            }
+            println!();
+        }
+    }
+}
+
+/// Seconds; `None` where whole numbers are packed as others are.
+fn whole_product(kernels: &Kernels<bf16>, bits: Bits, rows: usize, n: usize, k: usize) -> Option<f64> {
+    let run = bits.run(k);
+    let (bytes, scales) = panel_sizes(bits, k, run);
+    let (q, scales) = (vec![0x5a; bytes * n.div_ceil(PANEL)], vec![bf16::ONE; scales * n.div_ceil(PANEL)]);
+    let w = Matrix::packed(Packed::new(bits, &q, &scales, [n, k], run).expect("sizes as above"));
+    let b = Columns::Whole(kernels.whole(&w, Sum::OverCols, 0..n, 1.0)?);
+    let a: Vec<bf16> = Random::new(1).vec(rows * k);
+    let mut y = vec![bf16::ZERO; rows * n];
+    Some(best(|| kernels.gemm(Out::store(&mut y), n, rows, n, &[Term { a: &a, lda: k, b, k }], None)))
+}
+
 /// Seconds with and without packing.
 fn product<E: Elem>(kernels: &Kernels<E>, rows: usize, n: usize, k: usize) -> (f64, f64) {
     let mut random = Random::new(1);
@@ -74,7 +106,7 @@ fn product<E: Elem>(kernels: &Kernels<E>, rows: usize, n: usize, k: usize) -> (f
         for (p, panel) in panels.chunks_exact_mut(panel_len(k)).enumerate().filter(|_| pack) {
             kernels.pack(panel, &w, Sum::OverCols, p * PANEL, 1.0);
         }
-        kernels.gemm(Out::store(c), n, rows, n, &[Term { a, lda: k, b: panels, k }], None);
+        kernels.gemm(Out::store(c), n, rows, n, &[Term { a, lda: k, b: Columns::Panels(panels), k }], None);
     };
     (best(|| run(true)), best(|| run(false)))
 }
@@ -107,7 +139,7 @@ fn few_rows(isa: Isa) {
         let packed = best(|| {
             for n0 in (0..n).step_by(PANEL) {
                 kernels.pack(&mut panel, &w, Sum::OverCols, n0, 1.0);
-                let term = Term { a: &a, lda: k, b: &panel, k };
+                let term = Term { a: &a, lda: k, b: Columns::Panels(&panel), k };
                 kernels.gemm(Out::store(&mut y[n0..]), n, rows, PANEL, &[term], None);
             }
         });

@@ -156,7 +156,7 @@ pub(super) unsafe fn gemm(
             let bias = bias.map(|bias| &bias[j..n.min(j + PANEL)]);
             runs.clear();
             runs.extend(terms.iter().filter(|term| term.k >= STEP).map(|term| {
-                let b = &term.b[j / PANEL * panel_len(term.k)..][..panel_len(term.k)];
+                let b = &term.b.panels()[j / PANEL * panel_len(term.k)..][..panel_len(term.k)];
                 Run { a: term.a[first * term.lda..].as_ptr(), lda: term.lda, b: b.as_ptr(), steps: term.k / STEP }
             }));
             runs.extend(tails.run());
@@ -232,7 +232,7 @@ impl Tails {
 
     fn lay_panel(&mut self, terms: &[Term<bf16>], panel: usize) {
         for (term, at, len) in tails(terms) {
-            let b = &term.b[panel * panel_len(term.k)..][..panel_len(term.k)][(term.k - len) * PANEL..];
+            let b = &term.b.panels()[panel * panel_len(term.k)..][..panel_len(term.k)][(term.k - len) * PANEL..];
             values_mut(&mut self.b)[at * PANEL..][..b.len()].copy_from_slice(b);
         }
     }

@@ -1,22 +1,30 @@
 //! AVX2 with FMA: vectors of eight f32, tiles of 6 rows by 2 vectors in 15 of 16 registers.
 
 use super::pack::{self as packing, Transpose};
-use super::tile::{Pairs, Simd};
-use super::{Forms, Gemv, Out, PANEL, Sum, Term, gemv_avx2, tile, tn};
-use crate::quantize::packed;
+use super::tile::{Pairs, Simd, Sums};
+use super::{Forms, Out, PANEL, Sum, Term, gemv_avx2, tile, tn, whole};
+use crate::quantize::packed::{self, Packed};
 use crate::{Bits, Elem, Matrix, bf16};
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 pub(super) struct Avx2;
 
-pub(super) const F32: Forms<f32> = forms(None);
-pub(super) const BF16: Forms<bf16> = forms(Some(gemv_avx2::gemv));
+pub(super) const F32: Forms<f32> = forms();
+pub(super) const BF16: Forms<bf16> = Forms { gemv: Some(gemv_avx2::gemv), whole: true, ..forms() };
 
-const fn forms<E: Elem<Real = f32>>(gemv: Option<Gemv<E, f32>>) -> Forms<E>
+const fn forms<E: Elem<Real = f32>>() -> Forms<E>
 where
     Avx2: Simd<E> + Transpose<E>,
 {
-    Forms { rows: <Avx2 as Simd<E>>::ROWS, pack: pack::<E>, gemm: gemm::<E>, gemm_tn: gemm_tn::<E>, gemv }
+    Forms {
+        rows: <Avx2 as Simd<E>>::ROWS,
+        pack: pack::<E>,
+        gemm: gemm::<E>,
+        gemm_tn: gemm_tn::<E>,
+        gemv: None,
+        whole: false,
+    }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -61,7 +69,7 @@ unsafe fn gemm_tn<E: Elem<Real = f32>>(
 }
 
 macro_rules! simd {
-    ($elem:ty, $load:expr) => {
+    ($elem:ty, $load:expr $(, $whole:item)?) => {
         impl Simd<$elem> for Avx2 {
             type V = __m256;
             const LANES: usize = 8;
@@ -114,11 +122,43 @@ macro_rules! simd {
                 // SAFETY: the caller's four values.
                 unsafe { _mm_storeu_ps(p, _mm256_castps256_ps128(_mm256_castpd_ps(sums))) }
             }
+            $($whole)?
         }
     };
 }
 simd!(f32, |p: *const f32| _mm256_loadu_ps(p));
-simd!(bf16, |p: *const bf16| widen(_mm_loadu_si128(p.cast())));
+simd!(
+    bf16,
+    |p: *const bf16| widen(_mm_loadu_si128(p.cast())),
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn whole(c: Sums<__m256>, term: &Term<bf16>, w: &Packed, rows: Range<usize>, panels: Range<usize>) {
+        // SAFETY: the caller's; eight columns are two vectors of sums.
+        unsafe {
+            whole::products(term, w, rows, panels, |p, r, g, sums| {
+                add_to_even(c.eight(p, r, g).cast(), sums);
+            });
+        }
+    }
+);
+
+/// Of eight sums over even and over odd k, one after the other, those over even k += sum scale.
+///
+/// # Safety
+/// AVX2 and FMA must be there, and the sixteen sums.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn add_to_even(c: *mut f32, [sums, scale]: [__m256; 2]) {
+    let halves = [_mm256_castps256_ps128(sums), _mm256_extractf128_ps::<1>(sums)];
+    for (i, half) in halves.into_iter().enumerate() {
+        let even = _mm256_castsi256_ps(_mm256_cvtepu32_epi64(_mm_castps_si128(half))); // zeros for the odd ones
+        // SAFETY: the caller's.
+        unsafe {
+            let c = c.add(8 * i);
+            _mm256_storeu_ps(c, _mm256_fmadd_ps(even, scale, _mm256_loadu_ps(c)));
+        }
+    }
+}
 
 #[inline]
 #[target_feature(enable = "avx2")]
@@ -127,7 +167,7 @@ fn widen(x: __m128i) -> __m256 {
 }
 
 macro_rules! transpose {
-    ($elem:ty, $pairs:literal, $block:ident, $interleave:ident, $widen:ident) => {
+    ($elem:ty, $pairs:literal, $block:ident, $interleave:ident $(, $widen:item)?) => {
         impl Transpose<$elem> for Avx2 {
             #[inline]
             #[target_feature(enable = "avx2")]
@@ -150,17 +190,7 @@ macro_rules! transpose {
                     packing::rest(panel, rows, stride, done);
                 }
             }
-            #[inline]
-            #[target_feature(enable = "avx2,fma,f16c")]
-            unsafe fn widen_pairs(to: &mut [[$elem; packing::PAIRS]], bits: Bits, q: &[u8], scales: &[bf16; PANEL]) {
-                let scales = scales_of_outputs(scales);
-                for (to, q) in to.iter_mut().zip(q.chunks_exact(packed::pairs(bits))) {
-                    for (g, (to, scale)) in to.as_chunks_mut::<16>().0.iter_mut().zip(scales).enumerate() {
-                        // SAFETY: a pair of all outputs; sixteen values are written.
-                        unsafe { $widen(to.as_mut_ptr(), bits, q.as_ptr(), g, scale) };
-                    }
-                }
-            }
+            $($widen)?
             #[inline(always)]
             fn fetch(line: *const u8) {
                 // SAFETY: every x86-64 processor has it, and it faults at no address.
@@ -169,8 +199,24 @@ macro_rules! transpose {
         }
     };
 }
-transpose!(bf16, 8, transpose8, interleave16, store_rounded);
-transpose!(f32, 4, transpose4, interleave8, store_exact);
+transpose!(bf16, 8, transpose8, interleave16);
+transpose!(
+    f32,
+    4,
+    transpose4,
+    interleave8,
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn widen_pairs(to: &mut [[f32; packing::PAIRS]], bits: Bits, q: &[u8], scales: &[bf16; PANEL]) {
+        let scales = scales_of_outputs(scales);
+        for (to, q) in to.iter_mut().zip(q.chunks_exact(packed::pairs(bits))) {
+            for (g, (to, scale)) in to.as_chunks_mut::<16>().0.iter_mut().zip(scales).enumerate() {
+                // SAFETY: a pair of all outputs; sixteen values are written.
+                unsafe { store_exact(to.as_mut_ptr(), bits, q.as_ptr(), g, scale) };
+            }
+        }
+    }
+);
 
 /// The scales of the panel's outputs, eight a vector.
 #[inline]
@@ -212,40 +258,10 @@ unsafe fn scaled_pair(bits: Bits, q: *const u8, g: usize, scale: __m256) -> [__m
     whole.map(|q| _mm256_mul_ps(_mm256_cvtepi32_ps(q), scale))
 }
 
-/// As [`scaled_pair`], rounded to bf16: to the nearest, ties to even. A NaN stays one, since it has no bits below those that are kept.
-///
-/// # Safety
-/// As [`scaled_pair`].
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) unsafe fn widen_pair(bits: Bits, q: *const u8, g: usize, scale: __m256) -> [__m256; 2] {
-    // SAFETY: the caller's.
-    unsafe { scaled_pair(bits, q, g, scale) }.map(|x| {
-        let x = _mm256_castps_si256(x);
-        let last = _mm256_and_si256(_mm256_srli_epi32::<16>(x), _mm256_set1_epi32(1));
-        let up = _mm256_add_epi32(_mm256_add_epi32(x, _mm256_set1_epi32(0x7fff)), last);
-        _mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32(!0xffff)))
-    })
-}
-
-/// Eight pairs as bf16.
-///
-/// # Safety
-/// As [`scaled_pair`], and there is room for sixteen values.
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn store_rounded(to: *mut bf16, bits: Bits, q: *const u8, g: usize, scale: __m256) {
-    // SAFETY: the caller's.
-    unsafe {
-        let [even, odd] = widen_pair(bits, q, g, scale).map(|half| _mm256_castps_si256(half));
-        _mm256_storeu_si256(to.cast(), _mm256_or_si256(_mm256_srli_epi32::<16>(even), odd));
-    }
-}
-
 /// Eight pairs as f32.
 ///
 /// # Safety
-/// As [`store_rounded`].
+/// As [`scaled_pair`], and there is room for sixteen values.
 #[inline]
 #[target_feature(enable = "avx2")]
 unsafe fn store_exact(to: *mut f32, bits: Bits, q: *const u8, g: usize, scale: __m256) {

@@ -1,28 +1,42 @@
 //! AVX-512: vectors of sixteen f32, tiles of 12 rows by 2 vectors in 27 of 32 registers; bf16 widened, or by pairs
 //! through vdpbf16ps, which multiplies twice as much and flushes denormals.
 
-use super::avx2::Avx2;
+use super::avx2::{Avx2, add_to_even};
 use super::pack::{self as packing, Transpose};
-use super::tile::{Pairs, Simd, Tile};
-use super::{Forms, Out, PANEL, Sum, Term, gemv, gemv_avx2, tile, tn, tn_dot};
-use crate::quantize::packed;
+use super::tile::{Pairs, Simd, Sums, Tile};
+use super::{Forms, Out, PANEL, Sum, Term, gemv, gemv_avx2, tile, tn, tn_dot, whole};
+use crate::quantize::packed::{self, Packed};
 use crate::{Bits, Elem, Matrix, bf16};
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 pub(super) struct Avx512;
 pub(super) struct Dot;
 
 pub(super) const F32: Forms<f32> = forms();
-pub(super) const BF16: Forms<bf16> = Forms { gemv: Some(gemv_avx2::gemv), ..forms() };
-pub(super) const BF16_DOT: Forms<bf16> =
-    Forms { rows: Dot::ROWS, pack: pack_dot, gemm: gemm_dot, gemm_tn: tn_dot::gemm_tn, gemv: Some(gemv::gemv) };
+pub(super) const BF16: Forms<bf16> = Forms { gemv: Some(gemv_avx2::gemv), whole: true, ..forms() };
+pub(super) const BF16_DOT: Forms<bf16> = Forms {
+    rows: Dot::ROWS,
+    pack: pack_dot,
+    gemm: gemm_dot,
+    gemm_tn: tn_dot::gemm_tn,
+    gemv: Some(gemv::gemv),
+    whole: false,
+};
 
 const fn forms<E: Elem<Real = f32>>() -> Forms<E>
 where
     Avx2: Transpose<E>,
     Avx512: Simd<E>,
 {
-    Forms { rows: <Avx512 as Simd<E>>::ROWS, pack: pack::<E>, gemm: gemm::<E>, gemm_tn: gemm_tn::<E>, gemv: None }
+    Forms {
+        rows: <Avx512 as Simd<E>>::ROWS,
+        pack: pack::<E>,
+        gemm: gemm::<E>,
+        gemm_tn: gemm_tn::<E>,
+        gemv: None,
+        whole: false,
+    }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
@@ -67,7 +81,7 @@ unsafe fn gemm_tn<E: Elem<Real = f32>>(
 }
 
 macro_rules! simd {
-    ($elem:ty, $load:expr) => {
+    ($elem:ty, $load:expr $(, $whole:item)?) => {
         impl Simd<$elem> for Avx512 {
             type V = __m512;
             const LANES: usize = 16;
@@ -120,11 +134,25 @@ macro_rules! simd {
                 // SAFETY: the caller's eight values.
                 unsafe { _mm256_storeu_ps(p, _mm512_castps512_ps256(sums)) }
             }
+            $($whole)?
         }
     };
 }
 simd!(f32, |p: *const f32| _mm512_loadu_ps(p));
-simd!(bf16, |p: *const bf16| widen(_mm256_loadu_si256(p.cast())));
+simd!(
+    bf16,
+    |p: *const bf16| widen(_mm256_loadu_si256(p.cast())),
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn whole(c: Sums<__m512>, term: &Term<bf16>, w: &Packed, rows: Range<usize>, panels: Range<usize>) {
+        // SAFETY: the caller's; eight columns are one vector of sums.
+        unsafe {
+            whole::products(term, w, rows, panels, |p, r, g, sums| {
+                add_to_even(c.eight(p, r, g).cast(), sums);
+            });
+        }
+    }
+);
 
 #[inline]
 #[target_feature(enable = "avx512f")]

@@ -2,21 +2,19 @@
 //! sums of their own, as in [`super::tile::gemm`] and in its order, so that a row has the same bits; those of AVX-512
 //! without bf16 are the same too.
 
-use super::avx2::{Avx2, halves, scales_of_outputs, widen_pair};
+use super::avx2::{Avx2, halves};
 use super::gemv::ahead;
 use super::pack::{self, BLOCK, PAIRS, Transpose};
 use super::tile::add_bias;
-use super::{GEMV_ROWS, InPlace, Out, PANEL, Sum};
+use super::{Columns, GEMV_ROWS, InPlace, Out, PANEL, Sum, Term, whole};
 use crate::matrix::Encoding;
-use crate::quantize::packed::{self, Packed};
+use crate::quantize::packed::Packed;
 use crate::{Dtype, Elem, bf16};
 use std::arch::x86_64::*;
 
 /// Outputs of a vector, and vectors of a panel.
 const LANES: usize = 8;
 const GROUPS: usize = PANEL / LANES;
-/// Bytes that are fetched ahead of whole numbers: a page or so of one stream.
-const AHEAD: usize = 2048;
 
 /// Sums of M rows of one panel over even and over odd k.
 type Sums<const M: usize> = [[[__m256; 2]; GROUPS]; M];
@@ -164,34 +162,23 @@ unsafe fn transposed(rows: *const u8, stride: usize) -> [__m256i; 4] {
     [_mm256_unpacklo_epi64(a, c), _mm256_unpackhi_epi64(a, c), _mm256_unpacklo_epi64(b, d), _mm256_unpackhi_epi64(b, d)]
 }
 
-/// Multiplies a panel of whole numbers where it lies, all whole pairs of k; how much of the sum is done.
+/// Multiplies a panel of whole numbers where it lies; how much of the sum is done.
 ///
 /// # Safety
 /// As [`gemv`].
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn whole<const M: usize>(sums: &mut Sums<M>, term: &InPlace<bf16>, packed: &Packed, j: usize) -> usize {
-    let (end, mut from) = (term.w.cols() / 2 * 2, 0);
-    for (bits, q, scales) in packed.panel((term.n0 + j) / PANEL, 0..end) {
-        let scales = scales_of_outputs(scales);
-        for q in q.chunks(BLOCK / 2 * packed::pairs(bits)) {
-            let pairs = q.len() / packed::pairs(bits);
-            let a: [[f32; BLOCK]; M] = widened(term, from, 2 * pairs);
-            for (g, scale) in scales.into_iter().enumerate() {
-                let mut held = taken(sums, g);
-                for (p, q) in q.chunks_exact(packed::pairs(bits)).enumerate() {
-                    if g == 0 {
-                        <Avx2 as Transpose<bf16>>::fetch(q.as_ptr().wrapping_add(AHEAD));
-                    }
-                    // SAFETY: a pair of all outputs.
-                    add(&mut held, &a, 2 * p, unsafe { widen_pair(bits, q.as_ptr(), g, scale) });
-                }
-                put_back(sums, g, held);
-            }
-            from += 2 * pairs;
-        }
+    let (k, panel) = (term.w.cols(), (term.n0 + j) / PANEL);
+    let term = Term { a: term.a, lda: term.lda, b: Columns::Whole(*packed), k };
+    // SAFETY: the caller's.
+    unsafe {
+        whole::products(&term, packed, 0..M, panel..panel + 1, |_, r, g, [sum, scale]| {
+            let even = &mut sums[r][g][0];
+            *even = _mm256_fmadd_ps(sum, scale, *even);
+        });
     }
-    end
+    k
 }
 
 /// The rest of the sum from `from` on, packed by blocks: other types, W^T, scaled terms, panels with outputs that are not there.

@@ -1,7 +1,8 @@
 //! Linear: y = x W^T + b, its gradient dx = dy W, and LoRA's terms in the same sum       Hu et al. 2021, eq. 3
 //!
 //! shapes   `x [T, k]`, `y [T, n]`, rows of any stride; W as the file has it, any of three types, any alignment
-//! types    x, W packed as E; sums and bias E::Real; y as E, or as E::Real stored or added
+//! types    x, W packed as E; sums and bias E::Real; y as E, or as E::Real stored or added. W of whole numbers as it is where
+//!          the level multiplies such (AVX2 and AVX-512 without bf16, for x of bf16), see `whole.rs`
 //! rounding W once at packing (none from bf16 to bf16), y once at the end; sums in Real, in order of k, as two sums
 //!          over even and odd k that are added at the end, or as pairs (vdpbf16ps, which flushes denormals, and AMX), or
 //!          by sixteen (CUDA)
@@ -11,7 +12,8 @@
 //!          Goto and van de Geijn 2008 and the BLIS papers
 //! used by  every projection of the model, forward and backward, and the output head
 //!
-//! A frozen W is packed by panels of 32 outputs, W or W^T alike, so that no transpose is stored; LoRA is a second term.
+//! A frozen W is packed by panels of 32 outputs, W or W^T alike, so that no transpose is stored; whole numbers lie so already.
+//! LoRA is a second term.
 //! CUDA reads W or W^T where it lies.
 
 #[cfg(target_arch = "x86_64")]
@@ -35,13 +37,18 @@ mod tn;
 mod tn_amx;
 #[cfg(target_arch = "x86_64")]
 mod tn_dot;
+#[cfg(target_arch = "x86_64")]
+mod whole;
 
 #[cfg(test)]
 mod tests;
 
+use crate::matrix::Encoding;
+use crate::quantize::packed::Packed;
 use crate::{Elem, Isa, Kernels, Matrix, bf16};
 use portable::Portable;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 /// Output columns of one packed panel.
 pub const PANEL: usize = 32;
@@ -100,10 +107,29 @@ pub struct Term<'a, E> {
     pub a: &'a [E],
     /// Values from one row of `a` to the next.
     pub lda: usize,
-    /// ceil(n / PANEL) packed panels. Aligned to 64 bytes they load fastest.
-    pub b: &'a [E],
+    /// Its columns from the first that is asked for on.
+    pub b: Columns<'a, E>,
     /// Values summed over.
     pub k: usize,
+}
+
+/// The right factor of a product: n columns of k values.
+#[derive(Clone, Copy, Debug)]
+pub enum Columns<'a, E> {
+    /// ceil(n / PANEL) panels, as [`Kernels::pack`] makes them. Aligned to 64 bytes they load fastest.
+    Panels(&'a [E]),
+    /// Whole numbers where they lie, as [`Kernels::whole`] gives them.
+    Whole(Packed<'a>),
+}
+
+impl<'a, E> Columns<'a, E> {
+    /// At levels that do not multiply whole numbers there are panels only; [`Kernels::gemm`] checks it.
+    fn panels(self) -> &'a [E] {
+        match self {
+            Columns::Panels(panels) => panels,
+            Columns::Whole(_) => &[],
+        }
+    }
 }
 
 /// One product of a sum, whose matrix is read where it lies: what [`Kernels::pack`] and [`Kernels::gemm`] make together.
@@ -228,6 +254,8 @@ pub(crate) struct Forms<E: Elem> {
     gemm_tn: GemmTn<E, E::Real>,
     /// Where reading a matrix in place is faster than packing it; for at most GEMV_ROWS rows.
     gemv: Option<Gemv<E, E::Real>>,
+    /// Whether gemm and gemv multiply whole numbers as such.
+    whole: bool,
 }
 
 impl<E: Elem> Forms<E> {
@@ -238,6 +266,7 @@ impl<E: Elem> Forms<E> {
             gemm: tile::gemm::<tile::Pairs<E, Portable>>,
             gemm_tn: tn::gemm_tn::<E, Portable>,
             gemv: None,
+            whole: false,
         }
     }
 }
@@ -298,6 +327,17 @@ impl<E: Elem> Kernels<E> {
         unsafe { (self.linear.pack)(panels, w, sum, n0, scale) }
     }
 
+    /// Outputs `outputs` of `w`, the first a multiple of [`PANEL`], as [`Self::gemm`] multiplies them where they lie: whole numbers
+    /// in the order of a product, at levels that multiply them as such. Anything else is packed.
+    pub fn whole<'a>(&self, w: &Matrix<'a>, sum: Sum, outputs: Range<usize>, scale: f32) -> Option<Packed<'a>> {
+        match w.encoding() {
+            Encoding::Packed(q) if self.linear.whole && sum == Sum::OverCols && scale == 1.0 => {
+                Some(q.slice_rows(outputs))
+            }
+            _ => None,
+        }
+    }
+
     /// Rows that [`Self::gemm`] computes together: calls of multiples of it waste nothing.
     pub fn gemm_rows(&self) -> usize {
         self.linear.rows
@@ -314,7 +354,15 @@ impl<E: Elem> Kernels<E> {
         check_output(&out, ldc, rows, n, bias);
         for Term { a, lda, b, k } in terms.iter().copied() {
             assert!(strided(a.len(), rows, lda, k), "input of {}: {rows} rows of {k}, stride {lda}", a.len());
-            assert!(b.len() >= n.div_ceil(PANEL) * panel_len(k), "{} packed values for {n} of {k}", b.len());
+            match b {
+                Columns::Panels(b) => {
+                    assert!(b.len() >= n.div_ceil(PANEL) * panel_len(k), "{} packed values for {n} of {k}", b.len());
+                }
+                Columns::Whole(w) => {
+                    assert!(self.linear.whole, "whole numbers at {}", self.isa.name());
+                    assert!(w.shape()[0] >= n && w.shape()[1] == k, "whole numbers of {:?} for {n} of {k}", w.shape());
+                }
+            }
         }
         // SAFETY: as in `pack`.
         unsafe { (self.linear.gemm)(out, ldc, rows, n, terms, bias) }
@@ -350,7 +398,7 @@ impl<E: Elem> Kernels<E> {
         if self.linear.gemv.is_some() { GEMV_ROWS } else { 0 }
     }
 
-    /// What [`Self::pack`] and [`Self::gemm`] make together, bit for bit, for at most [`Self::gemv_rows`] rows, with matrices
+    /// What [`Self::pack`] or [`Self::whole`] and [`Self::gemm`] make together, bit for bit, for at most [`Self::gemv_rows`] rows, with matrices
     /// read where they lie.
     pub fn gemv(&self, out: Out<E>, ldc: usize, rows: usize, n: usize, terms: &[InPlace<E>], bias: Option<&[E::Real]>) {
         if rows == 0 || n == 0 {

@@ -99,7 +99,7 @@ pub(super) struct File {
 }
 
 impl File {
-    fn random(seed: u64, kind: Kind, rows: usize, cols: usize) -> Self {
+    pub(super) fn random(seed: u64, kind: Kind, rows: usize, cols: usize) -> Self {
         let mut random = Random::new(seed);
         let (mut bytes, mut scales, mut panel_scales) = (vec![0xff], vec![0xff], vec![]);
         match kind {
@@ -168,7 +168,7 @@ fn packed<E: Elem>(kernels: &Kernels<E>, w: &Matrix, sum: Sum) -> Vec<E> {
     panels
 }
 
-fn wide<E: Elem>(x: &[E]) -> Vec<f64> {
+pub(super) fn wide<E: Elem>(x: &[E]) -> Vec<f64> {
     x.iter().map(|x| x.widen().to_f64()).collect()
 }
 
@@ -203,7 +203,7 @@ impl<E: Elem> Case<E> {
         let panels: Vec<_> = self.w.iter().map(|w| packed(kernels, &w.matrix(), self.sum)).collect();
         let term = |((a, b), k): ((&'_ Vec<E>, &'_ Vec<E>), &usize)| (a[rows.start * k..].to_vec(), b.clone(), *k);
         let terms: Vec<_> = self.a.iter().zip(&panels).zip(&self.ks).map(term).collect();
-        let terms: Vec<_> = terms.iter().map(|(a, b, k)| Term { a, lda: *k, b, k: *k }).collect();
+        let terms: Vec<_> = terms.iter().map(|(a, b, k)| Term { a, lda: *k, b: Columns::Panels(b), k: *k }).collect();
         kernels.gemm(out, self.n, rows.len(), self.n, &terms, self.bias.as_deref());
     }
 
@@ -317,7 +317,7 @@ fn strides_and_canaries<E: Elem>() {
         let b = packed(kernels, &case.w[0].matrix(), Sum::OverCols);
         let mut c = vec![canary; 1 + rows * ldc + 8];
         let end = 1 + (rows - 1) * ldc + n;
-        kernels.gemm(Out::store(&mut c[1..end]), ldc, rows, n, &[Term { a: &a, lda, b: &b, k }], None);
+        kernels.gemm(Out::store(&mut c[1..end]), ldc, rows, n, &[Term { a: &a, lda, b: Columns::Panels(&b), k }], None);
         let dense = case.stored(kernels);
         for i in 0..rows {
             let row = &c[1 + i * ldc..][..ldc];
@@ -365,7 +365,7 @@ fn columns_have_the_same_bits_however_they_are_split<E: Elem>() {
             let mut y = whole.clone();
             y.iter_mut().for_each(|y| *y = E::default());
             let b = &b[from / PANEL * panel_len(k)..];
-            let term = Term { a: &case.a[0], lda: k, b, k };
+            let term = Term { a: &case.a[0], lda: k, b: Columns::Panels(b), k };
             kernels.gemm(Out::store(&mut y[from..]), n, rows, to - from, &[term], None);
             for i in 0..rows {
                 same_bits(&y[i * n + from..i * n + to], &whole[i * n + from..i * n + to]).unwrap();
@@ -377,7 +377,7 @@ fn columns_have_the_same_bits_however_they_are_split<E: Elem>() {
 fn nothing_to_sum_is_the_bias<E: Elem>() {
     let bias: Vec<E::Real> = Random::new(3).vec(35);
     each_level::<E>(|kernels| {
-        for terms in [&[][..], &[Term { a: &[], lda: 0, b: &[], k: 0 }]] {
+        for terms in [&[][..], &[Term { a: &[], lda: 0, b: Columns::Panels(&[]), k: 0 }]] {
             let mut y = vec![E::Real::from_f64(f64::NAN); 2 * 35];
             kernels.gemm(Out::real(&mut y), 35, 2, 35, terms, Some(&bias));
             same_bits(&y, &bias.repeat(2)).unwrap();
@@ -530,8 +530,12 @@ fn few_rows(kernels: &Kernels<bf16>, case: &Case<bf16>) {
             panels
         });
         let panels: Vec<_> = panels.collect();
+        let columns = case.w.iter().zip(&panels).zip(scales).map(|((w, panels), scale)| {
+            let whole = kernels.whole(&w.matrix(), case.sum, n0..n, scale);
+            whole.map_or(Columns::Panels(panels), Columns::Whole)
+        });
         let each = || a.iter().zip(&case.ks);
-        let packed: Vec<_> = each().zip(&panels).map(|((a, &k), b)| Term { a, lda: k + gap, b, k }).collect();
+        let packed: Vec<_> = each().zip(columns).map(|((a, &k), b)| Term { a, lda: k + gap, b, k }).collect();
         let terms: Vec<_> = each()
             .zip(&case.w)
             .zip(scales)
@@ -577,7 +581,7 @@ fn the_backward_reference_is_the_derivative() {
 #[should_panic(expected = "input of 7: 2 rows of 4, stride 4")]
 fn a_short_input_is_refused() {
     let b = [0.0f32; panel_len(4)];
-    let term = Term { a: &[0.0; 7], lda: 4, b: &b, k: 4 };
+    let term = Term { a: &[0.0; 7], lda: 4, b: Columns::Panels(&b), k: 4 };
     f32::kernels(Isa::Portable).gemm(Out::store(&mut [0.0; 2]), 1, 2, 1, &[term], None);
 }
 

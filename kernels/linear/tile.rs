@@ -5,7 +5,8 @@
 //! as they lie they are copied ("staged") to the stack a chunk at a time: widened once for a group of panels, padded to
 //! pairs, and with a fixed stride that never maps all rows to one cache set as a stride of 4096 bytes would.
 
-use super::{Out, PANEL, Term, panel_len};
+use super::{Columns, Out, PANEL, Term, panel_len};
+use crate::quantize::packed::Packed;
 use crate::{Elem, Real};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
@@ -33,6 +34,10 @@ pub(super) trait Simd<E: Elem> {
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// Stores v0 + v1, v2 + v3, ..: LANES / 2 values.
     unsafe fn store_pair_sums(p: *mut E::Real, v: Self::V);
+    /// As [`Tile::whole`].
+    unsafe fn whole(_c: Sums<Self::V>, _term: &Term<E>, _w: &Packed, _rows: Range<usize>, _panels: Range<usize>) {
+        unreachable!("gemm takes whole numbers at levels that multiply them")
+    }
 }
 
 /// One level's way to multiply staged pairs of `a` with packed pairs of `b`.
@@ -58,6 +63,28 @@ pub(super) trait Tile {
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// Stores the COLS finished sums.
     unsafe fn finish(p: *mut <Self::E as Elem>::Real, v: Self::V);
+    /// Adds rows `rows` of the term times panels of whole numbers, where the level multiplies those as such.
+    unsafe fn whole(_c: Sums<Self::V>, _term: &Term<Self::E>, _w: &Packed, _rows: Range<usize>, _panels: Range<usize>) {
+        unreachable!("gemm takes whole numbers at levels that multiply them")
+    }
+}
+
+/// The sums of some rows, panel after panel; in a panel sections of VECS vectors, and in a section row after row.
+pub(super) struct Sums<V> {
+    first: *mut V,
+    rows: usize,
+    /// Columns of one vector.
+    cols: usize,
+}
+
+impl<V> Sums<V> {
+    /// Where the vectors of row `r` lie that hold eight columns of panel `p`, group `g` of them.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn eight(&self, p: usize, r: usize, g: usize) -> *mut V {
+        let vec = 8 * g / self.cols;
+        let vecs = self.rows * PANEL / self.cols;
+        self.first.wrapping_add(p * vecs + (vec / VECS * self.rows + r) * VECS + vec % VECS)
+    }
 }
 
 /// The tile of a level that multiplies single values: even and odd k in neighbouring lanes, added at the end, so that
@@ -99,6 +126,11 @@ impl<E: Elem, S: Simd<E>> Tile for Pairs<E, S> {
     unsafe fn finish(p: *mut E::Real, v: S::V) {
         // SAFETY: see `zero`.
         unsafe { S::store_pair_sums(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn whole(c: Sums<S::V>, term: &Term<E>, w: &Packed, rows: Range<usize>, panels: Range<usize>) {
+        // SAFETY: see `zero`.
+        unsafe { S::whole(c, term, w, rows, panels) }
     }
 }
 
@@ -195,7 +227,13 @@ unsafe fn sum<T: Tile>(
         unsafe { c.add(v).write(T::zero()) };
     }
     for term in terms {
-        let b = &term.b[panels.start * panel_len(term.k)..panels.end * panel_len(term.k)];
+        if let Columns::Whole(w) = &term.b {
+            let c = Sums { first: c, rows: m, cols: T::COLS };
+            // SAFETY: the caller's; the sums are written.
+            unsafe { T::whole(c, term, w, i..i + m, panels.clone()) };
+            continue;
+        }
+        let b = &term.b.panels()[panels.start * panel_len(term.k)..panels.end * panel_len(term.k)];
         let in_place = as_stored::<T>(term);
         let chunk = if in_place { CHUNK_IN_PLACE } else { chunk::<T::A>() };
         for from in (0..term.k).step_by(chunk) {

@@ -4,6 +4,7 @@ use super::super::pool::Chunks;
 use super::super::{Device, Operand, Out, Product, Sum, Term};
 use super::{Buffer, Cpu};
 use dialoguellm_kernels::linear::Window;
+use dialoguellm_kernels::quantize::packed::Packed;
 use dialoguellm_kernels::{Elem, Matrix, linear};
 use std::ops::Range;
 
@@ -11,6 +12,9 @@ use std::ops::Range;
 const PACKED_BYTES: usize = 16 << 20;
 /// Bytes of all rows up to which every task goes over all of them, so that what it packed never leaves its core's cache.
 const ROWS_BYTES: usize = 3 << 19;
+/// Register tiles of rows for each thread from which tasks share out rows nevertheless where W is not packed: every row is then
+/// made whole numbers for fewer tasks.
+const ROWS_TILES: usize = 8;
 /// Bytes that such a task packs at a time.
 const PANELS_BYTES: usize = 256 << 10;
 /// The most rows of one task where rows are shared out.
@@ -36,7 +40,9 @@ impl<E: Elem> Cpu<E> {
         }
         let row_bytes: usize = factors.iter().map(|f| f.x.cols * size_of::<E>()).sum();
         let panel_bytes: usize = factors.iter().map(|f| linear::panel_len(f.x.cols) * size_of::<E>()).sum();
-        if rows * row_bytes <= ROWS_BYTES {
+        let whole = factors.iter().any(|f| self.kernels.whole(&f.w, f.sum, 0..n, f.scale).is_some());
+        let enough = ROWS_TILES * self.pool.threads() * self.kernels.gemm_rows();
+        if rows * row_bytes <= ROWS_BYTES && !(whole && rows >= enough) {
             return self.by_columns(&out, factors, bias, rows, n, PANELS_BYTES / panel_bytes);
         }
         let step = (PACKED_BYTES / panel_bytes).max(1) * linear::PANEL;
@@ -79,7 +85,7 @@ impl<E: Elem> Cpu<E> {
         });
     }
 
-    /// Columns `cols` of the product: every matrix is packed once, then tasks take runs of rows.
+    /// Columns `cols` of the product: every matrix is packed once where it must be, then tasks take runs of rows.
     fn by_rows(
         &self,
         out: &Destination<E>,
@@ -88,22 +94,22 @@ impl<E: Elem> Cpu<E> {
         rows: usize,
         cols: Range<usize>,
     ) {
-        let packed = self.pack(factors, cols.clone());
+        let ready = self.ready(factors, cols.clone());
         let tasks = self.row_tasks(rows);
         self.pool.run(tasks.len(), |task| {
             let at = tasks[task].clone();
-            let terms = terms(factors, &packed, at.clone());
+            let terms = terms(factors, &ready, at.clone());
             // SAFETY: these rows belong to this task.
             let part = unsafe { out.part(at.clone(), cols.start) };
             self.kernels.gemm(part, out.cols, at.len(), cols.len(), &terms, bias);
         });
     }
 
-    /// A task packs some panels, at most `most`, four times for every thread, and multiplies all rows with them.
-    fn by_columns(
+    /// A task multiplies all rows with some panels, at most `most`, which it packs where it must, four times for every thread.
+    fn by_columns<'a>(
         &self,
         out: &Destination<E>,
-        factors: &[Factor<E>],
+        factors: &[Factor<'a, E>],
         bias: Option<&[E::Real]>,
         rows: usize,
         n: usize,
@@ -113,37 +119,57 @@ impl<E: Elem> Cpu<E> {
         let step = panels.div_ceil(4 * self.pool.threads()).clamp(1, most.max(1)) * linear::PANEL;
         self.pool.run(n.div_ceil(step), |task| {
             let cols = task * step..n.min((task + 1) * step);
-            let panels = cols.len().div_ceil(linear::PANEL);
-            let pack = |factor: &Factor<E>| {
-                let mut packed = Buffer::new(&self.arena, panels, linear::panel_len(factor.x.cols));
-                self.kernels.pack(packed.values_mut(), &factor.w, factor.sum, cols.start, factor.scale);
-                packed
+            let pack = |factor: &Factor<'a, E>| {
+                let mut ready = self.columns(factor, cols.clone());
+                if let Columns::Panels(panels) = &mut ready {
+                    self.kernels.pack(panels.values_mut(), &factor.w, factor.sum, cols.start, factor.scale);
+                }
+                ready
             };
-            let packed: Vec<_> = factors.iter().map(pack).collect();
+            let ready: Vec<_> = factors.iter().map(pack).collect();
             let bias = bias.map(|bias| &bias[cols.clone()]);
             // SAFETY: these columns belong to this task.
             let part = unsafe { out.part(0..rows, cols.start) };
-            self.kernels.gemm(part, out.cols, rows, cols.len(), &terms(factors, &packed, 0..rows), bias);
+            self.kernels.gemm(part, out.cols, rows, cols.len(), &terms(factors, &ready, 0..rows), bias);
         });
     }
 
-    /// Every factor's panels of columns `cols`, a few a task, all in one job.
-    fn pack(&self, factors: &[Factor<E>], cols: Range<usize>) -> Vec<Buffer<E>> {
+    /// Every factor's columns `cols`; those that must be are packed, a few panels a task, all in one job.
+    fn ready<'a>(&self, factors: &[Factor<'a, E>], cols: Range<usize>) -> Vec<Columns<'a, E>> {
         let panels = cols.len().div_ceil(linear::PANEL);
         let step = panels.div_ceil(2 * self.pool.threads()).clamp(1, 8);
-        let len = |factor: &Factor<E>| linear::panel_len(factor.x.cols);
-        let mut packed: Vec<_> = factors.iter().map(|f| Buffer::new(&self.arena, panels, len(f))).collect();
-        let chunks = packed.iter_mut().zip(factors).map(|(to, f)| Chunks::new(to.values_mut(), step * len(f)));
+        let mut ready: Vec<_> = factors.iter().map(|factor| self.columns(factor, cols.clone())).collect();
+        let chunks = ready.iter_mut().zip(factors).filter_map(|(ready, factor)| match ready {
+            Columns::Panels(to) => {
+                Some((factor, Chunks::new(to.values_mut(), step * linear::panel_len(factor.x.cols))))
+            }
+            Columns::Whole(_) => None,
+        });
         let chunks: Vec<_> = chunks.collect();
         let each = panels.div_ceil(step);
-        self.pool.run(factors.len() * each, |task| {
-            let (factor, chunks, chunk) = (&factors[task / each], &chunks[task / each], task % each);
+        self.pool.run(chunks.len() * each, |task| {
+            let ((factor, chunks), chunk) = (&chunks[task / each], task % each);
             // SAFETY: one task per chunk.
             let out = unsafe { chunks.get(chunk) };
             self.kernels.pack(out, &factor.w, factor.sum, cols.start + chunk * step * linear::PANEL, factor.scale);
         });
-        packed
+        ready
     }
+
+    /// A factor's columns `cols` where they lie, or room for their panels.
+    fn columns<'a>(&self, factor: &Factor<'a, E>, cols: Range<usize>) -> Columns<'a, E> {
+        let panels = cols.len().div_ceil(linear::PANEL);
+        match self.kernels.whole(&factor.w, factor.sum, cols, factor.scale) {
+            Some(whole) => Columns::Whole(whole),
+            None => Columns::Panels(Buffer::new(&self.arena, panels, linear::panel_len(factor.x.cols))),
+        }
+    }
+}
+
+/// The columns of a factor as the kernel takes them.
+enum Columns<'a, E: Elem> {
+    Panels(Buffer<E>),
+    Whole(Packed<'a>),
 }
 
 /// A product of a few rows and n columns.
@@ -189,17 +215,21 @@ impl<'a, E: Elem> Factor<'a, E> {
     }
 }
 
-/// Rows `rows` of every factor, with its packed matrix.
+/// Rows `rows` of every factor, with its columns.
 fn terms<'a, E: Elem>(
     factors: &[Factor<'a, E>],
-    packed: &'a [Buffer<E>],
+    ready: &'a [Columns<'a, E>],
     rows: Range<usize>,
 ) -> Vec<linear::Term<'a, E>> {
-    let term = |(factor, packed): (&Factor<'a, E>, &'a Buffer<E>)| {
+    let term = |(factor, ready): (&Factor<'a, E>, &'a Columns<'a, E>)| {
         let k = factor.x.cols;
-        linear::Term { a: &factor.x.values()[rows.start * k..rows.end * k], lda: k, b: packed.values(), k }
+        let b = match ready {
+            Columns::Panels(panels) => linear::Columns::Panels(panels.values()),
+            Columns::Whole(whole) => linear::Columns::Whole(*whole),
+        };
+        linear::Term { a: &factor.x.values()[rows.start * k..rows.end * k], lda: k, b, k }
     };
-    factors.iter().zip(packed).map(term).collect()
+    factors.iter().zip(ready).map(term).collect()
 }
 
 /// An output that tasks write parts of.
