@@ -116,11 +116,11 @@ macro_rules! simd {
             }
             #[inline]
             #[target_feature(enable = "avx2,fma,f16c")]
-            unsafe fn store_pair_sums(p: *mut f32, v: __m256) {
-                let sums = _mm256_hadd_ps(v, v); // 01 23 01 23 | 45 67 45 67
-                let sums = _mm256_permute4x64_pd::<0b1000>(_mm256_castps_pd(sums));
-                // SAFETY: the caller's four values.
-                unsafe { _mm_storeu_ps(p, _mm256_castps256_ps128(_mm256_castpd_ps(sums))) }
+            unsafe fn store_pair_sums(p: *mut f32, [first, second]: [__m256; 2]) {
+                let sums = _mm256_hadd_ps(first, second); // by halves of 128 bits
+                let sums = _mm256_permute4x64_pd::<0b11_01_10_00>(_mm256_castps_pd(sums));
+                // SAFETY: the caller's eight values.
+                unsafe { _mm256_storeu_ps(p, _mm256_castpd_ps(sums)) }
             }
             $($whole)?
         }

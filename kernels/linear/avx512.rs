@@ -128,11 +128,13 @@ macro_rules! simd {
             }
             #[inline]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-            unsafe fn store_pair_sums(p: *mut f32, v: __m512) {
-                let swapped = _mm512_permute_ps::<0b10_11_00_01>(v);
-                let sums = _mm512_maskz_compress_ps(0x5555, _mm512_add_ps(v, swapped));
-                // SAFETY: the caller's eight values.
-                unsafe { _mm256_storeu_ps(p, _mm512_castps512_ps256(sums)) }
+            unsafe fn store_pair_sums(p: *mut f32, [first, second]: [__m512; 2]) {
+                let even = _mm512_shuffle_ps::<0b10_00_10_00>(first, second); // by quarters of 128 bits
+                let odd = _mm512_shuffle_ps::<0b11_01_11_01>(first, second);
+                let sums = _mm512_castps_pd(_mm512_add_ps(even, odd));
+                let order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+                // SAFETY: the caller's sixteen values.
+                unsafe { _mm512_storeu_ps(p, _mm512_castpd_ps(_mm512_permutexvar_pd(order, sums))) }
             }
             $($whole)?
         }
@@ -289,8 +291,8 @@ impl Tile for Dot {
     }
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn finish(p: *mut f32, v: __m512) {
-        // SAFETY: the caller's sixteen values.
-        unsafe { _mm512_storeu_ps(p, v) }
+    unsafe fn finish(p: *mut f32, v: [__m512; 2]) {
+        // SAFETY: the caller's 32 values.
+        unsafe { p.cast::<[__m512; 2]>().write_unaligned(v) }
     }
 }

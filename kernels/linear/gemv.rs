@@ -66,10 +66,8 @@ unsafe fn panels<const M: usize>(
         let bias = bias.map(|bias| &bias[j..j + cols]);
         for (r, sums) in sums.iter().enumerate() {
             let mut row = [0.0; PANEL];
-            for (to, sums) in row.as_chunks_mut::<16>().0.iter_mut().zip(sums) {
-                // SAFETY: sixteen values.
-                unsafe { Dot::finish(to.as_mut_ptr(), *sums) };
-            }
+            // SAFETY: a row's 32 values.
+            unsafe { Dot::finish(row.as_mut_ptr(), *sums) };
             add_bias(&mut row, bias);
             out.put(r * ldc + j, &row[..cols]);
         }

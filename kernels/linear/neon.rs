@@ -74,9 +74,9 @@ macro_rules! simd {
             }
             #[inline]
             #[target_feature(enable = "neon")]
-            unsafe fn store_pair_sums(p: *mut f32, v: float32x4_t) {
-                // SAFETY: the caller's two values.
-                unsafe { vst1_f32(p, vget_low_f32(vpaddq_f32(v, v))) }
+            unsafe fn store_pair_sums(p: *mut f32, [first, second]: [float32x4_t; 2]) {
+                // SAFETY: the caller's four values.
+                unsafe { vst1q_f32(p, vpaddq_f32(first, second)) }
             }
         }
     };

@@ -45,8 +45,8 @@ impl<E: Elem> Simd<E> for Portable {
         from_fn(|i| c[i] + a[i] * b[i])
     }
     #[inline(always)]
-    unsafe fn store_pair_sums(p: *mut E::Real, v: Self::V) {
-        // SAFETY: the caller's two values.
-        unsafe { p.cast::<[E::Real; 2]>().write([v[0] + v[1], v[2] + v[3]]) }
+    unsafe fn store_pair_sums(p: *mut E::Real, v: [Self::V; 2]) {
+        // SAFETY: the caller's four values.
+        unsafe { p.cast::<[[E::Real; 2]; 2]>().write(v.map(|v| [v[0] + v[1], v[2] + v[3]])) }
     }
 }

@@ -32,8 +32,8 @@ pub(super) trait Simd<E: Elem> {
     unsafe fn splat_pair(p: *const E::Real) -> Self::V;
     /// c + a b
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
-    /// Stores v0 + v1, v2 + v3, ..: LANES / 2 values.
-    unsafe fn store_pair_sums(p: *mut E::Real, v: Self::V);
+    /// Stores v0 + v1, v2 + v3, .. of one vector after the other: LANES values.
+    unsafe fn store_pair_sums(p: *mut E::Real, v: [Self::V; VECS]);
     /// As [`Tile::whole`].
     unsafe fn whole(_c: Sums<Self::V>, _term: &Term<E>, _w: &Packed, _rows: Range<usize>, _panels: Range<usize>) {
         unreachable!("gemm takes whole numbers at levels that multiply them")
@@ -61,8 +61,8 @@ pub(super) trait Tile {
     /// COLS packed pairs.
     unsafe fn columns(p: *const Self::E) -> Self::V;
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
-    /// Stores the COLS finished sums.
-    unsafe fn finish(p: *mut <Self::E as Elem>::Real, v: Self::V);
+    /// Stores a section's finished sums.
+    unsafe fn finish(p: *mut <Self::E as Elem>::Real, v: [Self::V; VECS]);
     /// Adds rows `rows` of the term times panels of whole numbers, where the level multiplies those as such.
     unsafe fn whole(_c: Sums<Self::V>, _term: &Term<Self::E>, _w: &Packed, _rows: Range<usize>, _panels: Range<usize>) {
         unreachable!("gemm takes whole numbers at levels that multiply them")
@@ -123,7 +123,7 @@ impl<E: Elem, S: Simd<E>> Tile for Pairs<E, S> {
         unsafe { S::mul_add(a, b, c) }
     }
     #[inline(always)]
-    unsafe fn finish(p: *mut E::Real, v: S::V) {
+    unsafe fn finish(p: *mut E::Real, v: [S::V; VECS]) {
         // SAFETY: see `zero`.
         unsafe { S::store_pair_sums(p, v) }
     }
@@ -137,7 +137,7 @@ impl<E: Elem, S: Simd<E>> Tile for Pairs<E, S> {
 /// The most rows any level holds in registers.
 pub(super) const MAX_ROWS: usize = 12;
 /// Vectors of columns of the register tile: 24 sums, 2 of b and 1 of a use 27 of 32 registers; 12, 2, 1 use 15 of 16.
-const VECS: usize = 2;
+pub(super) const VECS: usize = 2;
 /// The most vectors of sums a panel needs: NEON's 12 rows of 16 vectors.
 const MAX_VECS: usize = 192;
 /// Bytes of one row's chunk, and of the gap that spreads rows over cache sets.
@@ -356,10 +356,9 @@ unsafe fn emit<T: Tile>(
 ) {
     let mut row = [<T::E as Elem>::Real::ZERO; PANEL];
     for r in 0..m {
-        for v in 0..PANEL / T::COLS {
-            let (section, v_in) = (v / VECS, v % VECS);
-            // SAFETY: `sum` wrote these; a row has PANEL columns.
-            unsafe { T::finish(row.as_mut_ptr().add(v * T::COLS), *c.add((section * m + r) * VECS + v_in)) };
+        for (section, row) in row.chunks_exact_mut(VECS * T::COLS).enumerate() {
+            // SAFETY: `sum` wrote these; so many columns.
+            unsafe { T::finish(row.as_mut_ptr(), c.add((section * m + r) * VECS).cast::<[T::V; VECS]>().read()) };
         }
         add_bias(&mut row, bias);
         out.put(at + r * ldc, &row[..cols]);

@@ -15,6 +15,7 @@ use super::{PANEL, Term};
 use crate::quantize::packed::{self, Packed};
 use crate::{Bits, bf16};
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Values of a row that share a power of two.
@@ -27,8 +28,8 @@ const ROWS: usize = 6;
 /// Bytes that are fetched ahead of few rows: a page or so of one stream.
 const AHEAD: usize = 2048;
 
-/// A chunk of a row as whole numbers, with zeros behind it.
-type Chunk = [i16; CHUNK + 16];
+/// A chunk of a row as whole numbers, with zeros behind it up to a multiple of sixteen.
+type Chunk = [MaybeUninit<i16>; CHUNK + 16];
 
 /// Rows `rows` of the term times panels `panels` of `w`: `add(panel, row, group, [sums, scale])` for every chunk in order, the
 /// panel, the row and the eight outputs counted from the first; to these, sums scale is to be added.
@@ -44,7 +45,7 @@ pub(super) unsafe fn products(
     panels: Range<usize>,
     mut add: impl FnMut(usize, usize, usize, [__m256; 2]),
 ) {
-    let mut staged = [[0; CHUNK + 16]; ROWS];
+    let mut staged = [[MaybeUninit::uninit(); CHUNK + 16]; ROWS];
     for first in rows.clone().step_by(ROWS) {
         let some = first..rows.end.min(first + ROWS);
         for from in (0..term.k).step_by(CHUNK) {
@@ -59,7 +60,7 @@ pub(super) unsafe fn products(
                         match some.len() {
                             $($m => {
                                 for g in (0..GROUPS).step_by($v) {
-                                    // SAFETY: the caller's; so many rows are staged.
+                                    // SAFETY: the caller's; so many rows are staged, each over k.
                                     let sums: [[__m256; $v]; $m] = unsafe { chunk(&staged, w, panel, k.clone(), g) };
                                     for (r, sums) in sums.into_iter().enumerate() {
                                         for (v, sums) in sums.into_iter().enumerate() {
@@ -109,7 +110,7 @@ fn stage(to: &mut Chunk, row: &[bf16]) -> f32 {
 /// The sums of the first M staged rows over columns `k` of the outputs of V groups from `g` on, without the rows' scales.
 ///
 /// # Safety
-/// AVX2 and FMA must be there, the panel and the groups.
+/// AVX2 and FMA must be there, the panel and the groups, and the rows staged over `k`.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn chunk<const M: usize, const V: usize>(
