@@ -106,7 +106,10 @@ impl Bench {
             return Roof::default();
         }
         let (isa, threads) = (model.engine().isa(), self.model.threads());
-        let operands = if model.engine().precision() == "f32" { "f32" } else { "bf16" };
+        let operands = match model.engine().precision() {
+            "int4" => "int8", // widened to 8 bits
+            precision => precision,
+        };
         let known = roof::multiply(isa, operands, 1).is_some();
         let products = known.then(|| together(threads, |_| products_rate(isa, operands)));
         // each thread reads bytes of its own: what another has read is in a cache that they share

@@ -3,7 +3,7 @@
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
-use dialoguellm_kernels::linear::{self, Out, PANEL, Sum, Term, panel_len};
+use dialoguellm_kernels::linear::{self, Columns, Out, PANEL, Sum, Term, panel_len};
 use dialoguellm_kernels::testing::{Random, amx, check, same_bits};
 use dialoguellm_kernels::{Dtype, Elem, Isa, Kernels, Matrix};
 use half::bf16;
@@ -48,7 +48,8 @@ impl Case {
     fn run(&self, kernels: &Kernels<bf16>, rows: std::ops::Range<usize>) -> Vec<bf16> {
         let mut y = vec![bf16::NAN; rows.len() * self.n];
         let terms = self.a.iter().zip(&self.panels).zip(&self.ks);
-        let terms: Vec<_> = terms.map(|((a, b), k)| Term { a: &a[rows.start * k..], lda: *k, b, k: *k }).collect();
+        let terms: Vec<_> =
+            terms.map(|((a, b), k)| Term { a: &a[rows.start * k..], lda: *k, b: Columns::Panels(b), k: *k }).collect();
         kernels.gemm(Out::store(&mut y), self.n, rows.len(), self.n, &terms, Some(&self.bias));
         y
     }
@@ -131,7 +132,7 @@ fn emulated_amx_reads_and_writes_only_its_rows() {
         a[i * lda..][..k].copy_from_slice(&case.a[0][i * k..][..k]);
     }
     let mut c = vec![-77.0f32; rows * ldc];
-    let term = Term { a: &a, lda, b: &case.panels[0], k };
+    let term = Term { a: &a, lda, b: Columns::Panels(&case.panels[0]), k };
     kernels.gemm(Out::add(&mut c[..(rows - 1) * ldc + n]), ldc, rows, n, &[term], Some(&case.bias));
     let (mut got, mut plain) = (vec![], vec![]);
     for (i, row) in c.chunks(ldc).enumerate() {
@@ -150,8 +151,9 @@ fn emulated_amx_whole_panels_are_stored_and_added_as_parts_are() {
     let (rows, n) = (35, 96);
     let mut case = Case::new(kernels, rows, n, &[64, 8]);
     case.bias = vec![0.0; n];
-    let terms: Vec<_> =
-        (0..2).map(|t| Term { a: &case.a[t], lda: case.ks[t], b: &case.panels[t], k: case.ks[t] }).collect();
+    let terms: Vec<_> = (0..2)
+        .map(|t| Term { a: &case.a[t], lda: case.ks[t], b: Columns::Panels(&case.panels[t]), k: case.ks[t] })
+        .collect();
     let (mut rounded, mut real, mut added) = (vec![bf16::NAN; rows * n], vec![f32::NAN; rows * n], vec![3.0; rows * n]);
     kernels.gemm(Out::store(&mut rounded), n, rows, n, &terms, None);
     kernels.gemm(Out::real(&mut real), n, rows, n, &terms, None);
