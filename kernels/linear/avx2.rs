@@ -133,32 +133,10 @@ simd!(
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn whole(c: Sums<__m256>, term: &Term<bf16>, w: &Packed, rows: Range<usize>, panels: Range<usize>) {
-        // SAFETY: the caller's; eight columns are two vectors of sums.
-        unsafe {
-            whole::products(term, w, rows, panels, |p, r, g, sums| {
-                add_to_even(c.eight(p, r, g).cast(), sums);
-            });
-        }
+        // SAFETY: the caller's.
+        unsafe { whole::add(c, term, w, rows, panels) }
     }
 );
-
-/// Of eight sums over even and over odd k, one after the other, those over even k += sum scale.
-///
-/// # Safety
-/// AVX2 and FMA must be there, and the sixteen sums.
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn add_to_even(c: *mut f32, [sums, scale]: [__m256; 2]) {
-    let halves = [_mm256_castps256_ps128(sums), _mm256_extractf128_ps::<1>(sums)];
-    for (i, half) in halves.into_iter().enumerate() {
-        let even = _mm256_castsi256_ps(_mm256_cvtepu32_epi64(_mm_castps_si128(half))); // zeros for the odd ones
-        // SAFETY: the caller's.
-        unsafe {
-            let c = c.add(8 * i);
-            _mm256_storeu_ps(c, _mm256_fmadd_ps(even, scale, _mm256_loadu_ps(c)));
-        }
-    }
-}
 
 #[inline]
 #[target_feature(enable = "avx2")]

@@ -1,7 +1,7 @@
 //! AVX-512: vectors of sixteen f32, tiles of 12 rows by 2 vectors in 27 of 32 registers; bf16 widened, or by pairs
 //! through vdpbf16ps, which multiplies twice as much and flushes denormals.
 
-use super::avx2::{Avx2, add_to_even};
+use super::avx2::Avx2;
 use super::pack::{self as packing, Transpose};
 use super::tile::{Pairs, Simd, Sums, Tile};
 use super::{Forms, Out, PANEL, Sum, Term, gemv, gemv_avx2, tile, tn, tn_dot, whole};
@@ -147,12 +147,8 @@ simd!(
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     unsafe fn whole(c: Sums<__m512>, term: &Term<bf16>, w: &Packed, rows: Range<usize>, panels: Range<usize>) {
-        // SAFETY: the caller's; eight columns are one vector of sums.
-        unsafe {
-            whole::products(term, w, rows, panels, |p, r, g, sums| {
-                add_to_even(c.eight(p, r, g).cast(), sums);
-            });
-        }
+        // SAFETY: the caller's.
+        unsafe { whole::add(c, term, w, rows, panels) }
     }
 );
 

@@ -11,6 +11,7 @@
 
 use super::avx2::{Avx2, scales_of_outputs};
 use super::pack::Transpose;
+use super::tile::Sums;
 use super::{PANEL, Term};
 use crate::quantize::packed::{self, Packed};
 use crate::{Bits, bf16};
@@ -30,6 +31,36 @@ const AHEAD: usize = 2048;
 
 /// A chunk of a row as whole numbers, with zeros behind it up to a multiple of sixteen.
 type Chunk = [MaybeUninit<i16>; CHUNK + 16];
+
+/// Adds rows `rows` of the term times panels `panels` of `w` to their sums, those over even k.
+///
+/// # Safety
+/// AVX2 and FMA must be there, lengths as [`crate::Kernels::gemm`] checks them, and `c` sums of even and odd k in neighbouring
+/// lanes of so many rows and panels.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn add<V>(c: Sums<V>, term: &Term<bf16>, w: &Packed, rows: Range<usize>, panels: Range<usize>) {
+    // SAFETY: the caller's; the vectors of eight columns lie together.
+    unsafe { products(term, w, rows, panels, |p, r, g, sums| add_to_even(c.eight(p, r, g).cast(), sums)) }
+}
+
+/// Of eight sums over even and over odd k, one after the other, those over even k += sum scale.
+///
+/// # Safety
+/// AVX2 and FMA must be there, and the sixteen sums.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn add_to_even(c: *mut f32, [sums, scale]: [__m256; 2]) {
+    let halves = [_mm256_castps256_ps128(sums), _mm256_extractf128_ps::<1>(sums)];
+    for (i, half) in halves.into_iter().enumerate() {
+        let even = _mm256_castsi256_ps(_mm256_cvtepu32_epi64(_mm_castps_si128(half))); // zeros for the odd ones
+        // SAFETY: the caller's.
+        unsafe {
+            let c = c.add(8 * i);
+            _mm256_storeu_ps(c, _mm256_fmadd_ps(even, scale, _mm256_loadu_ps(c)));
+        }
+    }
+}
 
 /// Rows `rows` of the term times panels `panels` of `w`: `add(panel, row, group, [sums, scale])` for every chunk in order, the
 /// panel, the row and the eight outputs counted from the first; to these, sums scale is to be added.
