@@ -14,7 +14,7 @@ use std::arch::x86_64::*;
 
 /// Outputs of a vector, and vectors of a panel.
 const LANES: usize = 8;
-const GROUPS: usize = PANEL / LANES;
+pub(super) const GROUPS: usize = PANEL / LANES;
 
 /// Sums of M rows of one panel over even and over odd k.
 type Sums<const M: usize> = [[[__m256; 2]; GROUPS]; M];

@@ -10,6 +10,7 @@
 //! A row with a NaN or an infinity gives NaN.
 
 use super::avx2::{Avx2, scales_of_outputs};
+use super::gemv_avx2::GROUPS;
 use super::pack::Transpose;
 use super::tile::Sums;
 use super::{PANEL, Term};
@@ -21,9 +22,6 @@ use std::ops::Range;
 
 /// Values of a row that share a power of two.
 const CHUNK: usize = 1024;
-/// Outputs of a vector, and vectors of a panel.
-const LANES: usize = 8;
-const GROUPS: usize = PANEL / LANES;
 /// The most rows that registers hold: 12 sums, 2 of W, 1 of the row, 1 product.
 const ROWS: usize = 6;
 /// Bytes that are fetched ahead of few rows: a page or so of one stream.

@@ -107,7 +107,7 @@ impl Bench {
         }
         let (isa, threads) = (model.engine().isa(), self.model.threads());
         let operands = match model.engine().precision() {
-            "int4" => "int8", // widened to 8 bits
+            "int4" => "int8", // multiplied by the same instruction
             precision => precision,
         };
         let known = roof::multiply(isa, operands, 1).is_some();
