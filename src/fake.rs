@@ -243,6 +243,9 @@ impl Engine for Fake {
         let of = |&row: &u32| self.row(pass, &states[row as usize], row).logits;
         Ok(rows.iter().flat_map(of).map(|x| x as f32).collect())
     }
+    fn entering(&self, _: &Pass, _: usize) -> Result<Vec<f32>> {
+        Err(Error::internal("no test of this layer asks what enters a layer"))
+    }
     fn extend(&self, pass: &Pass, cache: &mut Cache) -> Result<()> {
         let event = self.script.next(pass, None)?;
         self.grow(pass, cache, event)

@@ -257,7 +257,7 @@ fn as_near_as_the_cpu([gpu, cpu, exact]: [&dyn Engine; 3], adapter: &Adapter) {
     let prompts: Vec<Vec<u32>> = branches().iter().map(|ids| ids.iter().map(|id| id % vocabulary).collect()).collect();
     let noise = Noise { seed: 3, step: 2, dropout: 0.2, neftune: 5.0 };
     for (noise, activation_bytes) in [(None, usize::MAX), (Some(noise), 0)] {
-        let learning = Learning { noise, activation_bytes };
+        let learning = Learning { noise, activation_bytes, entering: None };
         let [got, plain, exact] = [gpu, cpu, exact].map(|engine| answer(engine, &prompts, adapter, &learning).unwrap());
         as_near("logits", &got.logits, &plain.logits, &exact.logits);
         as_near("log p", &got.log_p, &plain.log_p, &exact.log_p);
@@ -333,7 +333,7 @@ fn the_same_pass_gives_the_same_bits_again() {
         return;
     }
     let (gpu, adapter) = (open(Place::Cuda), adapter());
-    let learning = |activation_bytes| Learning { noise: None, activation_bytes };
+    let learning = |activation_bytes| Learning { noise: None, activation_bytes, entering: None };
     let again = |bytes| answer(gpu.engine(), &branches(), &adapter, &learning(bytes)).unwrap();
     let [first, second] = [again(usize::MAX), again(0)];
     assert!(first.logits == second.logits && first.log_p == second.log_p && first.gradient == second.gradient);
@@ -345,7 +345,7 @@ fn threads_take_turns_and_get_what_one_gets() {
         return;
     }
     let (gpu, adapter) = (open(Place::Cuda), adapter());
-    let learning = Learning { noise: None, activation_bytes: usize::MAX };
+    let learning = Learning { noise: None, activation_bytes: usize::MAX, entering: None };
     let ask = &|seed| checksum(&answer(gpu.engine(), &[ids(seed, 4)], &adapter, &learning).unwrap());
     let alone = [50, 51].map(ask);
     let together = std::thread::scope(|scope| {
@@ -536,7 +536,7 @@ fn without_a_driver_auto_is_the_cpu_and_cuda_says_why() {
 /// One process's tries: opens the model and asks it, again and again after failures, and says what came of it.
 fn tries() {
     let adapter = adapter();
-    let learning = Learning { noise: None, activation_bytes: usize::MAX };
+    let learning = Learning { noise: None, activation_bytes: usize::MAX, entering: None };
     let mut model = None;
     for attempt in 0..3 {
         let options = OpenOptions { device: Place::Cuda, threads: 1, ..OpenOptions::default() };
@@ -629,7 +629,7 @@ impl Small {
 
     /// A forest's gradient and a question to a cache.
     fn pass(&self, gpu: &Llama<Gpu>) -> Result<u64, String> {
-        let learning = Learning { noise: None, activation_bytes: usize::MAX };
+        let learning = Learning { noise: None, activation_bytes: usize::MAX, entering: None };
         let answer = answer(gpu, &self.prompts, &self.adapter, &learning);
         let (mut cache, cancel) = (gpu.cache(), Cancel::default());
         let kept = Forest::chain(&[2, 7, 1], 0);
@@ -764,7 +764,7 @@ fn a_failure_of_each_product_of_cublaslt_is_one_too_and_a_replayed_one_has_the_s
 fn passes() {
     let (model, one, mut other) = (open(Place::Cuda), adapter(), adapter());
     other.params_mut().iter_mut().for_each(|x| *x *= -0.5);
-    let learning = Learning { noise: None, activation_bytes: usize::MAX };
+    let learning = Learning { noise: None, activation_bytes: usize::MAX, entering: None };
     let again = [(7, 4, &one); 5];
     let changed = [(8, 4, &one), (7, 4, &other), (7, 4, &other), (7, 6, &one), (8, 4, &other), (7, 4, &one)];
     for (i, (seed, len, adapter)) in again.into_iter().chain(changed).enumerate() {

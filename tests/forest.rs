@@ -190,7 +190,7 @@ fn together<E: Elem>(model: &Llama<Cpu<E>>, case: &Case, adapter: &Adapter, budg
         Ok(merged)
     };
     let pass = Pass { forest: &forest, adapter: Some(adapter), cancel: &Cancel::default() };
-    let learning = Learning { noise: None, activation_bytes: budget };
+    let learning = Learning { noise: None, activation_bytes: budget, entering: None };
     let params = Arc::new(adapter.params().to_vec());
     let mut gradient = model.device().zeros(1, params.len());
     let log_p = model.gradient64(&pass, &targets, &learning, &mut loss, (params, &mut gradient)).unwrap();

@@ -108,7 +108,7 @@ fn gradient(model: &Llama<Cpu<f32>>, adapter: &Adapter, golden: &Golden, budget:
     };
     let targets: Vec<Target> = rows.iter().zip(&targets).flat_map(target).collect();
     let pass = Pass { forest: &forest, adapter: Some(adapter), cancel: &Cancel::default() };
-    let learning = Learning { noise: None, activation_bytes: budget };
+    let learning = Learning { noise: None, activation_bytes: budget, entering: None };
     let mut loss = |log_p: &[f32]| Ok(vec![-weight as f32; log_p.len()]);
     let mut learner = model.learner(adapter, None).unwrap();
     learner.begin().unwrap();

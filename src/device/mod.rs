@@ -203,6 +203,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn plan(&self, plan: Plan) -> Self::Plan;
     /// A tensor on the host. Errors: those of [`Device::status`].
     fn read(&self, x: &Self::Real) -> Result<Vec<f32>>;
+    /// A tensor of the host's values, rows of `cols` each.
+    fn write(&self, values: &[f32], cols: usize) -> Self::Real;
     /// Parameters as they are now. Errors: those of [`Device::status`].
     fn values(&self, params: &Self::Params) -> Result<Arc<Vec<f32>>>;
 

@@ -355,6 +355,7 @@ pub const FIELDS: [(&str, &[&str]); 5] = [
             "weight_decay",
             "clip",
             "average",
+            "frozen_once",
             "neftune",
             "activation_mib",
             "skip_limit",

@@ -6,7 +6,7 @@
 
 use super::calibration::Calibration;
 use super::card::Card;
-use super::classifier::{Bulk, Classifier, Marked};
+use super::classifier::{Bulk, Classifier, Scored};
 use super::framing::Ends;
 use super::labels::Labels;
 use super::metrics::{Report, fit_temperature};
@@ -71,8 +71,8 @@ pub struct Run {
     dev: Option<Dev>,
     taught: Taught,
     record: Record,
-    /// The scores of the best dev score, where it was made by this process.
-    best: Option<Marked>,
+    /// The best parameters' scores of the dev dialogues, where this process made them.
+    best: Option<BestScores>,
     per_epoch: u64,
     threads: usize,
 }
@@ -112,6 +112,15 @@ pub struct DevScore {
     pub is_best: bool,
     /// All figures, for dialogues.
     pub report: Option<Report>,
+}
+
+/// What the best parameters answer on dev, before calibration.
+#[derive(Clone, Debug)]
+pub struct BestScores {
+    /// The scores.
+    pub scored: Scored,
+    /// Time taken.
+    pub seconds: f64,
 }
 
 /// What a run did.
@@ -208,6 +217,17 @@ impl Run {
         self.trainer.log_to(path)
     }
 
+    /// As [`Trainer::freeze`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn freeze(&mut self, kept: Option<&Path>, cancel: &Cancel, progress: &mut dyn FnMut(usize)) -> Result<()> {
+        let started = Instant::now();
+        self.trainer.freeze(kept, cancel, progress)?;
+        self.record.seconds += started.elapsed().as_secs_f64();
+        Ok(())
+    }
+
     /// Whether nothing is left but [`Run::finish`].
     pub fn is_done(&self) -> bool {
         self.trainer.is_done() && !self.dev_is_due()
@@ -252,18 +272,18 @@ impl Run {
         let started = Instant::now();
         let adapter = Arc::new(self.adapter()?);
         let metric = self.recipe.eval.metric;
-        let (score, report, marked) = match &self.dev {
+        let (score, report, scored) = match &self.dev {
             None => return Err(Error::invalid("there are no dev data to score")),
             Some(Dev::Pairs(groups)) => (-self.pairs_nll(adapter, groups, cancel)?, None, None),
             Some(Dev::Dialogues(dialogues)) => {
-                let (report, marked) = self.report(adapter, dialogues, cancel, progress)?;
-                (metric.score(&report), Some(report), Some(marked))
+                let (report, scored) = self.report(adapter, dialogues, cancel, progress)?;
+                (metric.score(&report), Some(report), Some(scored))
             }
         };
         let seconds = started.elapsed().as_secs_f64();
         let is_best = self.trainer.note_dev(score, details(metric, report.as_ref(), seconds))?;
         if is_best {
-            self.best = marked;
+            self.best = scored.map(|scored| BestScores { scored, seconds });
         }
         self.record.dev_step = self.trainer.steps_made();
         self.record.seconds += seconds;
@@ -277,13 +297,19 @@ impl Run {
         dialogues: &[Dialogue],
         cancel: &Cancel,
         progress: &mut dyn FnMut(usize),
-    ) -> Result<(Report, Marked)> {
+    ) -> Result<(Report, Scored)> {
         let card = self.card.clone().ok_or_else(|| Error::internal("dialogues were scored without a card"))?;
         let classifier = Classifier::with_card(self.model.clone(), Some(adapter), card)?;
         let bulk = Bulk { threads: self.threads, budget: self.recipe.eval.score_tokens, cancel: cancel.clone() };
         let labels = classifier.labels();
-        let marked = classifier.scores(dialogues, &bulk, progress)?.marked(dialogues, labels)?;
-        Ok((Report::new(labels.names(), &marked.scores, &marked.gold, 1.0)?, marked))
+        let scored = classifier.scores(dialogues, &bulk, progress)?;
+        let marked = scored.marked(dialogues, labels)?;
+        Ok((Report::new(labels.names(), &marked.scores, &marked.gold, 1.0)?, scored))
+    }
+
+    /// What the best parameters answer on dev, where this process asked them.
+    pub fn best_scores(&self) -> Option<&BestScores> {
+        self.best.as_ref()
     }
 
     /// Mean of -ln p over the completions' tokens, weighted as in training.
@@ -358,14 +384,16 @@ impl Run {
         let Some(Dev::Dialogues(dialogues)) = self.dev.as_ref().filter(|_| kind != Calibrate::None) else {
             return Ok(());
         };
-        let marked = match self.best.take() {
-            Some(marked) => marked,
+        let scored = match self.best.take() {
+            Some(best) => best.scored,
             // an earlier process made the best score: its scores are made again
             None => {
                 let best = Arc::new(self.trainer.best_adapter()?);
                 self.report(best, dialogues, cancel, &mut |_| ())?.1
             }
         };
+        let card = self.card.as_ref().ok_or_else(|| Error::internal("dialogues were scored without a card"))?;
+        let marked = scored.marked(dialogues, &card.labels)?;
         let (temperature, calibration) = match kind {
             Calibrate::None => (1.0, None),
             Calibrate::Temperature => (fit_temperature(&marked.scores, &marked.gold)?, None),

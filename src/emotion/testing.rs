@@ -88,6 +88,9 @@ impl Engine for Hashes {
     fn logits(&self, _: &Pass, _: Option<&Cache>, _: &[u32]) -> Result<Vec<f32>> {
         Err(Error::internal("no test of this layer asks for logits"))
     }
+    fn entering(&self, _: &Pass, _: usize) -> Result<Vec<f32>> {
+        Err(Error::internal("no test of this layer asks what enters a layer"))
+    }
     fn extend(&self, pass: &Pass, cache: &mut Cache) -> Result<()> {
         assert_eq!(pass.forest.cached(), cache.len());
         let states = self.states(pass, Some(cache))?;

@@ -44,11 +44,22 @@ pub struct Pass<'a> {
 
 /// What a gradient pass needs beyond the pass itself.
 #[derive(Clone, Copy, Debug)]
-pub struct Learning {
+pub struct Learning<'a> {
     /// Dropout and NEFTune; `None` computes what inference computes.
     pub noise: Option<Noise>,
     /// Bytes of activations that may be kept for backward; layers beyond it are computed again.
     pub activation_bytes: usize,
+    /// Where the pass begins; `None` for the embedding.
+    pub entering: Option<Entering<'a>>,
+}
+
+/// Rows as they enter a layer, for a pass that begins there.
+#[derive(Clone, Copy, Debug)]
+pub struct Entering<'a> {
+    /// The layer, counted from 0; no pair is below it.
+    pub layer: usize,
+    /// `[T, hidden_size]`, as [`Engine::entering`] gave them.
+    pub rows: &'a [f32],
 }
 
 /// Embeddings on the line from another text to the forest's own.
@@ -125,6 +136,9 @@ pub trait Engine: Send + Sync {
     fn log_probs(&self, pass: &Pass, cache: Option<&Cache>, targets: &[Target]) -> Result<Vec<f32>>;
     /// Logits `[rows, V]` of chosen rows, which rise.
     fn logits(&self, pass: &Pass, cache: Option<&Cache>, rows: &[u32]) -> Result<Vec<f32>>;
+    /// What enters layer `layer`, counted from 0: every row's residual `[T, hidden_size]`, made by the embedding and the layers
+    /// below. Errors: INVALID_ARGUMENT for a layer that the model does not have.
+    fn entering(&self, pass: &Pass, layer: usize) -> Result<Vec<f32>>;
     /// Appends the keys and values of a forest of one span to `cache`, whose length is the forest's `cached()`. On an error
     /// or a cancel the cache is as it was.
     fn extend(&self, pass: &Pass, cache: &mut Cache) -> Result<()>;
@@ -136,7 +150,8 @@ pub trait Engine: Send + Sync {
     fn learner(&self, adapter: &Adapter, moments: Option<&Moments>) -> Result<Box<dyn Learner>>;
     /// Adds d loss / d adapter to the gradient of a learner of this engine and returns every target's log p. The adapter of
     /// the pass says what is trained; its values are the learner's. On an error the gradient is unspecified until the next
-    /// step begins.
+    /// step begins. Errors: INVALID_ARGUMENT for entering rows of another number, or above the adapter's lowest layer, or with
+    /// NEFTune, whose noise is the embedding's; as `log_probs`.
     fn learn(
         &self,
         learner: &mut dyn Learner,

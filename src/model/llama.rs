@@ -3,7 +3,7 @@
 
 use super::block::{Block, Chosen, Depth, KeyValue, Past, Saved, Sequence};
 use super::engine::{
-    Cache, Continued, Engine, Learner, Learning, LossGradient, Moments, Noise, Pass, Path, Slopes, Target,
+    Cache, Continued, Engine, Entering, Learner, Learning, LossGradient, Moments, Noise, Pass, Path, Slopes, Target,
 };
 use super::learner::Learned;
 use super::pass::{Context, Rows, plan};
@@ -123,16 +123,16 @@ impl<D: Device> Llama<D> {
         x
     }
 
-    /// The final norm's input for the chosen rows; `past` knows every layer's cache, `each` takes what it leaves behind.
+    /// The final norm's input for the chosen rows, of the rows that enter layer `first`; `past` knows every layer's cache, `each` takes what it leaves behind.
     fn hidden<'a>(
         &self,
         ctx: &Context<D>,
-        mut x: D::Real,
+        (first, mut x): (usize, D::Real),
         seq: &Sequence<D>,
         mut past: impl FnMut(usize) -> Past<'a, D>,
         mut each: impl FnMut(usize, Saved<D>),
     ) -> Result<D::Real> {
-        for (layer, block) in self.blocks.iter().enumerate() {
+        for (layer, block) in self.blocks.iter().enumerate().skip(first) {
             self.check_in(ctx)?;
             let (y, saved) = block.forward(ctx, x, seq, past(layer), layer + 1 == self.blocks.len());
             each(layer, saved);
@@ -154,7 +154,7 @@ impl<D: Device> Llama<D> {
         let seq = self.sequence(pass.forest, chosen)?;
         let x = self.embed(pass.forest, None, &seq.rows);
         let past = |layer| past.map_or(Past::Nothing, |past| Past::Read(&past[layer]));
-        let x = self.hidden(&ctx, x, &seq, past, |_, _| ())?;
+        let x = self.hidden(&ctx, (0, x), &seq, past, |_, _| ())?;
         Ok(self.normed(&x))
     }
 
@@ -177,7 +177,7 @@ impl<D: Device> Llama<D> {
         let x = self.embed(forest, None, &seq.rows);
         let mut layers = store.iter_mut();
         let past = |_| Past::Extended(layers.next().expect("a cache has every layer"));
-        self.hidden(&ctx, x, &seq, past, |_, _| ())
+        self.hidden(&ctx, (0, x), &seq, past, |_, _| ())
     }
 
     fn normed(&self, x: &D::Real) -> D::Act {
@@ -224,6 +224,7 @@ impl<D: Device> Llama<D> {
         (params, gradient): (D::Params, &mut D::Real),
     ) -> Result<Vec<f64>> {
         self.check(pass.forest, None)?;
+        self.check_entering(pass, learning)?;
         let (chosen, asked) = self.choose(pass.forest, targets)?;
         if chosen.is_empty() {
             return Ok(Vec::new());
@@ -231,9 +232,35 @@ impl<D: Device> Llama<D> {
         let (device, noise, params) = (&*self.device, learning.noise, Some(params));
         let ctx = Context { device, adapter: pass.adapter, params, noise, cancel: pass.cancel };
         let seq = self.sequence(pass.forest, chosen)?;
-        let x = self.embed(pass.forest, learning.noise, &seq.rows);
+        let from = match learning.entering {
+            None => (0, self.embed(pass.forest, learning.noise, &seq.rows)),
+            Some(Entering { layer, rows }) => (layer, self.device.write(rows, self.config.hidden_size)),
+        };
         let back = Back { lowest: lowest(pass.adapter), activation_bytes: learning.activation_bytes, asked };
-        Ok(self.there_and_back(&ctx, x, &seq, back, loss, gradient)?.0)
+        Ok(self.there_and_back(&ctx, from, &seq, back, loss, gradient)?.0)
+    }
+
+    /// Refuses rows that do not enter where the pass could begin.
+    fn check_entering(&self, pass: &Pass, learning: &Learning) -> Result<()> {
+        let Some(Entering { layer, rows }) = learning.entering else { return Ok(()) };
+        let (lowest, needed) =
+            (pass.adapter.and_then(Adapter::lowest_layer), pass.forest.len() * self.config.hidden_size);
+        if lowest.is_none_or(|lowest| layer > lowest) || layer >= self.blocks.len() {
+            let lowest = lowest.map_or("none".to_owned(), |lowest| lowest.to_string());
+            return Err(Error::invalid(format!("rows enter layer {layer}, the lowest layer that learns is {lowest}")));
+        }
+        if rows.len() != needed {
+            return Err(Error::invalid(format!(
+                "{} values enter layer {layer}, the forest needs {needed}",
+                rows.len()
+            )));
+        }
+        match learning.noise {
+            Some(Noise { neftune, .. }) if neftune > 0.0 => Err(Error::invalid(format!(
+                "rows enter layer {layer}, above the embedding that NEFTune's noise is for"
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// [`Engine::slopes`] in f64, in the caller's turn of the device.
@@ -258,7 +285,7 @@ impl<D: Device> Llama<D> {
         // the adapter's own gradient comes along; nobody reads it
         let mut gradient = self.device.zeros(1, pass.adapter.map_or(1, |adapter| adapter.params().len()));
         let back = Back { lowest: Some((0, Depth::Input)), activation_bytes: ACTIVATION_BYTES, asked };
-        let (log_p, dx) = self.there_and_back(&ctx, x, &seq, back, slope, &mut gradient)?;
+        let (log_p, dx) = self.there_and_back(&ctx, (0, x), &seq, back, slope, &mut gradient)?;
         let dx = dx.ok_or_else(|| Error::internal("a backward pass ended above the embedding"))?;
         let (dx, width) = (self.device.read(&dx)?, self.config.hidden_size);
         let row = |(i, dx): (usize, &[f32])| {
@@ -269,12 +296,12 @@ impl<D: Device> Llama<D> {
         Ok((log_p, dx.chunks_exact(width).enumerate().map(row).collect()))
     }
 
-    /// Forward from the embeddings `x`, and backward as far as `back` says: every target's log p, and d loss / d x where
+    /// Forward from the rows that enter a layer, and backward as far as `back` says: every target's log p, and d loss / d x where
     /// backward comes so far.
     fn there_and_back(
         &self,
         ctx: &Context<D>,
-        x: D::Real,
+        from: (usize, D::Real),
         seq: &Sequence<D>,
         back: Back,
         loss: &mut LossGradient64,
@@ -285,7 +312,7 @@ impl<D: Device> Llama<D> {
         let mut bytes = 0;
         let x = self.hidden(
             ctx,
-            x,
+            from,
             seq,
             |_| Past::Nothing,
             |layer, saved| {
@@ -384,8 +411,7 @@ pub fn context_length(config: &Config) -> usize {
 
 /// The lowest layer that learns, and how far down into it.
 fn lowest(adapter: Option<&Adapter>) -> Option<(usize, Depth)> {
-    let slots = adapter?.slots();
-    let layer = slots.iter().map(|slot| slot.spec.layer).min()?;
+    let (slots, layer) = (adapter?.slots(), adapter?.lowest_layer()?);
     let depth = |site: Site| match site {
         Site::Down => Depth::Down,
         Site::Gate | Site::Up => Depth::GateUp,
@@ -446,6 +472,25 @@ impl<D: Device> Engine for Llama<D> {
             let h = self.infer(pass, cache, rows.to_vec())?;
             let logits = self.device.logits(&h, &self.head);
             self.device.status().map(|()| logits)
+        })
+    }
+
+    fn entering(&self, pass: &Pass, layer: usize) -> Result<Vec<f32>> {
+        self.check(pass.forest, None)?;
+        let Some(below) = self.blocks.get(..layer) else {
+            let layers = self.blocks.len();
+            return Err(Error::invalid(format!(
+                "what enters layer {layer} was asked for; the model has {layers} layers"
+            )));
+        };
+        self.device.turn(|| {
+            let (ctx, seq) = (self.context(pass), self.sequence(pass.forest, Vec::new())?);
+            let mut x = self.embed(pass.forest, None, &seq.rows);
+            for block in below {
+                self.check_in(&ctx)?;
+                x = block.forward(&ctx, x, &seq, Past::Nothing, false).0;
+            }
+            self.device.read(&x)
         })
     }
 

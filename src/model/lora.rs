@@ -85,6 +85,10 @@ impl Adapter {
     pub fn slots(&self) -> &[Slot] {
         &self.slots
     }
+    /// The lowest layer that has a pair, counted from 0.
+    pub fn lowest_layer(&self) -> Option<usize> {
+        self.slots.iter().map(|slot| slot.spec.layer).min()
+    }
     /// All values: for every slot, A then B.
     pub fn params(&self) -> &[f32] {
         &self.params

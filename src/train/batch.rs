@@ -27,11 +27,13 @@ pub(crate) struct Batch {
     pub forest: Forest,
     pub targets: Vec<Target>,
     pub objective: Objective,
+    /// For every prompt, the row of each of its tokens.
+    pub rows: Vec<Vec<u32>>,
 }
 
 impl Layout {
     /// The tokens of a prompt that must be computed: all before its last target.
-    fn computed(self, prompt: &Prompt) -> &[u32] {
+    pub fn computed(self, prompt: &Prompt) -> &[u32] {
         let positions = self.loss.positions(prompt);
         if positions.is_empty() { &[] } else { &prompt.ids[..positions.end - 1] }
     }
@@ -62,15 +64,20 @@ impl Layout {
 
     /// The forest and the questions to it.
     pub fn batch(self, groups: &[&Group]) -> Batch {
-        let mut builder = Builder::new(0);
-        groups.iter().for_each(|group| self.insert(&mut builder, group));
-        let (forest, rows) = builder.build();
+        let (forest, rows) = self.forest(groups);
         let mut targets = Targets::default();
         let objective = match self.loss {
             Loss::Choice => self.choices(groups, &rows, &mut targets),
             Loss::Answer | Loss::Sequence => self.tokens(groups, &rows, &mut targets),
         };
-        Batch { forest, targets: targets.list, objective }
+        Batch { forest, targets: targets.list, objective, rows }
+    }
+
+    /// The forest, and for every prompt the row of each of its tokens.
+    pub fn forest(self, groups: &[&Group]) -> (Forest, Vec<Vec<u32>>) {
+        let mut builder = Builder::new(0);
+        groups.iter().for_each(|group| self.insert(&mut builder, group));
+        builder.build()
     }
 
     fn tokens(self, groups: &[&Group], rows: &[Vec<u32>], targets: &mut Targets) -> Objective {

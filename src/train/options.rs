@@ -56,6 +56,10 @@ pub struct Options {
     /// The part of the run's steps, its last, after which the parameters are averaged: their mean is what is scored on dev and
     /// kept (Izmailov et al. 2018, arXiv 1803.05407, without their cycles). Default 0: the parameters as they are.
     pub average: f64,
+    /// Whether what the layers below the lowest one that learns make of the prompts is computed once, before the first step, and
+    /// read from a file of 4 hidden_size bytes a token at every step: for adapters of upper layers only (`layers`), which are
+    /// then trained several times as fast. Results are the same but for rounding. Not with NEFTune. Default false.
+    pub frozen_once: bool,
     /// NEFTune's alpha (arXiv 2310.05914): noise on the embeddings while training; 0 for none. Default 0.
     pub neftune: f64,
     /// MiB of activations that may be kept for the backward pass; layers beyond it are computed twice. It changes speed
@@ -89,6 +93,7 @@ impl Default for Options {
             weight_decay: 0.0,
             clip: 1.0,
             average: 0.0,
+            frozen_once: false,
             neftune: 0.0,
             activation_mib: 1024,
             skip_limit: 10,
@@ -135,6 +140,8 @@ impl Options {
         }
         let focal = if self.label_smoothing == 0.0 { 0.0 } else { self.focal };
         require(focal == 0.0, "focal", focal, "0 where label_smoothing is above 0")?;
+        let noise = if self.frozen_once { self.neftune } else { 0.0 };
+        require(noise == 0.0, "neftune", noise, "0 where frozen_once is true: the noise is the embedding's")?;
         require(self.activation_mib <= u64::MAX >> 20, "activation_mib", self.activation_mib, "a number of bytes")
     }
 

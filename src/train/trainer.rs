@@ -7,15 +7,17 @@
 use super::batch::{Batch, Layout};
 use super::checkpoint::{self, BestState, FORMAT, Numbers, Saved, State};
 use super::data::{self, Group};
+use super::frozen::Frozen;
 use super::loss::Shape;
 use super::metrics::Metrics;
 use super::options::{self, Options};
 use super::schedule::Rate;
-use crate::model::engine::{Learner, Learning, Moments, Noise, Pass};
+use crate::model::engine::{Entering, Learner, Learning, Moments, Noise, Pass};
 use crate::model::{Adapter, Model};
 use crate::{Cancel, Code, Error, Result};
 use dialoguellm_kernels::{adamw, dropout};
 use serde_json::{Map, Value, json};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -30,6 +32,8 @@ pub struct Trainer {
     /// The mean of the parameters after the steps that are averaged; empty before the first of them.
     mean: Vec<f32>,
     groups: Vec<Group>,
+    /// Where steps begin, if not with the embedding; made before the first one.
+    frozen: Option<Frozen>,
     options: Options,
     /// Digest of `groups`.
     data: String,
@@ -99,7 +103,7 @@ struct Sums {
 
 /// A step's work.
 struct Batches {
-    batches: Vec<Batch>,
+    batches: Vec<(Batch, Option<Vec<f32>>)>,
     /// The weight of all its targets.
     total: f64,
     linear_tokens: usize,
@@ -127,6 +131,11 @@ impl Trainer {
         data::check(&groups, config.vocab_size, model.context_length())?;
         options.loss.check(&groups)?;
         check_finite(adapter.params())?;
+        if options.frozen_once && adapter.lowest_layer().is_none_or(|lowest| lowest == 0) {
+            return Err(Error::invalid(
+                "frozen_once is true, but layer 0 learns: no layer is frozen; name upper ones as `layers`, or leave it out",
+            ));
+        }
         let per_epoch = groups.len().div_ceil(options.batch) as u64;
         let steps = match options.max_steps {
             0 => per_epoch.saturating_mul(options.epochs),
@@ -151,8 +160,24 @@ impl Trainer {
             model,
             adapter,
             groups,
+            frozen: None,
             options,
         })
+    }
+
+    /// Computes what `frozen_once` asks for; the first step does where nobody did. In the folder `kept` it is found again, by
+    /// this run's next epochs and by any other on the same prompts, as well; else its file goes with the trainer.
+    /// `progress` is told how many groups are done.
+    ///
+    /// # Errors
+    /// Cancelled; Io; BadFile for a file of another shape in `kept`; DeviceLost and others of a GPU.
+    pub fn freeze(&mut self, kept: Option<&Path>, cancel: &Cancel, progress: &mut dyn FnMut(usize)) -> Result<()> {
+        let layer = self.adapter.lowest_layer().filter(|_| self.options.frozen_once && self.frozen.is_none());
+        if let Some(layer) = layer {
+            let (model, loss) = (&self.model, self.options.loss);
+            self.frozen = Some(Frozen::open(model, loss, &self.groups, layer, kept, cancel, progress)?);
+        }
+        Ok(())
     }
 
     /// The run that was saved at `dir`, which continues to the same bits as if it had never stopped.
@@ -215,6 +240,7 @@ impl Trainer {
         if self.is_done() {
             return Err(Error::invalid(format!("the run is over: all {} steps are made", self.steps)));
         }
+        self.freeze(None, cancel, &mut |_| ())?;
         self.sort_epoch();
         let sums = self.accumulate(cancel)?;
         let finite = sums.loss.is_finite();
@@ -296,12 +322,15 @@ impl Trainer {
 
     /// The gradient of this step, in the learner.
     fn accumulate(&mut self, cancel: &Cancel) -> Result<Sums> {
-        let Batches { batches, total, linear_tokens } = self.batches();
-        let learning = Learning { noise: self.noise(), activation_bytes: self.options.activation_bytes() };
+        let Batches { batches, total, linear_tokens } = self.batches()?;
+        let (noise, activation_bytes) = (self.noise(), self.options.activation_bytes());
+        let layer = self.frozen.as_ref().map_or(0, Frozen::layer);
         let mut sums = Sums { linear_tokens, ..Sums::default() };
         let engine = self.model.engine();
         self.learner.begin()?;
-        for Batch { forest, targets, objective } in &batches {
+        for (Batch { forest, targets, objective, .. }, rows) in &batches {
+            let entering = rows.as_ref().map(|rows| Entering { layer, rows });
+            let learning = Learning { noise, activation_bytes, entering };
             let pass = Pass { forest, adapter: Some(&self.adapter), cancel };
             let mut loss = |log_probs: &[f32]| {
                 let (loss, slope) = objective.value(log_probs, total);
@@ -314,19 +343,25 @@ impl Trainer {
         Ok(sums)
     }
 
-    /// The forests of this step that are worth a pass.
-    fn batches(&self) -> Batches {
-        let groups = self.groups_of_step();
+    /// The forests of this step that are worth a pass, and what enters the lowest layer that learns where that is kept.
+    fn batches(&self) -> Result<Batches> {
+        let numbers = self.groups_of_step();
+        let groups: Vec<&Group> = numbers.iter().map(|&g| &self.groups[g as usize]).collect();
         let shape = Shape { smoothing: self.options.label_smoothing, focal: self.options.focal };
         let layout = Layout { loss: self.options.loss, shape, shared: self.noise().is_none() };
         let cuts = layout.cut(&groups, self.options.micro_tokens);
-        let batches = cuts.into_iter().map(|cut| layout.batch(&groups[cut]));
-        Batches {
-            batches: batches.filter(|batch| !batch.targets.is_empty()).collect(),
+        let batches = cuts.into_iter().map(|cut| (layout.batch(&groups[cut.clone()]), cut));
+        let rows = |(batch, cut): (Batch, Range<usize>)| {
+            let of = |frozen: &Frozen| frozen.of(&batch, &groups[cut.clone()], &numbers[cut]);
+            let rows = self.frozen.as_ref().map(of).transpose()?;
+            Ok((batch, rows))
+        };
+        Ok(Batches {
+            batches: batches.filter(|(batch, _)| !batch.targets.is_empty()).map(rows).collect::<Result<_>>()?,
             // A batch may be all prompts without an answer: its loss is then 0, not 0 / 0.
             total: Some(self.options.loss.total(groups.iter().copied())).filter(|&t| t > 0.0).unwrap_or(1.0),
             linear_tokens: groups.iter().flat_map(|group| &group.prompts).map(|prompt| prompt.ids.len()).sum(),
-        }
+        })
     }
 
     fn noise(&self) -> Option<Noise> {
@@ -335,10 +370,9 @@ impl Trainer {
         (dropout > 0.0 || neftune > 0.0).then_some(noise)
     }
 
-    fn groups_of_step(&self) -> Vec<&Group> {
+    fn groups_of_step(&self) -> &[u32] {
         let first = (self.step % self.per_epoch) as usize * self.options.batch;
-        let order = self.order.iter().skip(first).take(self.options.batch);
-        order.map(|&g| &self.groups[g as usize]).collect()
+        &self.order[first..self.order.len().min(first + self.options.batch)]
     }
 
     /// Makes `order` this epoch's.
@@ -450,6 +484,10 @@ impl Trainer {
     /// Numbers that are trained.
     pub fn parameters(&self) -> usize {
         self.adapter.slots().iter().map(|slot| slot.at.len()).sum()
+    }
+    /// Groups that are trained on.
+    pub fn groups(&self) -> usize {
+        self.groups.len()
     }
     /// Steps made.
     pub fn steps_made(&self) -> u64 {

@@ -195,7 +195,7 @@ impl Bench {
         targets.sort();
         let pass = Pass { forest: &forest, adapter: Some(&adapter), cancel: &Cancel::default() };
         let mut learner = model.engine().learner(&adapter, None)?;
-        let learning = Learning { noise: None, activation_bytes: usize::MAX };
+        let learning = Learning { noise: None, activation_bytes: usize::MAX, entering: None };
         let seconds = self.median(|| {
             learner.begin()?;
             let mut loss = |log_p: &[f32]| Ok(vec![-1.0 / log_p.len() as f32; log_p.len()]);

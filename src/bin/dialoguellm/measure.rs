@@ -35,9 +35,12 @@ impl Measured {
         let started = Instant::now();
         let scored = classifier.scores(&dialogues, bulk, &mut |done| progress.at(done as u64, ""));
         progress.end();
-        let (scored, seconds) = (scored?, started.elapsed().as_secs_f64());
-        let labels = classifier.labels();
-        let marked = scored.marked(&dialogues, labels)?;
+        Self::of(classifier, dialogues, scored?, started.elapsed().as_secs_f64())
+    }
+
+    /// Answers that are there already. Errors: as [`Report::new`].
+    pub fn of(classifier: &Classifier, dialogues: Vec<Dialogue>, scored: Scored, seconds: f64) -> Result<Self> {
+        let marked = scored.marked(&dialogues, classifier.labels())?;
         let report = classifier.card().report(&marked)?;
         Ok(Self { dialogues, scored, marked, report, seconds })
     }

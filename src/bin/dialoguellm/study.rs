@@ -1,6 +1,6 @@
 //! `study`: one recipe with what is varied in it, run after run, and a table of all of them with means over seeds.
 //!
-//! Every run is `train` and `eval` in a process of its own, in a folder of its own, so a study that was stopped or killed
+//! Every run is `train`, and `eval` where that is not dev, in processes of their own, in a folder of its own, so a study that was stopped or killed
 //! goes on where it was: runs that are done stay, and one that was training is resumed, to the same bits.
 
 use crate::args::{ModelArgs, Style, cancelled_by_ctrl_c};
@@ -77,6 +77,12 @@ fn yes() -> bool {
     true
 }
 
+/// The folder in OUT for what runs with the same prompts and `frozen_once` share.
+const FROZEN: &str = "frozen";
+
+/// What `train` says of a run, in its folder.
+const SUMMARY: &str = "train.json";
+
 /// What a row shows of every run: its head, and where report.json or train.json has it.
 const FIGURES: [(&str, &str, f64); 6] = [
     ("accuracy %", "accuracy", 100.0),
@@ -114,6 +120,10 @@ impl Study {
                 }
                 self.write(&rows, split)?;
             }
+        }
+        let frozen = self.out.join(FROZEN);
+        if frozen.exists() {
+            std::fs::remove_dir_all(&frozen).map_err(|error| Error::io("remove", &frozen, &error))?;
         }
         match style.json {
             true => out::json(&as_json(&rows)),
@@ -154,35 +164,45 @@ impl Study {
         style: Style,
         cancel: &Cancel,
     ) -> Result<Value> {
-        let report = run.join("report").join("report.json");
+        let (report, summary) = (run.join("report").join("report.json"), run.join(SUMMARY));
         std::fs::create_dir_all(run).map_err(|error| Error::io("make", run, &error))?;
-        if !report.exists() {
+        if !(report.exists() && (summary.exists() || !variant.train)) {
             if !style.quiet {
                 eprintln!("{}, seed {seed}", variant.name);
             }
             let settings = self.settings(variant, seed);
             let ask = match variant.train {
-                true => self.train(run, &settings, style, cancel)?,
+                true => self.train(run, &settings, split, style, cancel)?,
                 false => self.untrained(run, &Recipe::with(base, &settings)?)?,
             };
-            let fixed = ["--data", &self.data, "--split", split.name()].map(OsString::from);
-            let mut to = vec![OsString::from("--report"), run.join("report").into()];
-            to.extend(self.log.iter().flat_map(|log| ["--final".into(), log.clone().into()]));
-            self.child("eval", &[&fixed[..], &ask, &to].concat(), style, cancel)?;
+            if !report.exists() {
+                let fixed = ["--data", &self.data, "--split", split.name()].map(OsString::from);
+                let mut to = vec![OsString::from("--report"), run.join("report").into()];
+                to.extend(self.log.iter().flat_map(|log| ["--final".into(), log.clone().into()]));
+                self.child("eval", &[&fixed[..], &ask, &to].concat(), style, cancel)?;
+            }
         }
         let mut result = read_json(&report)?;
         result["seed"] = json!(seed);
         if variant.train {
-            result["training_seconds"] = read_json(&run.join("train.json"))?["seconds"].clone();
+            result["training_seconds"] = read_json(&summary)?["seconds"].clone();
         }
         Ok(result)
     }
 
-    /// Trains, or goes on; the arguments that `eval` then needs.
-    fn train(&self, run: &Path, settings: &[String], style: Style, cancel: &Cancel) -> Result<Vec<OsString>> {
+    /// Trains, or goes on, and writes the report where dev is measured, which training scores anyway; the arguments that
+    /// `eval` needs.
+    fn train(
+        &self,
+        run: &Path,
+        settings: &[String],
+        split: Split,
+        style: Style,
+        cancel: &Cancel,
+    ) -> Result<Vec<OsString>> {
         let adapter = run.join("adapter");
         let ask = vec!["--adapter".into(), adapter.clone().into()];
-        let summary = run.join("train.json");
+        let summary = run.join(SUMMARY);
         if summary.exists() {
             return Ok(ask);
         }
@@ -190,6 +210,10 @@ impl Study {
             vec!["--data".into(), self.data.clone().into(), "--out".into(), adapter.clone().into()];
         all.extend(["--recipe".into(), self.out.join("recipe.toml").into()]);
         all.extend(settings.iter().flat_map(|setting| ["--set".into(), setting.into()]));
+        all.extend(["--frozen".into(), self.out.join(FROZEN).into()]);
+        if split == Split::Dev {
+            all.extend(["--report".into(), run.join("report").into()]);
+        }
         match (adapter.join("state.json").exists(), adapter.exists()) {
             (true, _) => all.push("--resume".into()),
             // done, but killed before its figures were written: done again, as its time is not known

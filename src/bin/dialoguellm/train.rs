@@ -6,7 +6,7 @@ use crate::out::{self, bytes, duration, thousands};
 use crate::progress::Progress;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use dialoguellm::emotion::recipe::{FIELDS, Recipe};
-use dialoguellm::emotion::run::{self, Data, DevScore, Run, Setup, Start, Summary};
+use dialoguellm::emotion::run::{self, BestScores, Data, DevScore, Run, Setup, Start, Summary};
 use dialoguellm::emotion::{Bulk, Card, Classifier, Labels};
 use dialoguellm::files::dialogues::{Dialogue, Source, Split};
 use dialoguellm::model::Model;
@@ -43,6 +43,9 @@ pub struct Train {
     /// Begin with this adapter instead of a new one
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     init_adapter: Option<PathBuf>,
+    /// Where what `frozen_once` computes is kept, for other runs on the same prompts; else it goes with the run
+    #[arg(long, value_name = "DIR")]
+    frozen: Option<PathBuf>,
     /// Where metrics go while the run lasts
     #[arg(long, value_name = "FILE")]
     metrics: Option<PathBuf>,
@@ -103,7 +106,7 @@ impl Train {
         }
         let (train, dev) = self.data(&source, &recipe)?;
         let shown = self.shown(dev.as_ref())?;
-        let tokens = recipe.eval.score_tokens;
+        let (tokens, frozen_once) = (recipe.eval.score_tokens, recipe.train.frozen_once);
         let setup = Setup {
             recipe,
             train,
@@ -122,15 +125,17 @@ impl Train {
         }
         run.log_to(&metrics)?;
         self.announce(&run, style);
-        if let Err(error) = drive(&mut run, &self.out, style, &cancel) {
+        let frozen = if frozen_once { self.freeze(&mut run, style, &cancel) } else { Ok(()) };
+        if let Err(error) = frozen.and_then(|()| drive(&mut run, &self.out, style, &cancel)) {
             return Err(self.stopped(run, error));
         }
+        let best = run.best_scores().cloned();
         let summary = run.finish(&self.out, Some(&metrics), &Cancel::default())?;
         if self.metrics.is_none() {
             let _ = std::fs::remove_file(&metrics); // a copy is in OUT
         }
         self.tell(&summary, style)?;
-        shown.map_or(Ok(()), |dialogues| self.write_report(model, dialogues, tokens, style))
+        shown.map_or(Ok(()), |dialogues| self.write_report(model, dialogues, best, tokens, style))
     }
 
     /// The dialogues that a report is about, where one is asked for.
@@ -143,11 +148,21 @@ impl Train {
         }
     }
 
-    /// Measures the adapter that came of it on the dev data, and shows that.
-    fn write_report(&self, model: Arc<Model>, dialogues: Vec<Dialogue>, tokens: usize, style: Style) -> Result<()> {
+    /// Measures the adapter that came of it on the dev data, unless that was done on the way, and shows that.
+    fn write_report(
+        &self,
+        model: Arc<Model>,
+        dialogues: Vec<Dialogue>,
+        best: Option<BestScores>,
+        tokens: usize,
+        style: Style,
+    ) -> Result<()> {
         let classifier = Classifier::open(model, &self.out)?;
         let bulk = Bulk { threads: self.model.threads(), budget: tokens, ..Bulk::default() };
-        let measured = Measured::new(&classifier, dialogues, &bulk, style)?;
+        let measured = match best {
+            Some(BestScores { scored, seconds }) => Measured::of(&classifier, dialogues, scored, seconds)?,
+            None => Measured::new(&classifier, dialogues, &bulk, style)?,
+        };
         let data = self.dev.as_ref().unwrap_or(&self.data);
         let title = format!("{} with {} on {data} (dev)", self.model.model.display(), self.out.display());
         self.report.write(title, &classifier, &measured, Some(&self.out), &measured.figures(), &bulk, style)
@@ -251,6 +266,15 @@ impl Train {
         };
         note(taught.shortened, "prompts were too long and lost their oldest turns");
         note(taught.lost, "prompts were cut so that nothing of their answer is left; they teach nothing");
+    }
+
+    /// Computes what the layers below the lowest one that learns make of the prompts.
+    fn freeze(&self, run: &mut Run, style: Style, cancel: &Cancel) -> Result<()> {
+        let groups = run.trainer().groups() as u64;
+        let mut progress = Progress::new(style, "frozen layers", 0, groups);
+        let result = run.freeze(self.frozen.as_deref(), cancel, &mut |done| progress.at(done as u64, ""));
+        progress.end();
+        result
     }
 
     /// What is said of a run that did not end; one that was asked to stop is saved first.

@@ -196,6 +196,12 @@ impl<E: Elem> Device for Cpu<E> {
         Ok(x.values().iter().map(|x| x.to_f32()).collect())
     }
 
+    fn write(&self, values: &[f32], cols: usize) -> Buffer<E::Real> {
+        let mut x = self.real(values.len() / cols, cols);
+        x.values_mut().iter_mut().zip(values).for_each(|(x, &value)| *x = E::Real::from_f32(value));
+        x
+    }
+
     fn values(&self, params: &Arc<Vec<f32>>) -> Result<Arc<Vec<f32>>> {
         Ok(params.clone())
     }

@@ -239,6 +239,10 @@ impl Device for Gpu {
         self.told().map(|()| values)
     }
 
+    fn write(&self, values: &[f32], cols: usize) -> Array<f32> {
+        self.upload(values, cols)
+    }
+
     fn values(&self, params: &Arc<LoraValues>) -> Result<Arc<Vec<f32>>> {
         self.read(&params.values).map(Arc::new)
     }
