@@ -39,7 +39,7 @@ fn dialogues() -> Vec<Group> {
         Prompt { ids, answer: n - 2..n, weight: 1.0, choice }
     };
     let prompts = |d| (0..2 + d % 3).flat_map(move |turn| (0..3).map(move |c| candidate(d, turn, c))).collect();
-    (0..9).map(|d| Group { sample: d, prompts: prompts(d) }).collect()
+    (0..9).map(|d| Group { sample: d, stage: 0, prompts: prompts(d) }).collect()
 }
 
 fn options(loss: Loss) -> Options {

@@ -49,7 +49,9 @@ fn dialogues() -> Vec<Group> {
         let n = ids.len();
         Prompt { ids, answer: n - 1..n, weight: 1.0, choice: None }
     };
-    (0..9).map(|d| Group { sample: d, prompts: (0..2 + d % 3).map(|turn| prompt(d, turn)).collect() }).collect()
+    (0..9)
+        .map(|d| Group { sample: d, stage: 0, prompts: (0..2 + d % 3).map(|turn| prompt(d, turn)).collect() })
+        .collect()
 }
 
 fn options(frozen_once: bool) -> Options {

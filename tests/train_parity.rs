@@ -55,7 +55,7 @@ fn groups(case: &str) -> Vec<Group> {
         let ids: Vec<u32> = ids.iter().map(|&id| id as u32).collect();
         let micro = name.split('.').next().unwrap();
         let group = groups.entry(micro.to_owned());
-        let group = group.or_insert(Group { sample: micro.parse().unwrap(), prompts: vec![] });
+        let group = group.or_insert(Group { sample: micro.parse().unwrap(), stage: 0, prompts: vec![] });
         group.prompts.push(Prompt { answer: first..ids.len(), ids, weight: 1.0, choice: None });
     }
     groups.into_values().collect()

@@ -125,8 +125,7 @@ impl Training {
         let mut report =
             if run.dev_is_due() { of_dev(&run.score_dev(&cancel, &mut |_| ())?) } else { of_step(&run.step(&cancel)?) };
         let trainer = run.trainer();
-        (report.step, report.steps) = (trainer.steps_made(), trainer.steps());
-        report.epoch = report.step.div_ceil(run.steps_per_epoch());
+        (report.step, report.steps, report.epoch) = (trainer.steps_made(), trainer.steps(), trainer.epoch());
         report.done = run.is_done().into();
         Ok(report)
     }

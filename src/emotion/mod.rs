@@ -2,12 +2,13 @@
 //!
 //! Read in this order: `labels`, `template`, `framing` and `prompts` make token sequences; `card`, `classifier`, `live` and
 //! `written` ask the model; `metrics` and `baseline` judge the answers, `calibration` and `trust`
-//! their probabilities; `recipe`, `shots` and `run` train.
+//! their probabilities; `recipe`, `shots`, `curriculum` and `run` train.
 
 pub mod baseline;
 pub mod calibration;
 pub mod card;
 pub mod classifier;
+mod curriculum;
 pub mod framing;
 pub mod labels;
 pub mod live;

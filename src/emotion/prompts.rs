@@ -3,6 +3,7 @@
 //! Every linear prompt, its answer included, is tokenised whole; what prompts share is found afterwards, in their ids.
 //! Knows templates, labels and the tokenizer; no model.
 
+use super::curriculum::stages;
 use super::framing::{Ends, Framer, Framing, shared};
 use super::labels::{Labels, Terminator};
 use super::spread::spread;
@@ -67,6 +68,8 @@ pub struct Lessons {
     pub class_weights: Vec<f32>,
     /// What the choice loss adds to every label's score while it learns; all 0 where it is empty.
     pub biases: Vec<f32>,
+    /// Buckets of rising difficulty that dialogues are learned in, one more an epoch; 0 as 1: all from the start.
+    pub curriculum: usize,
     /// Threads that tokenise.
     pub threads: usize,
 }
@@ -326,8 +329,8 @@ impl Prompter {
         };
         let turns = spread(lessons.threads, dialogues, of_dialogue)?;
         let mut taught = Taught::default();
-        for dialogue in turns {
-            taught.add(dialogue, self.grouping);
+        for (dialogue, stage) in turns.into_iter().zip(stages(dialogues, lessons.curriculum)) {
+            taught.add(dialogue, self.grouping, stage);
         }
         Ok(taught)
     }
@@ -480,24 +483,24 @@ impl Task {
 }
 
 impl Taught {
-    fn add(&mut self, dialogue: Vec<Lesson>, grouping: Grouping) {
+    fn add(&mut self, dialogue: Vec<Lesson>, grouping: Grouping, stage: u32) {
         self.turns += dialogue.len();
         self.shortened += dialogue.iter().filter(|lesson| lesson.shortened).count();
         self.lost += dialogue.iter().filter(|lesson| lesson.lost).count();
         let turns: Vec<Vec<Prompt>> = dialogue.into_iter().map(|lesson| lesson.prompts).collect();
         match grouping {
-            Grouping::Turn => turns.into_iter().for_each(|prompts| self.push(prompts)),
-            Grouping::Dialogue => self.push(turns.into_iter().flatten().collect()),
+            Grouping::Turn => turns.into_iter().for_each(|prompts| self.push(prompts, stage)),
+            Grouping::Dialogue => self.push(turns.into_iter().flatten().collect(), stage),
         }
     }
 
     /// Adds a group with a sample number of its own.
-    fn push(&mut self, prompts: Vec<Prompt>) {
+    fn push(&mut self, prompts: Vec<Prompt>, stage: u32) {
         if prompts.is_empty() {
             return;
         }
         self.linear_tokens += prompts.iter().map(|prompt| prompt.ids.len()).sum::<usize>();
-        self.groups.push(Group { sample: self.groups.len() as u64, prompts });
+        self.groups.push(Group { sample: self.groups.len() as u64, stage, prompts });
     }
 }
 
@@ -530,7 +533,7 @@ pub fn pair_groups(
             return Err(Error::invalid(format!("pair {} has no token", number + 1)));
         }
         let lost = prompt.answer.is_empty();
-        taught.add(vec![Lesson { turn: 0, prompts: vec![prompt], shortened: false, lost }], Grouping::Turn);
+        taught.add(vec![Lesson { turn: 0, prompts: vec![prompt], shortened: false, lost }], Grouping::Turn, 0);
     }
     Ok(taught)
 }
@@ -655,6 +658,17 @@ mod tests {
         let lessons = Lessons { class_weights: vec![2.0, 3.0], ..Lessons::default() };
         let taught = groups(&template(""), &[dialogue], &lessons).unwrap();
         assert_eq!(taught.groups[0].prompts.iter().map(|prompt| prompt.weight).collect::<Vec<_>>(), [2.0, 1.5]);
+    }
+
+    #[test]
+    fn a_curriculum_says_which_epoch_a_dialogue_is_first_learned_in() {
+        let (steady, moody) = (dialogue(&[("a", "joy"), ("b", "joy")]), dialogue(&[("a", "joy"), ("b", "fear")]));
+        let lessons = Lessons { curriculum: 2, ..Lessons::default() };
+        for (group, stages) in [(Grouping::Dialogue, vec![1, 0]), (Grouping::Turn, vec![1, 1, 0, 0])] {
+            let template = Template { group, ..template("") };
+            let taught = groups(&template, &[moody.clone(), steady.clone()], &lessons).unwrap();
+            assert_eq!(taught.groups.iter().map(|group| group.stage).collect::<Vec<_>>(), stages);
+        }
     }
 
     #[test]

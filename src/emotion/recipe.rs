@@ -145,6 +145,9 @@ pub struct Emotion {
     /// Of the choice loss: while it learns, so many times ln of the label's share of the training data is added to its score,
     /// so that rare labels come off better when none is added (Menon et al. 2020, arXiv 2007.07314). Default 0.
     pub logit_adjustment: f64,
+    /// Buckets of rising difficulty, by how often the emotion shifts, that dialogues are learned in: the first epoch learns from
+    /// the easiest, every later one from a bucket more (Yang et al. 2022, arXiv 2112.11718). Default 0: all from the start.
+    pub curriculum: usize,
     /// Labelled turns shown before every conversation.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub demonstrations: Vec<Demonstration>,
@@ -191,6 +194,7 @@ impl Default for Emotion {
             max_tokens: None,
             class_weights: ClassWeights::default(),
             logit_adjustment: 0.0,
+            curriculum: 0,
             demonstrations: Vec::new(),
             shots: 0,
             shots_in_training: true,
@@ -376,6 +380,7 @@ pub const FIELDS: [(&str, &[&str]); 5] = [
             "max_tokens",
             "class_weights",
             "logit_adjustment",
+            "curriculum",
             "demonstrations",
             "shots",
             "shots_in_training",
@@ -445,6 +450,13 @@ impl Recipe {
             return Err(Error::invalid("recipe [eval]: score_tokens is 0, must be 1 or more"));
         }
         self.decode.search(Vec::new()).check().map_err(|error| error.at("recipe [decode]"))?;
+        let (buckets, epochs) = (self.emotion.curriculum, self.train.epochs);
+        if buckets as u64 > epochs && self.train.max_steps == 0 {
+            return Err(Error::invalid(format!(
+                "recipe [emotion]: curriculum is {buckets}, must be at most the {epochs} epochs: nothing would be learned from the \
+                 most difficult dialogues"
+            )));
+        }
         let adjustment = self.emotion.logit_adjustment;
         if !adjustment.is_finite() || (adjustment != 0.0 && self.train.loss != Loss::Choice) {
             let text = format!("logit_adjustment is {adjustment}, must be 0 unless [train] loss is `choice`");
@@ -777,6 +789,9 @@ mod tests {
         assert!(refusal("[trian]\nbatch = 1").contains("`trian`; there are [lora], [train], [emotion], [eval]"));
         assert!(with(&["epoch=1"]).unwrap_err().text().contains("no recipe has a field `epoch`; there are rank"));
         assert!(with(&["epochs"]).is_err() && with(&["x.epochs=1"]).is_err());
+        let late = with(&["epochs=2", "curriculum=3"]).unwrap_err();
+        assert!(late.text().contains("curriculum is 3, must be at most the 2 epochs"), "{late}");
+        assert!(with(&["epochs=2", "curriculum=2"]).is_ok());
     }
 
     #[test]

@@ -73,7 +73,6 @@ pub struct Run {
     record: Record,
     /// The best parameters' scores of the dev dialogues, where this process made them.
     best: Option<BestScores>,
-    per_epoch: u64,
     threads: usize,
 }
 
@@ -161,7 +160,6 @@ impl Run {
         };
         let dev = dev.map(|dev| make_dev(&model, &recipe, &card, dev, threads)).transpose()?;
         let groups = std::mem::take(&mut taught.groups);
-        let per_epoch = groups.len().div_ceil(recipe.train.batch) as u64;
         let trainer = match start {
             Start::Resume(dir) => Trainer::resume(dir, model.clone(), groups, recipe.train.clone())?,
             Start::From(dir) => {
@@ -178,7 +176,7 @@ impl Run {
             Start::Resume(dir) => read_record(dir)?,
             Start::New | Start::From(_) => Record::default(),
         };
-        Ok(Self { model, recipe, trainer, card, dev, taught, record, best: None, per_epoch, threads })
+        Ok(Self { model, recipe, trainer, card, dev, taught, record, best: None, threads })
     }
 
     /// The trainer.
@@ -199,10 +197,6 @@ impl Run {
     /// What is stored beside the adapter.
     pub fn card(&self) -> Option<&Card> {
         self.card.as_ref()
-    }
-    /// Steps of one epoch.
-    pub fn steps_per_epoch(&self) -> u64 {
-        self.per_epoch
     }
     /// Time spent so far, in steps and dev scores.
     pub fn seconds(&self) -> f64 {
@@ -249,7 +243,7 @@ impl Run {
     fn at_a_mark(&self, every: u64) -> bool {
         let step = self.trainer.steps_made();
         let between = every > 0 && step.is_multiple_of(every);
-        step > 0 && (between || step.is_multiple_of(self.per_epoch) || self.trainer.is_done())
+        step > 0 && (between || self.trainer.epoch_is_done() || self.trainer.is_done())
     }
 
     /// One optimiser step.
@@ -405,11 +399,10 @@ impl Run {
     }
 
     fn summary(&self, best: Option<Best>) -> Summary {
-        let steps = self.trainer.steps_made();
         Summary {
-            steps,
+            steps: self.trainer.steps_made(),
             skipped: self.trainer.skipped(),
-            epochs: steps.div_ceil(self.per_epoch),
+            epochs: self.trainer.epoch(),
             seconds: self.record.seconds,
             tokens: self.record.tokens,
             linear_tokens: self.record.linear_tokens,
@@ -452,7 +445,8 @@ fn teach(
     let tasks = recipe.tasks(prompter.labels(), tokenizer, ends)?;
     let class_weights = recipe.class_weights(prompter.labels(), dialogues)?;
     let biases = recipe.biases(prompter.labels(), dialogues);
-    let lessons = Lessons { loss: recipe.train.loss, class_weights, biases, threads };
+    let (loss, curriculum) = (recipe.train.loss, recipe.emotion.curriculum);
+    let lessons = Lessons { loss, class_weights, biases, curriculum, threads };
     let taught = match places.is_empty() {
         true => prompter.groups(tokenizer, dialogues, &lessons, &tasks)?,
         false => prompter.groups(tokenizer, &shots::without(dialogues, &places), &lessons, &tasks)?,

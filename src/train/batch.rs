@@ -150,7 +150,7 @@ mod tests {
     }
 
     fn group(sample: u64, prompts: Vec<Prompt>) -> Group {
-        Group { sample, prompts }
+        Group { sample, stage: 0, prompts }
     }
 
     #[test]

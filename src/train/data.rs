@@ -37,6 +37,8 @@ pub struct Prompt {
 pub struct Group {
     /// A number of its own, on which dropout masks depend.
     pub sample: u64,
+    /// The first epoch that trains on it, counted from 0. Some group has 0.
+    pub stage: u32,
     /// At least one.
     pub prompts: Vec<Prompt>,
 }
@@ -48,6 +50,11 @@ pub struct Group {
 pub fn check(groups: &[Group], vocabulary: usize, context: usize) -> Result<()> {
     if groups.is_empty() {
         return Err(Error::invalid("there is nothing to train on: no group of prompts was given"));
+    }
+    if let Some(stage) = groups.iter().map(|group| group.stage).min().filter(|&stage| stage > 0) {
+        return Err(Error::invalid(format!(
+            "the first group is trained on in epoch {stage}, counted from 0: epoch 0 is empty"
+        )));
     }
     for (g, group) in groups.iter().enumerate() {
         if group.prompts.is_empty() {
@@ -94,7 +101,8 @@ pub fn digest(groups: &[Group]) -> String {
     hash.update((groups.len() as u64).to_le_bytes());
     for group in groups {
         hash.update(group.sample.to_le_bytes());
-        hash.update((group.prompts.len() as u64).to_le_bytes());
+        // a stage of 0 leaves the digest of checkpoints that know none
+        hash.update((group.prompts.len() as u64 + (u64::from(group.stage) << 32)).to_le_bytes());
         group.prompts.iter().for_each(|prompt| digest_prompt(&mut hash, prompt));
     }
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
@@ -123,16 +131,20 @@ mod tests {
         Prompt { ids: vec![1, 2, 3], answer: 2..3, weight: 1.0, choice: None }
     }
 
+    fn group(stage: u32) -> Group {
+        Group { sample: 0, stage, prompts: vec![prompt()] }
+    }
+
     fn refusal(change: impl FnOnce(&mut Prompt)) -> String {
         let mut bad = prompt();
         change(&mut bad);
-        let groups = [Group { sample: 7, prompts: vec![prompt(), bad] }];
+        let groups = [Group { sample: 7, stage: 0, prompts: vec![prompt(), bad] }];
         check(&groups, 10, 4).unwrap_err().to_string()
     }
 
     #[test]
     fn a_good_group_passes() {
-        assert_eq!(check(&[Group { sample: 0, prompts: vec![prompt()] }], 4, 3), Ok(()));
+        assert_eq!(check(&[group(0)], 4, 3), Ok(()));
     }
 
     #[test]
@@ -155,19 +167,22 @@ mod tests {
     #[test]
     fn nothing_to_train_on_is_refused() {
         assert!(check(&[], 10, 4).is_err());
-        assert!(check(&[Group { sample: 0, prompts: vec![] }], 10, 4).is_err());
+        assert!(check(&[Group { prompts: vec![], ..group(0) }], 10, 4).is_err());
+        let late = check(&[group(3), group(2)], 10, 4).unwrap_err().to_string();
+        assert!(late.contains("the first group is trained on in epoch 2"), "{late}");
     }
 
     #[test]
     fn the_digest_sees_every_field() {
         let groups = |change: &dyn Fn(&mut Group)| {
-            let mut group = Group { sample: 1, prompts: vec![prompt()] };
+            let mut group = Group { sample: 1, ..group(0) };
             change(&mut group);
             digest(&[group])
         };
-        let changes: [&dyn Fn(&mut Group); 9] = [
+        let changes: [&dyn Fn(&mut Group); 10] = [
             &|_| {},
             &|g| g.sample = 2,
+            &|g| g.stage = 1,
             &|g| g.prompts.push(prompt()),
             &|g| g.prompts[0].ids[2] = 4,
             &|g| g.prompts[0].answer = 1..3,

@@ -191,7 +191,7 @@ mod tests {
     }
 
     fn group(prompts: Vec<Prompt>) -> Group {
-        Group { sample: 0, prompts }
+        Group { sample: 0, stage: 0, prompts }
     }
 
     /// Central differences of `value` against its own derivative; f32 log-probabilities allow steps of 2^-10 exactly.

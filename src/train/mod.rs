@@ -4,11 +4,12 @@
 //! happen between two of them. Nothing here knows of emotions, labels, templates or text: an answer is a range of
 //! token positions. Each part matches PyTorch's and transformers' behaviour where they have one, and says so.
 //!
-//! Read in this order: `data`, `loss`, `batch`, `schedule`, `options`, `metrics`, `checkpoint`, `frozen`, `trainer`.
+//! Read in this order: `data`, `loss`, `batch`, `epochs`, `schedule`, `options`, `metrics`, `checkpoint`, `frozen`, `trainer`.
 
 mod batch;
 mod checkpoint;
 pub mod data;
+mod epochs;
 mod frozen;
 pub mod loss;
 mod metrics;

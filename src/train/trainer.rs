@@ -7,6 +7,7 @@
 use super::batch::{Batch, Layout};
 use super::checkpoint::{self, BestState, FORMAT, Numbers, Saved, State};
 use super::data::{self, Group};
+use super::epochs::Epochs;
 use super::frozen::Frozen;
 use super::loss::Shape;
 use super::metrics::Metrics;
@@ -38,8 +39,8 @@ pub struct Trainer {
     /// Digest of `groups`.
     data: String,
     rate: Rate,
-    /// Steps of one epoch, and of the whole run.
-    per_epoch: u64,
+    epochs: Epochs,
+    /// Steps of the whole run.
     steps: u64,
     step: u64,
     skipped: u64,
@@ -136,15 +137,15 @@ impl Trainer {
                 "frozen_once is true, but layer 0 learns: no layer is frozen; name upper ones as `layers`, or leave it out",
             ));
         }
-        let per_epoch = groups.len().div_ceil(options.batch) as u64;
+        let epochs = Epochs::new(&groups, options.batch);
         let steps = match options.max_steps {
-            0 => per_epoch.saturating_mul(options.epochs),
+            0 => epochs.steps(options.epochs),
             steps => steps,
         };
         Ok(Self {
             data: data::digest(&groups),
             rate: Rate::new(&options, steps)?,
-            per_epoch,
+            epochs,
             steps,
             learner: model.engine().learner(&adapter, moments)?,
             current: true,
@@ -292,8 +293,8 @@ impl Trainer {
         StepReport {
             step,
             steps: self.steps,
-            epoch: self.step / self.per_epoch + 1,
-            epoch_done: done || step.is_multiple_of(self.per_epoch),
+            epoch: self.epochs.of(self.step).0 + 1,
+            epoch_done: done || self.epochs.of(step).1 == 0,
             loss: sums.loss,
             grad_norm,
             lr: self.rate.at(self.step),
@@ -371,15 +372,16 @@ impl Trainer {
     }
 
     fn groups_of_step(&self) -> &[u32] {
-        let first = (self.step % self.per_epoch) as usize * self.options.batch;
+        let first = self.epochs.of(self.step).1 as usize * self.options.batch;
         &self.order[first..self.order.len().min(first + self.options.batch)]
     }
 
     /// Makes `order` this epoch's.
     fn sort_epoch(&mut self) {
-        let epoch = self.step / self.per_epoch;
+        let (epoch, _) = self.epochs.of(self.step);
         if self.ordered != Some(epoch) {
-            self.order = (0..self.groups.len() as u32).collect();
+            let is_taken = |&g: &u32| u64::from(self.groups[g as usize].stage) <= epoch;
+            self.order = (0..self.groups.len() as u32).filter(is_taken).collect();
             if self.options.shuffle {
                 let seed = self.options.seed;
                 self.order.sort_by_cached_key(|&g| (dropout::key(seed, epoch, 0, u64::from(g), 0), g));
@@ -398,7 +400,7 @@ impl Trainer {
             return Err(Error::new(Code::Numeric, format!("the dev score after step {} is NaN", self.step)));
         }
         let is_best = self.best.as_ref().is_none_or(|(best, _)| score > best.score);
-        let best = Best { score, step: self.step, epoch: self.step.div_ceil(self.per_epoch) };
+        let best = Best { score, step: self.step, epoch: self.epoch() };
         let mut line = json_line(json!({"step": best.step, "epoch": best.epoch, "dev_score": score, "best": is_best}));
         line.extend(details);
         self.log(line)?;
@@ -492,6 +494,14 @@ impl Trainer {
     /// Steps made.
     pub fn steps_made(&self) -> u64 {
         self.step
+    }
+    /// The epoch of the last step, counted from 1; 0 before the first.
+    pub fn epoch(&self) -> u64 {
+        self.step.checked_sub(1).map_or(0, |last| self.epochs.of(last).0 + 1)
+    }
+    /// Whether the last step was the last of its epoch.
+    pub fn epoch_is_done(&self) -> bool {
+        self.step > 0 && self.epochs.of(self.step).1 == 0
     }
     /// Steps of the whole run.
     pub fn steps(&self) -> u64 {

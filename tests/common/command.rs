@@ -1,7 +1,8 @@
 //! Running the command in tests: its binary, a small model folder, what it said.
 #![allow(dead_code, unreachable_pub)] // each test binary uses its own part
 
-use dialoguellm::files::gguf;
+use dialoguellm::files::safetensors::Writer;
+use dialoguellm::files::{Access, Tensors, gguf};
 use dialoguellm_kernels::Dtype;
 use serde_json::Value;
 use std::io::Write;
@@ -101,6 +102,23 @@ impl Place {
         let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         change(&mut config);
         std::fs::write(&path, config.to_string()).unwrap();
+    }
+
+    /// Gives the model a second layer, equal to its first.
+    pub fn deepen(&self) {
+        let path = self.path("model/model.safetensors");
+        let tensors = Tensors::open_file(&path, Access::Read).unwrap();
+        let mut all = Vec::new();
+        for name in tensors.names() {
+            let view = tensors.get(name).unwrap();
+            let copy = name.contains("layers.0.").then(|| name.replace("layers.0.", "layers.1."));
+            all.extend([Some(name.to_owned()), copy].into_iter().flatten().map(|name| (name, view)));
+        }
+        let entries: Vec<_> = all.iter().map(|(name, view)| (name.clone(), view.dtype, view.shape.to_vec())).collect();
+        let mut writer = Writer::create(&path, &entries, &[]).unwrap();
+        all.iter().for_each(|(_, view)| writer.write(view.bytes).unwrap());
+        writer.finish().unwrap();
+        self.change_config(|config| config["num_hidden_layers"] = 2.into());
     }
 
     /// Writes a file and gives its argument.

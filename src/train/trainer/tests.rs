@@ -23,7 +23,7 @@ fn dialogues(n: u64) -> Vec<Group> {
         let (from, to) = (trunk.len() + 1, trunk.len() + leaf.len());
         Prompt { weight: 1.0 + (g % 2) as f32 / 2.0, ..prompt([trunk, leaf].concat(), from..to) }
     };
-    let group = |g: u64| Group { sample: g, prompts: (0..1 + g % 3).map(|p| one(g, p)).collect() };
+    let group = |g: u64| Group { sample: g, stage: 0, prompts: (0..1 + g % 3).map(|p| one(g, p)).collect() };
     (0..n).map(group).collect()
 }
 
@@ -33,7 +33,7 @@ fn questions(n: u64) -> Vec<Group> {
         choice: Some(Choice { question: 0, gold: c == draw(g, 3), bias: 0.0 }),
         ..prompt(vec![1, draw(g, 13) as u32, 5, c as u32, 7 + (c * g % 3) as u32], 3..5)
     };
-    (0..n).map(|g| Group { sample: g, prompts: (0..3).map(|c| candidate(g, c)).collect() }).collect()
+    (0..n).map(|g| Group { sample: g, stage: 0, prompts: (0..3).map(|c| candidate(g, c)).collect() }).collect()
 }
 
 fn data_for(loss: Loss) -> Vec<Group> {
@@ -149,7 +149,7 @@ fn every_epoch_has_every_group_once_in_an_order_of_its_own() {
         let mut epoch = Vec::new();
         for _ in 0..3 {
             trainer.sort_epoch();
-            epoch.extend(trainer.groups_of_step().iter().map(|group| group.sample));
+            epoch.extend_from_slice(trainer.groups_of_step());
             run(&mut trainer, 1);
         }
         let mut sorted = epoch.clone();
@@ -167,9 +167,27 @@ fn without_shuffling_groups_come_as_given() {
     let (mut trainer, _) = trainer(0.0, Options { shuffle: false, ..options(Loss::Answer) });
     for want in [vec![0, 1, 2], vec![3, 4, 5], vec![6], vec![0, 1, 2]] {
         trainer.sort_epoch();
-        assert_eq!(trainer.groups_of_step().iter().map(|g| g.sample).collect::<Vec<_>>(), want);
+        assert_eq!(trainer.groups_of_step(), want);
         run(&mut trainer, 1);
     }
+}
+
+#[test]
+fn groups_wait_for_their_epoch_and_dev_scores_for_its_end() {
+    let mut groups = dialogues(7);
+    (groups[1].stage, groups[4].stage, groups[5].stage, groups[6].stage) = (1, 1, 2, 1);
+    let options = Options { shuffle: false, epochs: 3, ..options(Loss::Answer) };
+    let mut trainer = Trainer::new(fake::model().0, fake::adapter(0.0), groups, options).unwrap();
+    let mut epochs = vec![Vec::new(); 3];
+    while !trainer.is_done() {
+        trainer.sort_epoch();
+        let taken = trainer.groups_of_step().to_vec();
+        let report = run(&mut trainer, 1)[0];
+        assert_eq!((report.epoch, report.epoch_done), (trainer.epoch(), trainer.epoch_is_done()));
+        assert_eq!(report.epoch_done, [1, 3, 6].contains(&report.step));
+        epochs[report.epoch as usize - 1].extend(taken);
+    }
+    assert_eq!(epochs, [vec![0, 2, 3], vec![0, 1, 2, 3, 4, 6], vec![0, 1, 2, 3, 4, 5, 6]]);
 }
 
 #[test]
