@@ -1,37 +1,24 @@
 //! Live, alone and in bulk on the real network: a label's probability is the same whatever way the timeline came about.
 
+mod common;
+
+use common::golden;
 use dialoguellm::Cancel;
 use dialoguellm::conversation::{Conversation, Leaf, Options, Sampling};
-use dialoguellm::device::Cpu;
-use dialoguellm::files::{Access, Config, Tensors, Tokenizer};
-use dialoguellm::model::{Adapter, Builder, Engine, Forest, Llama, Model, Pass, Target};
-use dialoguellm_kernels::{Isa, bf16, dropout};
-use std::path::PathBuf;
+use dialoguellm::files::Config;
+use dialoguellm::model::{Adapter, Builder, Forest, Model, Pass, Target};
+use dialoguellm_kernels::{Isa, dropout};
 use std::sync::Arc;
-
-const TOKENIZER: &str = r#"{"version":"1.0","model":{"type":"WordLevel","vocab":{"a":0},"unk_token":"a"}}"#;
-
-fn golden() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gqa")
-}
 
 /// The golden model `gqa` on every ISA, in f32 and bf16.
 fn models() -> impl Iterator<Item = (String, Arc<Model>)> {
-    let open = |isa: Isa, exact: bool| {
-        let config = Config::read(&golden()).unwrap();
-        let tensors = Arc::new(Tensors::open(&golden(), Access::Mapped).unwrap());
-        let engine: Box<dyn Engine> = match exact {
-            true => Box::new(Llama::open(Cpu::<f32>::new(2, Some(isa)).unwrap(), config, &tensors).unwrap()),
-            false => Box::new(Llama::open(Cpu::<bf16>::new(2, Some(isa)).unwrap(), config, &tensors).unwrap()),
-        };
-        let tokenizer = Tokenizer::from_bytes(TOKENIZER.as_bytes()).unwrap();
-        (format!("{isa:?} f32 {exact}"), Arc::new(Model::from_parts(tokenizer, engine, "gqa".to_owned())))
-    };
+    let open = |isa: Isa, exact: bool| (format!("{isa:?} f32 {exact}"), golden::gqa(2, Some(isa), exact));
     Isa::available().iter().flat_map(move |&isa| [true, false].map(|exact| open(isa, exact)))
 }
 
 fn adapter() -> Arc<Adapter> {
-    Arc::new(Adapter::read(&golden().join("adapter"), &Config::read(&golden()).unwrap()).unwrap())
+    let folder = golden::folder("gqa");
+    Arc::new(Adapter::read(&folder.join("adapter"), &Config::read(&folder).unwrap()).unwrap())
 }
 
 fn ids(seed: u64, len: u64) -> Vec<u32> {

@@ -1,28 +1,19 @@
 //! Same bits on the real network: any number of threads, and a run that was saved and resumed with a model opened anew.
 
+mod common;
+
+use common::golden;
 use dialoguellm::Cancel;
-use dialoguellm::device::Cpu;
 use dialoguellm::files::adapter::{LoraConfig, Targets};
-use dialoguellm::files::{Access, Config, Tensors, Tokenizer};
-use dialoguellm::model::{Adapter, Engine, Llama, Model};
+use dialoguellm::model::{Adapter, Model};
 use dialoguellm::train::{Choice, Group, Loss, Options, Prompt, Trainer};
-use dialoguellm_kernels::{bf16, dropout};
-use std::path::PathBuf;
+use dialoguellm_kernels::dropout;
 use std::sync::Arc;
 
 const VOCABULARY: u64 = 61;
-const TOKENIZER: &str = r#"{"version":"1.0","model":{"type":"WordLevel","vocab":{"a":0},"unk_token":"a"}}"#;
 
-/// The golden model `gqa`, opened anew; in f32 or bf16.
 fn model(threads: usize, exact: bool) -> Arc<Model> {
-    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gqa");
-    let config = Config::read(&dir).unwrap();
-    let tensors = Arc::new(Tensors::open(&dir, Access::Mapped).unwrap());
-    let engine: Box<dyn Engine> = match exact {
-        true => Box::new(Llama::open(Cpu::<f32>::new(threads, None).unwrap(), config, &tensors).unwrap()),
-        false => Box::new(Llama::open(Cpu::<bf16>::new(threads, None).unwrap(), config, &tensors).unwrap()),
-    };
-    Arc::new(Model::from_parts(Tokenizer::from_bytes(TOKENIZER.as_bytes()).unwrap(), engine, "gqa".to_owned()))
+    golden::gqa(threads, None, exact)
 }
 
 fn token(seed: u64, i: u64) -> u32 {

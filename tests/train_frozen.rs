@@ -1,30 +1,23 @@
 //! What the layers below the lowest one that learns make of the prompts, computed once: the same training, and files that are
 //! whole, found again and checked.
 
-use dialoguellm::device::Cpu;
+mod common;
+
+use common::golden;
 use dialoguellm::files::adapter::{LoraConfig, Targets};
-use dialoguellm::files::{Access, Config, Tensors, Tokenizer};
+use dialoguellm::files::safetensors::Writer;
 use dialoguellm::model::engine::{Entering, Learner, Learning};
-use dialoguellm::model::{Adapter, Builder, Engine, Llama, Model, Pass, Target};
+use dialoguellm::model::{Adapter, Builder, Model, Pass, Target};
 use dialoguellm::train::{Group, Options, Prompt, Trainer};
 use dialoguellm::{Cancel, Code, Result};
-use dialoguellm_kernels::{bf16, dropout};
+use dialoguellm_kernels::{Dtype, dropout};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 const VOCABULARY: u64 = 61;
-const TOKENIZER: &str = r#"{"version":"1.0","model":{"type":"WordLevel","vocab":{"a":0},"unk_token":"a"}}"#;
 
-/// The golden model `gqa`, of two layers.
 fn model(threads: usize, exact: bool) -> Arc<Model> {
-    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gqa");
-    let config = Config::read(&dir).unwrap();
-    let tensors = Arc::new(Tensors::open(&dir, Access::Mapped).unwrap());
-    let engine: Box<dyn Engine> = match exact {
-        true => Box::new(Llama::open(Cpu::<f32>::new(threads, None).unwrap(), config, &tensors).unwrap()),
-        false => Box::new(Llama::open(Cpu::<bf16>::new(threads, None).unwrap(), config, &tensors).unwrap()),
-    };
-    Arc::new(Model::from_parts(Tokenizer::from_bytes(TOKENIZER.as_bytes()).unwrap(), engine, "gqa".to_owned()))
+    golden::gqa(threads, None, exact)
 }
 
 /// Pairs on the upper layer, or on both; B is not zero, so that they matter from the first step.
@@ -161,11 +154,10 @@ fn a_foreign_file_is_refused_and_a_stopped_one_is_not_left() {
     assert!(files(dir.path()).is_empty());
     freeze(&mut trainer(model(2, true), true, 0.0), dir.path()).unwrap();
     let file = files(dir.path()).pop().unwrap();
-    let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gqa/model.safetensors");
-    std::fs::copy(golden, &file).unwrap();
+    std::fs::copy(golden::folder("gqa").join("model.safetensors"), &file).unwrap();
     assert!(freeze(&mut trainer(model(2, true), true, 0.0), dir.path()).is_err());
-    let one = [("rows".to_owned(), dialoguellm_kernels::Dtype::F32, vec![1, 1])];
-    let mut writer = dialoguellm::files::safetensors::Writer::create(&file, &one, &[]).unwrap();
+    let one = [("rows".to_owned(), Dtype::F32, vec![1, 1])];
+    let mut writer = Writer::create(&file, &one, &[]).unwrap();
     writer.write(&[0; 4]).unwrap();
     writer.finish().unwrap();
     let error = freeze(&mut trainer(model(2, true), true, 0.0), dir.path()).unwrap_err();

@@ -1,12 +1,31 @@
-//! Reads the golden folders, without the library's own readers.
+//! Reads the golden folders, without the library's own readers; one of them is opened by the library too.
 
 use super::plain::{Mat, Pair, Plain};
+use dialoguellm::device::Cpu;
+use dialoguellm::files::{Access, Config, Tensors, Tokenizer};
+use dialoguellm::model::{Engine, Llama, Model};
+use dialoguellm_kernels::{Isa, bf16};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// `tests/golden/<name>`.
 pub fn folder(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+const TOKENIZER: &str = r#"{"version":"1.0","model":{"type":"WordLevel","vocab":{"a":0},"unk_token":"a"}}"#;
+
+/// The golden model `gqa`, of two layers and 61 tokens, opened anew, in f32 or bf16. Its tokenizer knows one word.
+pub fn gqa(threads: usize, isa: Option<Isa>, exact: bool) -> Arc<Model> {
+    let dir = folder("gqa");
+    let config = Config::read(&dir).unwrap();
+    let tensors = Arc::new(Tensors::open(&dir, Access::Mapped).unwrap());
+    let engine: Box<dyn Engine> = match exact {
+        true => Box::new(Llama::open(Cpu::<f32>::new(threads, isa).unwrap(), config, &tensors).unwrap()),
+        false => Box::new(Llama::open(Cpu::<bf16>::new(threads, isa).unwrap(), config, &tensors).unwrap()),
+    };
+    Arc::new(Model::from_parts(Tokenizer::from_bytes(TOKENIZER.as_bytes()).unwrap(), engine, "gqa".to_owned()))
 }
 
 /// All f32 and i64 tensors of a safetensors file as f64, with their shapes.
