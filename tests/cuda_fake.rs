@@ -17,6 +17,7 @@ use dialoguellm::conversation::{Conversation, Leaf, Options};
 use dialoguellm::device::{Bits, Cpu, Gpu};
 use dialoguellm::files::adapter::LoraConfig;
 use dialoguellm::files::{Access, Config, Tensors};
+use dialoguellm::model::engine::Entering;
 use dialoguellm::model::{
     Adapter, Builder, Engine, Forest, Learning, Llama, Model, Noise, OpenOptions, Pass, Place, Precision, Target,
     Weights,
@@ -337,6 +338,23 @@ fn the_same_pass_gives_the_same_bits_again() {
     let again = |bytes| answer(gpu.engine(), &branches(), &adapter, &learning(bytes)).unwrap();
     let [first, second] = [again(usize::MAX), again(0)];
     assert!(first.logits == second.logits && first.log_p == second.log_p && first.gradient == second.gradient);
+}
+
+#[test]
+fn a_pass_from_rows_that_were_read_back_has_the_bits_of_the_whole_one() {
+    if !on_both_drivers("a_pass_from_rows_that_were_read_back_has_the_bits_of_the_whole_one") {
+        return;
+    }
+    let (gpu, adapter) = (open(Place::Cuda), adapter());
+    let (forest, _) = forest(&branches());
+    let cancel = Cancel::default();
+    let rows = gpu.engine().entering(&Pass { forest: &forest, adapter: None, cancel: &cancel }, 0).unwrap();
+    let from = |entering| {
+        let learning = Learning { noise: None, activation_bytes: usize::MAX, entering };
+        answer(gpu.engine(), &branches(), &adapter, &learning).unwrap()
+    };
+    let [whole, read] = [None, Some(Entering { layer: 0, rows: &rows })].map(from);
+    assert!(whole.log_p == read.log_p && whole.gradient == read.gradient);
 }
 
 #[test]

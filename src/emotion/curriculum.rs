@@ -10,12 +10,13 @@ use crate::files::dialogues::Dialogue;
 use std::collections::BTreeSet;
 
 /// For every dialogue the epoch, counted from 0, that it is learned from first: `buckets` of as many labelled dialogues each, the
-/// easiest in the first. Of equal ones the earlier is the easier.
+/// easiest in the first; of equal ones the earlier is the easier. There are no more buckets than labelled dialogues.
 pub(super) fn stages(dialogues: &[Dialogue], buckets: usize) -> Vec<u32> {
     let mut stages = vec![0; dialogues.len()];
     let mut order: Vec<(f64, usize)> =
         dialogues.iter().enumerate().filter_map(|(d, dialogue)| Some((difficulty(dialogue)?, d))).collect();
     order.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    let buckets = buckets.min(order.len());
     for (place, &(_, d)) in order.iter().enumerate() {
         stages[d] = (place * buckets / order.len()) as u32;
     }
@@ -61,5 +62,6 @@ mod tests {
         assert_eq!(stages(&all, 2), [1, 0, 0, 1, 0]);
         assert_eq!(stages(&all, 1), [0; 5]);
         assert_eq!(stages(&all, 4), [2, 0, 0, 3, 1]);
+        assert_eq!(stages(&all, usize::MAX), [2, 0, 0, 3, 1]);
     }
 }

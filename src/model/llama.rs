@@ -123,7 +123,8 @@ impl<D: Device> Llama<D> {
         x
     }
 
-    /// The final norm's input for the chosen rows, of the rows that enter layer `first`; `past` knows every layer's cache, `each` takes what it leaves behind.
+    /// The final norm's input for the chosen rows, of the rows that enter layer `first`; `past` knows every layer's cache, `each`
+    /// takes what it leaves behind.
     fn hidden<'a>(
         &self,
         ctx: &Context<D>,
@@ -296,8 +297,8 @@ impl<D: Device> Llama<D> {
         Ok((log_p, dx.chunks_exact(width).enumerate().map(row).collect()))
     }
 
-    /// Forward from the rows that enter a layer, and backward as far as `back` says: every target's log p, and d loss / d x where
-    /// backward comes so far.
+    /// Forward from the rows that enter a layer, and backward as far as `back` says: every target's log p, and d loss / d x
+    /// where backward comes so far.
     fn there_and_back(
         &self,
         ctx: &Context<D>,

@@ -37,7 +37,7 @@ pub struct Prompt {
 pub struct Group {
     /// A number of its own, on which dropout masks depend.
     pub sample: u64,
-    /// The first epoch that trains on it, counted from 0. Some group has 0.
+    /// The first epoch that trains on it, counted from 0: some group has 0, and none as many as there are groups.
     pub stage: u32,
     /// At least one.
     pub prompts: Vec<Prompt>,
@@ -51,10 +51,15 @@ pub fn check(groups: &[Group], vocabulary: usize, context: usize) -> Result<()> 
     if groups.is_empty() {
         return Err(Error::invalid("there is nothing to train on: no group of prompts was given"));
     }
-    if let Some(stage) = groups.iter().map(|group| group.stage).min().filter(|&stage| stage > 0) {
-        return Err(Error::invalid(format!(
-            "the first group is trained on in epoch {stage}, counted from 0: epoch 0 is empty"
-        )));
+    let stages = groups.iter().map(|group| group.stage as usize);
+    if let Some(first @ 1..) = stages.clone().min() {
+        let text = format!("the first group is trained on in epoch {first}, counted from 0: epoch 0 is empty");
+        return Err(Error::invalid(text));
+    }
+    if let Some(last) = stages.max().filter(|&last| last >= groups.len()) {
+        let text =
+            format!("a group waits for epoch {last}, counted from 0; {} groups need no more epochs", groups.len());
+        return Err(Error::invalid(text));
     }
     for (g, group) in groups.iter().enumerate() {
         if group.prompts.is_empty() {
@@ -168,8 +173,10 @@ mod tests {
     fn nothing_to_train_on_is_refused() {
         assert!(check(&[], 10, 4).is_err());
         assert!(check(&[Group { prompts: vec![], ..group(0) }], 10, 4).is_err());
-        let late = check(&[group(3), group(2)], 10, 4).unwrap_err().to_string();
-        assert!(late.contains("the first group is trained on in epoch 2"), "{late}");
+        let says = |groups: &[Group]| check(groups, 10, 4).unwrap_err().to_string();
+        assert!(says(&[group(3), group(2)]).contains("the first group is trained on in epoch 2"));
+        assert!(says(&[group(0), group(2)]).contains("a group waits for epoch 2, counted from 0; 2 groups"));
+        assert_eq!(check(&[group(0), group(1)], 10, 4), Ok(()));
     }
 
     #[test]

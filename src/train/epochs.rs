@@ -12,8 +12,13 @@ impl Epochs {
     /// Of groups that are taken `batch` at a time, each from the epoch on that its `stage` says.
     pub fn new(groups: &[Group], batch: usize) -> Self {
         let last = groups.iter().map(|group| group.stage).max().unwrap_or(0);
-        let taken = |epoch: u32| groups.iter().filter(|group| group.stage <= epoch).count();
-        Self { lengths: (0..=last).map(|epoch| taken(epoch).div_ceil(batch) as u64).collect() }
+        let mut new = vec![0usize; last as usize + 1];
+        groups.iter().for_each(|group| new[group.stage as usize] += 1);
+        let so_far = new.iter().scan(0, |taken, new| {
+            *taken += new;
+            Some(*taken)
+        });
+        Self { lengths: so_far.map(|taken: usize| taken.div_ceil(batch) as u64).collect() }
     }
 
     /// The epoch of step `step` and its number there, all counted from 0.

@@ -1,7 +1,8 @@
 //! `study`: one recipe with what is varied in it, run after run, and a table of all of them with means over seeds.
 //!
-//! Every run is `train`, and `eval` where that is not dev, in processes of their own, in a folder of its own, so a study that was stopped or killed
-//! goes on where it was: runs that are done stay, and one that was training is resumed, to the same bits.
+//! Every run is `train`, and `eval` where another split than dev is measured, in processes of their own, in a folder of its
+//! own, so a study that was stopped or killed goes on where it was: runs that are done stay, and one that was training is
+//! resumed, to the same bits.
 
 use crate::args::{ModelArgs, Style, cancelled_by_ctrl_c};
 use crate::openings;
