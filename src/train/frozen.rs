@@ -60,7 +60,7 @@ impl Frozen {
         let make = |file: &NamedTempFile, progress: &mut dyn FnMut(usize)| {
             let shape = vec![total, width];
             let writer = Writer::create(file.path(), &[(ROWS.to_owned(), Dtype::F32, shape)], &[])?.heeding(cancel);
-            fill(model.engine(), layout, groups, layer, writer, cancel, progress)
+            fill(model.engine(), layout, groups, (&first, total), layer, writer, cancel, progress)
         };
         let (rows, temporary) = match kept {
             None => {
@@ -101,17 +101,13 @@ impl Frozen {
     /// BadFile for rows in another type.
     pub fn of(&self, batch: &Batch, groups: &[&Group], numbers: &[u32]) -> Result<Vec<f32>> {
         let stored = self.rows.get(ROWS)?;
-        let bytes = 4 * self.width;
-        let mut values = vec![0.0; batch.forest.len() * self.width];
-        let mut rows = batch.rows.iter();
-        for (group, &number) in groups.iter().zip(numbers) {
-            for (own, rows) in self.layout.forest(&[group]).1.iter().zip(&mut rows) {
-                for (&from, &to) in own.iter().zip(rows) {
-                    let from = &stored.bytes[(self.first[number as usize] + from as usize) * bytes..][..bytes];
-                    let to = &mut values[to as usize * self.width..][..self.width];
-                    to.iter_mut().zip(from.as_chunks().0).for_each(|(to, &from)| *to = f32::from_le_bytes(from));
-                }
-            }
+        let mut kept_at = vec![0; batch.forest.len()];
+        let first = numbers.iter().map(|&number| self.first[number as usize]);
+        places(self.layout, groups, first, &batch.rows, |kept, row| kept_at[row] = kept);
+        let (bytes, mut values) = (4 * self.width, vec![0.0; batch.forest.len() * self.width]);
+        for (to, kept) in values.chunks_exact_mut(self.width).zip(kept_at) {
+            let from = stored.bytes[kept * bytes..][..bytes].as_chunks().0;
+            to.iter_mut().zip(from).for_each(|(to, &from)| *to = f32::from_le_bytes(from));
         }
         Ok(values)
     }
@@ -133,11 +129,28 @@ fn name(model: &Model, layout: Layout, groups: &[Group], layer: usize) -> String
     hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Tells `each` token's place among the kept rows and in the common forest of `groups`, whose kept rows begin at `first`.
+fn places(
+    layout: Layout,
+    groups: &[&Group],
+    first: impl Iterator<Item = usize>,
+    rows: &[Vec<u32>],
+    mut each: impl FnMut(usize, usize),
+) {
+    let mut rows = rows.iter();
+    for (group, first) in groups.iter().zip(first) {
+        for (own, rows) in layout.forest(&[group]).1.iter().zip(&mut rows) {
+            own.iter().zip(rows).for_each(|(&own, &row)| each(first + own as usize, row as usize));
+        }
+    }
+}
+
 /// Computes the rows of every group, in order.
 fn fill(
     engine: &dyn Engine,
     layout: Layout,
     groups: &[Group],
+    (first, total): (&[usize], usize),
     layer: usize,
     mut writer: Writer,
     cancel: &Cancel,
@@ -149,18 +162,12 @@ fn fill(
         let (groups, done) = (&all[cut.clone()], cut.end);
         let (forest, rows) = layout.forest(groups);
         let entering = engine.entering(&Pass { forest: &forest, adapter: None, cancel }, layer)?;
-        let mut rows = rows.iter();
-        for group in groups {
-            let (own, own_rows) = layout.forest(&[group]);
-            let mut bytes = vec![0; own.len() * 4 * width];
-            for (own, rows) in own_rows.iter().zip(&mut rows) {
-                for (&to, &from) in own.iter().zip(rows) {
-                    let to = &mut bytes[to as usize * 4 * width..][..4 * width];
-                    let from = &entering[from as usize * width..][..width];
-                    to.as_chunks_mut().0.iter_mut().zip(from).for_each(|(to, from)| *to = from.to_le_bytes());
-                }
-            }
-            writer.write(&bytes)?;
+        let before = first[cut.start];
+        let mut row_at = vec![0; first.get(cut.end).map_or(total, |&end| end) - before];
+        places(layout, groups, first[cut].iter().copied(), &rows, |kept, row| row_at[kept - before] = row);
+        for row in row_at {
+            let values = &entering[row * width..][..width];
+            writer.write(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())?;
         }
         progress(done);
     }

@@ -166,8 +166,8 @@ impl Trainer {
         })
     }
 
-    /// Computes what `frozen_once` asks for; the first step does where nobody did. In the folder `kept` it is found again, by
-    /// this run's next epochs and by any other on the same prompts, as well; else its file goes with the trainer.
+    /// Computes what `frozen_once` asks for; the first step does where nobody did. In the folder `kept` any other run on the same
+    /// prompts finds it too; without one its file goes with the trainer.
     /// `progress` is told how many groups are done.
     ///
     /// # Errors
