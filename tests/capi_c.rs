@@ -49,16 +49,28 @@ fn every_fact_holds_in_cpp_under_the_sanitizers() {
     }
 }
 
-/// Slow, and the same code: once, in release. What a forked child leaves is no leak of the parent's.
+/// Slow, and the same code: once, in release, and in halves, since valgrind has one core. What a forked child leaves is no leak
+/// of the parent's.
 #[cfg(not(debug_assertions))]
-#[test]
-fn every_fact_holds_under_valgrind() {
+fn holds_under_valgrind(half: &str) {
     if has("cc") && has("valgrind") {
-        let at = program("library_valgrind");
+        let at = program(&format!("library_valgrind_{half}"));
         compile("cc", &["-std=c11"], &source("library.c"), &at);
         let flags = ["-q", "--leak-check=full", "--show-leak-kinds=definite", "--errors-for-leak-kinds=definite"];
-        ran(&at, &["slow"], &[&["valgrind", "--error-exitcode=9"], &flags[..]].concat());
+        ran(&at, &["slow", half], &[&["valgrind", "--error-exitcode=9"], &flags[..]].concat());
     }
+}
+
+#[cfg(not(debug_assertions))]
+#[test]
+fn a_half_of_the_facts_holds_under_valgrind() {
+    holds_under_valgrind("first");
+}
+
+#[cfg(not(debug_assertions))]
+#[test]
+fn and_the_other_half_holds_under_valgrind() {
+    holds_under_valgrind("other");
 }
 
 #[test]

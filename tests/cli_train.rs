@@ -59,6 +59,23 @@ fn shots_are_drawn_from_the_training_data_not_learned_from_and_shown_when_asked(
 }
 
 #[test]
+fn what_is_retrieved_goes_with_the_adapter_as_much_of_every_label() {
+    let place = Place::new();
+    let data = place.dialogues();
+    let fixed = ["train", "--data", &data, "--out", &place.arg("out"), "--max-steps", "2", "--retrieved", "1"];
+    assert!(place.run(&fixed).err.contains("5 prompts, "), "all are learned from");
+    let card: Value = serde_json::from_slice(&std::fs::read(place.path("out/dialoguellm.json")).unwrap()).unwrap();
+    assert_eq!(card["template"]["retrieved"], 1);
+    let retrieval = card["template"]["retrieval"].as_array().unwrap();
+    let labels: Vec<&str> = retrieval.iter().map(|shown| shown["label"].as_str().unwrap()).collect();
+    assert_eq!(labels, ["joy", "fear", "joy", "fear"]);
+    let tokens = |more: &[&str]| {
+        place.run(&[&["eval", "--data", &data, "--json"], more].concat()).json()["tokens"].as_u64().unwrap()
+    };
+    assert!(tokens(&["--adapter", &place.arg("out")]) > tokens(&["--labels", "joy,fear"]), "asking shows them");
+}
+
+#[test]
 fn the_summary_is_one_json_value_and_progress_is_elsewhere() {
     let place = Place::new();
     let (data, out) = (place.dialogues(), place.arg("out"));

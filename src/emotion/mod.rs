@@ -1,6 +1,6 @@
 //! Emotion in conversation: labels, templates, dialogues to forests to probabilities, and how good they are.
 //!
-//! Read in this order: `labels`, `template`, `framing` and `prompts` make token sequences; `card`, `classifier`, `live` and
+//! Read in this order: `labels`, `template`, `similar`, `framing` and `prompts` make token sequences; `card`, `classifier`, `live` and
 //! `written` ask the model; `metrics` and `baseline` judge the answers, `calibration` and `trust`
 //! their probabilities; `recipe`, `shots`, `curriculum` and `run` train.
 
@@ -17,6 +17,7 @@ pub mod prompts;
 pub mod recipe;
 pub mod run;
 pub mod shots;
+mod similar;
 mod spread;
 pub mod template;
 #[cfg(test)]

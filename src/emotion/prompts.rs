@@ -7,12 +7,11 @@ use super::curriculum::stages;
 use super::framing::{Ends, Framer, Framing, shared};
 use super::labels::{Labels, Terminator};
 use super::spread::spread;
-use super::template::{Grouping, Parts, Renderer, Template, Truncation};
+use super::template::{Grouping, Parts, Renderer, Script, Template, Truncation};
 use crate::files::Tokenizer;
 use crate::files::dialogues::{Dialogue, Pair, Turn, label_by_speaker};
 use crate::train::{Choice, Group, Loss, Prompt};
 use crate::{Code, Error, Result};
-use minijinja::value::Value;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
@@ -23,9 +22,6 @@ pub struct Prompter {
     labels: Labels,
     grouping: Grouping,
 }
-
-/// The turns of a dialogue, made ready for a template.
-pub struct Script(Vec<Value>);
 
 /// A question about a turn.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +66,8 @@ pub struct Lessons {
     pub biases: Vec<f32>,
     /// Buckets of rising difficulty that dialogues are learned in, one more an epoch; 0 as 1: all from the start.
     pub curriculum: usize,
+    /// Whether what is retrieved for a turn that is learned is of its own label only.
+    pub retrieve_own: bool,
     /// Threads that tokenise.
     pub threads: usize,
 }
@@ -140,7 +138,7 @@ impl Prompter {
     /// The answers after a prompt like any other, if none begins another.
     fn probe(&self, tokenizer: &Tokenizer) -> Result<Option<Question>> {
         let turn = Turn { speaker: "A".into(), text: "b".into(), ..Turn::default() };
-        self.candidates(tokenizer, &self.renderer.prompt(&self.renderer.turns(&[turn]), 0, 0)?, 0)
+        self.candidates(tokenizer, &self.renderer.prompt(&self.renderer.script(&[turn]), 0, 0)?, 0)
     }
 
     /// The labels, with the terminator that was decided on.
@@ -165,7 +163,7 @@ impl Prompter {
 
     /// A dialogue's turns, made ready once.
     pub fn script(&self, turns: &[Turn]) -> Script {
-        Script(self.renderer.turns(turns))
+        self.renderer.script(turns)
     }
 
     /// The question about turn `target`. Of a window that does not fit the oldest turns are left out, no more than needed.
@@ -185,7 +183,7 @@ impl Prompter {
         longest: usize,
     ) -> Result<Question> {
         let ask = |skip| {
-            let parts = self.renderer.prompt(&script.0, target, skip)?;
+            let parts = self.renderer.prompt(script, target, skip)?;
             self.candidates(tokenizer, &parts, skip)?.ok_or_else(ambiguous)
         };
         // a long history is mostly left out: twice as much of it is shown each time, so that what is far is not looked at
@@ -240,7 +238,7 @@ impl Prompter {
     /// How many ids of `question` belong to the context without the question: what a later turn's prompt will begin
     /// with too, if its window still shows all of it.
     pub fn trunk(&self, tokenizer: &Tokenizer, script: &Script, target: usize, question: &Question) -> Result<usize> {
-        let parts = self.renderer.prompt(&script.0, target, question.skipped)?;
+        let parts = self.renderer.prompt(script, target, question.skipped)?;
         Ok(shared(&self.framer.ids(tokenizer, &parts.context)?, &question.prompt))
     }
 
@@ -257,7 +255,7 @@ impl Prompter {
         question: &Question,
     ) -> Result<Vec<Option<Origin>>> {
         let render = |turns: &[Turn]| {
-            let parts = self.renderer.prompt(&self.renderer.turns(turns), target, question.skipped)?;
+            let parts = self.renderer.prompt(&self.renderer.script(turns), target, question.skipped)?;
             Ok::<_, Error>(parts.context + &parts.question)
         };
         let prompt = render(turns)?;
@@ -337,21 +335,23 @@ impl Prompter {
 
     /// What the turns with a label teach.
     fn lessons(&self, tokenizer: &Tokenizer, dialogue: &Dialogue, lessons: &Lessons) -> Result<Vec<Lesson>> {
-        let script = self.script(&dialogue.turns);
-        let labelled =
-            dialogue.turns.iter().enumerate().filter_map(|(t, turn)| Some((t, turn, turn.emotion.as_ref()?)));
-        let lesson = |(target, turn, emotion): (usize, &Turn, &String)| {
-            let label = self.labels.index(emotion)?;
+        let at = |target: usize, error: Error| error.at(format!("dialogue {}, turn {}", dialogue.id, target + 1));
+        let of_turn = |(target, turn): (usize, &Turn)| {
+            let label = turn.emotion.as_ref().map(|emotion| self.labels.index(emotion)).transpose();
+            label.map_err(|error| at(target, error))
+        };
+        let known = dialogue.turns.iter().enumerate().map(of_turn).collect::<Result<Vec<_>>>()?;
+        let only = if lessons.retrieve_own { known.clone() } else { vec![None; known.len()] };
+        let script = self.script(&dialogue.turns).learned(only);
+        let labelled = dialogue.turns.iter().enumerate().zip(known).filter_map(|(at, label)| Some((at, label?)));
+        let lesson = |((target, turn), label): ((usize, &Turn), usize)| {
             let weight = turn.weight.unwrap_or(1.0) * lessons.class_weights.get(label).copied().unwrap_or(1.0);
             match lessons.loss {
                 Loss::Choice => self.choice(tokenizer, &script, target, label, weight, &lessons.biases),
                 Loss::Answer | Loss::Sequence => self.answer(tokenizer, &script, target, label, weight),
             }
         };
-        let placed = |(target, turn, emotion)| {
-            lesson((target, turn, emotion))
-                .map_err(|error| error.at(format!("dialogue {}, turn {}", dialogue.id, target + 1)))
-        };
+        let placed = |((target, turn), label)| lesson(((target, turn), label)).map_err(|error| at(target, error));
         labelled.map(placed).collect()
     }
 
@@ -364,12 +364,12 @@ impl Prompter {
         label: usize,
         weight: f32,
     ) -> Result<Lesson> {
-        let mut parts = self.renderer.prompt(&script.0, target, 0)?;
+        let mut parts = self.renderer.prompt(script, target, 0)?;
         let mut skipped = 0;
         if self.framer.drops_context() && !self.surely_fits(&parts) {
             // whether it fits is decided by the longest answer: a shorter context must not give the label away
             skipped = self.question(tokenizer, script, target)?.skipped;
-            parts = self.renderer.prompt(&script.0, target, skipped)?;
+            parts = self.renderer.prompt(script, target, skipped)?;
         }
         let (prompt, answer) = (parts.context + &parts.question, &self.renderer.answers()[label]);
         let learned = self.framer.learn(tokenizer, &prompt, answer, self.labels.terminator())?;
@@ -625,6 +625,38 @@ mod tests {
         let answers: Vec<String> = taught.groups[0].prompts.iter().map(|p| text(&p.ids[p.answer.clone()])).collect();
         assert_eq!(answers, ["=joy", "=fear"]);
         assert_eq!((taught.turns, taught.linear_tokens), (2, 27));
+    }
+
+    #[test]
+    fn what_is_retrieved_is_like_the_turn_and_in_training_never_itself_and_of_its_label_if_so_asked() {
+        let shown = |text: &str, label: &str| format!("[[retrieval]]\ntext = '{text}'\nlabel = '{label}'\n");
+        let bank = [("no way", "joy"), ("no dog", "fear"), ("way to go", "joy"), ("a dog", "fear")];
+        let bank: String = bank.map(|(text, label)| shown(text, label)).concat();
+        let with = |retrieved: usize| {
+            let demonstrations = "{% for shown in demonstrations %}{{ shown.text }}={{ shown.label }};{% endfor %}";
+            Template { context: demonstrations.into(), ..template(&format!("retrieved = {retrieved}\n{bank}")) }
+        };
+        let dialogue = dialogue(&[("no way", "joy"), ("no dog", "fear"), ("which way", "")]);
+        let learned = |retrieve_own| {
+            let lessons = Lessons { retrieve_own, ..Lessons::default() };
+            let taught = groups(&with(1), std::slice::from_ref(&dialogue), &lessons).unwrap();
+            taught.groups[0].prompts.iter().map(|prompt| text(&prompt.ids)).collect::<Vec<_>>()
+        };
+        assert_eq!(learned(true), ["way to go=joy;no way?=joy", "a dog=fear;no dog?=fear"]);
+        assert_eq!(learned(false), ["no dog=fear;no way?=joy", "no way=joy;no dog?=fear"]);
+
+        let tokenizer = tokenizer(&[], true);
+        let asked = |retrieved, target| {
+            let prompter = Prompter::new(&with(retrieved), labels(&["joy", "fear"]), &tokenizer, ends(1000)).unwrap();
+            let script = prompter.script(&dialogue.turns);
+            text(&prompter.question(&tokenizer, &script, target).unwrap().prompt)
+        };
+        assert_eq!(asked(1, 0), "no way=joy;no way?=", "a label is not known, and nothing is held back");
+        assert_eq!(asked(2, 1), "no way=joy;no dog=fear;no dog?=", "the most similar one last, of equals the first");
+        assert_eq!(asked(3, 2), "no dog=fear;way to go=joy;no way=joy;which way?=");
+        let empty = Template { retrieval: Vec::new(), ..with(1) };
+        let error = Prompter::new(&empty, labels(&["joy", "fear"]), &tokenizer, ends(1000)).err().unwrap();
+        assert!(error.text().contains("`retrieval` has none"), "{error}");
     }
 
     #[test]

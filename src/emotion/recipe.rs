@@ -153,7 +153,13 @@ pub struct Emotion {
     pub demonstrations: Vec<Demonstration>,
     /// So many turns of every label more, drawn from the training data by the seed; they are not learned from. Default 0.
     pub shots: usize,
-    /// Whether training shows them too, or only asking does, as in DialogueLLM's code. Default true.
+    /// So many more, chosen for every turn by its words (BM25) from training turns, of which there are as many of every label as
+    /// of the rarest. They are learned from too, and then never shown with themselves. Default 0.
+    pub retrieved: usize,
+    /// Whether those for a turn that is learned are of its own label only, as InstructERC's are (arXiv 2309.11911,
+    /// section 3.2), which gives the label away. Default false.
+    pub retrieved_own: bool,
+    /// Whether training shows `shots` and `retrieved` too, or only asking does, as in DialogueLLM's code. Default true.
     pub shots_in_training: bool,
     /// Questions that are learned beside the main one and never asked. Default none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -197,6 +203,8 @@ impl Default for Emotion {
             curriculum: 0,
             demonstrations: Vec::new(),
             shots: 0,
+            retrieved: 0,
+            retrieved_own: false,
             shots_in_training: true,
             tasks: Vec::new(),
         }
@@ -383,6 +391,8 @@ pub const FIELDS: [(&str, &[&str]); 5] = [
             "curriculum",
             "demonstrations",
             "shots",
+            "retrieved",
+            "retrieved_own",
             "shots_in_training",
             "tasks",
         ],
@@ -500,8 +510,9 @@ impl Recipe {
             (None, Some(earlier)) => earlier.clone(),
             (None, None) => Template::built_in("dialogue")?,
         };
-        let Emotion { window, ahead, group, truncation, bos, eos, max_tokens, demonstrations, shots, .. } =
-            &self.emotion;
+        let Emotion {
+            window, ahead, group, truncation, bos, eos, max_tokens, demonstrations, shots, retrieved, ..
+        } = &self.emotion;
         template.window = window.unwrap_or(template.window);
         template.ahead = ahead.unwrap_or(template.ahead);
         template.group = group.unwrap_or(template.group);
@@ -513,20 +524,28 @@ impl Recipe {
         if !demonstrations.is_empty() || *shots > 0 {
             template.demonstrations.clone_from(demonstrations);
         }
+        if *retrieved > 0 {
+            (template.retrieved, template.retrieval) = (0, Vec::new());
+        }
         Ok(template)
     }
 
-    /// What training and asking show: `template` with the turns that are drawn from the training data, and the places of
-    /// these.
+    /// What training and asking show: `template` with the turns that are drawn from the training data or retrieved from them, and
+    /// the places of those that are drawn.
     pub fn shown(
         &self,
         template: &Template,
         dialogues: &[Dialogue],
         labels: &Labels,
     ) -> (Template, Vec<(usize, usize)>) {
-        let places = shots::drawn(dialogues, labels, self.emotion.shots, self.train.seed);
+        let Emotion { shots, retrieved, .. } = self.emotion;
+        let places = shots::drawn(dialogues, labels, shots, self.train.seed);
         let mut shown = template.clone();
         shown.demonstrations.extend(shots::demonstrations(dialogues, &places));
+        if retrieved > 0 {
+            let from = shots::balanced(dialogues, labels, self.train.seed, &places);
+            (shown.retrieved, shown.retrieval) = (retrieved, shots::demonstrations(dialogues, &from));
+        }
         (shown, places)
     }
 

@@ -11,7 +11,7 @@ use super::framing::Ends;
 use super::labels::Labels;
 use super::metrics::{Report, fit_temperature};
 use super::prompts::{Lessons, Prompter, Taught, pair_groups};
-use super::recipe::{Calibrate, Metric, Recipe};
+use super::recipe::{Calibrate, Emotion, Metric, Recipe};
 use super::shots;
 use crate::files::dialogues::{Dialogue, Pair};
 use crate::files::{LoraConfig, folder};
@@ -445,8 +445,8 @@ fn teach(
     let tasks = recipe.tasks(prompter.labels(), tokenizer, ends)?;
     let class_weights = recipe.class_weights(prompter.labels(), dialogues)?;
     let biases = recipe.biases(prompter.labels(), dialogues);
-    let (loss, curriculum) = (recipe.train.loss, recipe.emotion.curriculum);
-    let lessons = Lessons { loss, class_weights, biases, curriculum, threads };
+    let Emotion { curriculum, retrieved_own: retrieve_own, .. } = recipe.emotion;
+    let lessons = Lessons { loss: recipe.train.loss, class_weights, biases, curriculum, retrieve_own, threads };
     let taught = match places.is_empty() {
         true => prompter.groups(tokenizer, dialogues, &lessons, &tasks)?,
         false => prompter.groups(tokenizer, &shots::without(dialogues, &places), &lessons, &tasks)?,

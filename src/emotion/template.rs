@@ -5,6 +5,7 @@
 //! others are TOML files. Knows no tokens and no model.
 
 use super::labels::Labels;
+use super::similar::Similar;
 use crate::files::dialogues::{Turn, speaker_numbers};
 use crate::{Code, Error, Result};
 use minijinja::value::Value;
@@ -104,7 +105,8 @@ pub struct Demonstration {
 /// - `labels`: the label words in order; `instruction`: the instruction, its own labels filled in
 /// - `history`: previous turns, oldest first; `target`: the turn in question; `future`: later turns, where `ahead` shows
 ///   any; each has `speaker`, `number` (of the speaker, from 1, by first appearance), `text` and `visual` (or none)
-/// - `demonstrations`: each has `speaker`, `text`, `label` (the word)
+/// - `demonstrations`: each has `speaker`, `text`, `label` (the word); those that were retrieved come last, the most similar
+///   one at the end
 ///
 /// A line that holds only a block (`{% if .. %}`) leaves nothing behind. Line ends inside a turn become spaces, so that a
 /// turn cannot pretend to be several.
@@ -143,6 +145,16 @@ pub struct Template {
     /// Labelled turns shown before the conversation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub demonstrations: Vec<Demonstration>,
+    /// So many of `retrieval` are shown after these: those whose words are most like the turn's in question.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub retrieved: usize,
+    /// The labelled turns that are chosen from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub retrieval: Vec<Demonstration>,
+}
+
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 fn none() -> Window {
@@ -219,8 +231,31 @@ pub struct Renderer {
     ahead: Window,
     instruction: String,
     labels: Vec<Value>,
-    demonstrations: Value,
+    demonstrations: Vec<Value>,
+    retriever: Option<Retriever>,
     answers: Vec<String>,
+}
+
+/// The turns of a dialogue as a template's texts see them.
+pub struct Script {
+    turns: Vec<Value>,
+    /// Of a dialogue to learn from: what is retrieved for a turn is not itself, and is of this label where there is one.
+    learned: Option<Vec<Option<usize>>>,
+}
+
+/// Demonstrations that are chosen for every turn.
+struct Retriever {
+    shown: usize,
+    similar: Similar,
+    from: Vec<Retrievable>,
+}
+
+/// One that may be chosen.
+struct Retrievable {
+    speaker: String,
+    text: String,
+    label: usize,
+    value: Value,
 }
 
 impl Renderer {
@@ -242,12 +277,15 @@ impl Renderer {
             let name = &labels.names()[twice];
             return Err(Error::invalid(format!("template: the answer of label `{name}` is that of another label too")));
         }
-        if !template.demonstrations.is_empty() && !shows_demonstrations(&environment)? {
+        let any = template.retrieved > 0 || !template.demonstrations.is_empty();
+        if any && !shows_demonstrations(&environment)? {
             let text =
                 format!("template {}: there are demonstrations, and neither context nor question", template.name);
             return Err(Error::invalid(text + " shows `demonstrations`"));
         }
-        let demonstrations = demonstrations(template, labels)?;
+        let shown = template.demonstrations.iter().map(|shown| demonstration(shown, labels).map(|(_, value)| value));
+        let demonstrations = shown.collect::<Result<_>>()?;
+        let retriever = (template.retrieved > 0).then(|| Retriever::new(template, labels)).transpose()?;
         Ok(Self {
             environment,
             window: template.window,
@@ -255,6 +293,7 @@ impl Renderer {
             instruction,
             labels: words,
             demonstrations,
+            retriever,
             answers,
         })
     }
@@ -264,14 +303,14 @@ impl Renderer {
         &self.answers
     }
 
-    /// The turns of a dialogue as the texts see them; made once a dialogue.
-    pub fn turns(&self, turns: &[Turn]) -> Vec<Value> {
+    /// A dialogue made ready, once for all its turns.
+    pub fn script(&self, turns: &[Turn]) -> Script {
         let value = |(turn, speaker_number): (&Turn, usize)| {
             let Turn { speaker, text, visual, .. } = turn;
             let (number, visual) = (1 + speaker_number, visual.as_deref().map(one_line));
             context! { speaker => one_line(speaker), number, text => one_line(text), visual }
         };
-        turns.iter().zip(speaker_numbers(turns)).map(value).collect()
+        Script { turns: turns.iter().zip(speaker_numbers(turns)).map(value).collect(), learned: None }
     }
 
     /// Previous turns that the window shows of turn `target`.
@@ -284,20 +323,24 @@ impl Renderer {
         !is_none(&self.ahead)
     }
 
-    /// The prompt that asks about `turns[target]`, without the oldest `skip` turns of its window.
+    /// The prompt that asks about turn `target`, without the oldest `skip` turns of its window.
     ///
     /// # Errors
     /// INVALID_ARGUMENT where minijinja refuses; INTERNAL for a turn that is not there.
-    pub fn prompt(&self, turns: &[Value], target: usize, skip: usize) -> Result<Parts> {
+    pub fn prompt(&self, script: &Script, target: usize, skip: usize) -> Result<Parts> {
+        let turns = &script.turns;
         let shown = self.history(target).saturating_sub(skip);
         let (Some(turn), Some(history)) = (turns.get(target), turns.get(target - shown..target)) else {
             return Err(Error::internal(format!("turn {target} of {} was asked", turns.len())));
         };
         let later = &turns[target + 1..];
+        let learned = script.learned.as_ref().map(|only| only[target]);
+        let retrieved = self.retriever.iter().flat_map(|retriever| retriever.retrieve(turn, learned));
+        let demonstrations: Vec<Value> = self.demonstrations.iter().cloned().chain(retrieved).collect();
         let variables = context! {
             instruction => self.instruction,
             labels => self.labels,
-            demonstrations => self.demonstrations,
+            demonstrations,
             history => history,
             target => turn,
             future => &later[..self.ahead.of(later.len())],
@@ -315,13 +358,55 @@ fn shows_demonstrations(environment: &Environment) -> Result<bool> {
     Ok(shows("context")? || shows("question")?)
 }
 
-fn demonstrations(template: &Template, labels: &Labels) -> Result<Value> {
-    let value = |Demonstration { speaker, text, label }: &Demonstration| {
-        let label = &labels.words()[labels.index(label).map_err(|error| error.at("template: demonstrations"))?];
-        Ok(context! { speaker => one_line(speaker), text => one_line(text), label })
-    };
-    let values: Vec<Value> = template.demonstrations.iter().map(value).collect::<Result<_>>()?;
-    Ok(Value::from(values))
+/// A demonstration's label, and the demonstration as the texts see it.
+fn demonstration(shown: &Demonstration, labels: &Labels) -> Result<(usize, Value)> {
+    let Demonstration { speaker, text, label } = shown;
+    let index = labels.index(label).map_err(|error| error.at("template: demonstrations"))?;
+    Ok((index, context! { speaker => one_line(speaker), text => one_line(text), label => labels.words()[index] }))
+}
+
+impl Script {
+    /// The same of a dialogue to learn from: for no turn itself is retrieved, and where `only` has a label nothing of another.
+    #[must_use]
+    pub fn learned(self, only: Vec<Option<usize>>) -> Self {
+        Self { learned: Some(only), ..self }
+    }
+}
+
+impl Retriever {
+    fn new(template: &Template, labels: &Labels) -> Result<Self> {
+        let Template { name, retrieved, retrieval, .. } = template;
+        if retrieval.is_empty() {
+            let text = format!("template {name}: {retrieved} demonstrations are to be retrieved, `retrieval` has none");
+            return Err(Error::invalid(text));
+        }
+        let retrievable = |shown: &Demonstration| {
+            let (label, value) = demonstration(shown, labels)?;
+            Ok(Retrievable { speaker: one_line(&shown.speaker), text: one_line(&shown.text), label, value })
+        };
+        let from: Vec<Retrievable> = retrieval.iter().map(retrievable).collect::<Result<_>>()?;
+        let similar = Similar::new(from.iter().map(|shown| shown.text.as_str()));
+        Ok(Self { shown: *retrieved, similar, from })
+    }
+
+    /// Those for a turn, the most similar last; of one that is learned from, those of the label it is restricted to, if it is. The
+    /// turn itself, or another with the same words of the same speaker, would give away what is to be learned.
+    fn retrieve(&self, turn: &Value, learned: Option<Option<usize>>) -> Vec<Value> {
+        let said =
+            |name| turn.get_attr(name).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default();
+        let (speaker, text) = (said("speaker"), said("text"));
+        let itself = |shown: &Retrievable| shown.speaker == speaker && shown.text == text;
+        let may = |number: usize| {
+            let shown = &self.from[number];
+            learned.is_none_or(|only| only.is_none_or(|label| shown.label == label) && !itself(shown))
+        };
+        self.similar
+            .to(&text, self.shown, may)
+            .into_iter()
+            .rev()
+            .map(|number| self.from[number].value.clone())
+            .collect()
+    }
 }
 
 /// Line ends become spaces.
@@ -369,7 +454,7 @@ mod tests {
 
     fn prompt(template: &Template, labels: &Labels, turns: &[Turn], target: usize, skip: usize) -> String {
         let renderer = Renderer::new(template, labels).unwrap();
-        let parts = renderer.prompt(&renderer.turns(turns), target, skip).unwrap();
+        let parts = renderer.prompt(&renderer.script(turns), target, skip).unwrap();
         parts.context + &parts.question
     }
 
@@ -492,7 +577,7 @@ mod tests {
     #[test]
     fn with_the_whole_history_a_context_begins_the_next_one() {
         let renderer = Renderer::new(&dialogue("\"all\""), &Labels::meld()).unwrap();
-        let turns = renderer.turns(&seven());
+        let turns = renderer.script(&seven());
         let contexts: Vec<String> = (0..7).map(|t| renderer.prompt(&turns, t, 0).unwrap().context).collect();
         assert!(contexts.windows(2).all(|pair| pair[1].starts_with(&pair[0])));
     }
@@ -608,7 +693,7 @@ mod tests {
         let mut template = dialogue("0");
         template.context = "\n{{ target.test + target.text }}".into();
         let renderer = Renderer::new(&template, &Labels::meld()).unwrap();
-        let error = renderer.prompt(&renderer.turns(&[turn("secret", "secret")]), 0, 0).unwrap_err();
+        let error = renderer.prompt(&renderer.script(&[turn("secret", "secret")]), 0, 0).unwrap_err();
         assert_eq!(error.to_string(), "template: `context`, line 2: invalid operation");
     }
 

@@ -231,7 +231,7 @@ impl Study {
     /// What `eval` needs to ask the model as it is: the recipe's template and labels.
     fn untrained(&self, run: &Path, recipe: &Recipe) -> Result<Vec<OsString>> {
         let (mut template, labels) = (recipe.template(None)?, recipe.own_labels()?);
-        if recipe.emotion.shots > 0 {
+        if recipe.emotion.shots + recipe.emotion.retrieved > 0 {
             let train = self.data.parse::<Source>()?.dialogues(Split::Train, None, &Cancel::default())?;
             let labels = labels.clone().map_or_else(|| Labels::of(&train), Ok)?;
             template = recipe.shown(&template, &train, &labels).0;
