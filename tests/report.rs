@@ -111,6 +111,10 @@ fn training_writes_the_report_that_eval_writes_of_what_it_made() {
     let nothing = place.arg("nothing");
     let refused = place.run(&["train", "--data", &data, "--out", &nothing, "--report", &nothing]).refusal(1);
     assert!(refused.contains("--dev"), "{refused}");
+    let why = ["--dev", &data, "--ahead", "all", "--report-why", "turns"];
+    let all = [&["train", "--data", &data, "--out", &nothing, "--report", &nothing][..], &why].concat();
+    let refused = place.run(&all).refusal(5);
+    assert!(refused.contains("`ahead`") && !place.path("nothing").exists(), "{refused}");
 }
 
 #[test]

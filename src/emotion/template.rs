@@ -191,6 +191,11 @@ impl Template {
         Self::from_toml_table(table)
     }
 
+    /// Whether it shows turns that come after the one in question.
+    pub fn looks_ahead(&self) -> bool {
+        !is_none(&self.ahead)
+    }
+
     /// Whether it may show what is seen: its context or question speaks of `visual`.
     pub fn shows_visual(&self) -> bool {
         [&self.context, &self.question].into_iter().any(|text| text.contains("visual"))

@@ -67,6 +67,7 @@ impl Eval {
         let dialogues = source.dialogues(split, self.ask.known(&self.model)?.as_deref(), &Cancel::default())?;
         let labels = labels_of(&source, &dialogues);
         let classifier = self.ask.classifier(&self.model, self.model.open()?, labels)?;
+        self.report.check(&classifier.card().template)?;
         let bulk = Bulk { threads: self.model.threads(), budget: self.batch_tokens, ..Bulk::default() };
         let measured = Measured::new(&classifier, dialogues, &bulk, style)?;
         let Measured { dialogues, scored, marked, .. } = &measured;

@@ -10,7 +10,7 @@ use dialoguellm::emotion::calibration::Calibration;
 use dialoguellm::emotion::classifier::{Marked, Scored};
 use dialoguellm::emotion::metrics::{Report, softmax};
 use dialoguellm::emotion::run::METRICS;
-use dialoguellm::emotion::{Bulk, Card, Classifier};
+use dialoguellm::emotion::{Bulk, Card, Classifier, Template};
 use dialoguellm::files::Dialogue;
 use dialoguellm::{Error, Result};
 use serde_json::{Value, json};
@@ -75,6 +75,15 @@ impl ReportArgs {
     /// Whether a report is asked for.
     pub fn is_asked(&self) -> bool {
         self.dir.is_some()
+    }
+
+    /// Refuses before anything is computed what [`ReportArgs::write`] would refuse in the end.
+    pub fn check(&self, template: &Template) -> Result<()> {
+        if self.why.is_some() && template.looks_ahead() {
+            let text = "--report-why asks about a conversation that goes on, and the template shows later turns (`ahead`); leave it out";
+            return Err(Error::unsupported(text));
+        }
+        Ok(())
     }
 
     /// Makes the folder hold the report, in two files that are whole or not there; nothing where none is asked for.

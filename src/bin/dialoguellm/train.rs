@@ -117,6 +117,9 @@ impl Train {
         };
         let model = self.model.open()?;
         let mut run = Run::new(model.clone(), setup)?;
+        if let Some(card) = run.card() {
+            self.report.check(&card.template)?;
+        }
         let metrics = self.metrics_path()?;
         let cancel = cancelled_by_ctrl_c()?;
         if !self.resume {
