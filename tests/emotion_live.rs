@@ -107,7 +107,11 @@ fn check(precision: Precision, bound: f32) {
     let dir = tempfile::tempdir().unwrap();
     write_model(dir.path());
     let short = Template::from_toml("base = \"dialogue\"\ninstruction = \"Which?\"\nwindow = 2").unwrap();
-    for template in [Template::built_in("dialogue").unwrap(), short] {
+    // what is retrieved changes from turn to turn, and with it the whole prompt
+    let sayings = ["no", "a long day", "what is it?"];
+    let retrieval: String = sayings.map(|text| format!("[[retrieval]]\ntext = \"{text}\"\nlabel = \"joy\"\n")).concat();
+    let retrieving = Template::from_toml(&format!("base = \"dialogue\"\nretrieved = 1\n{retrieval}")).unwrap();
+    for template in [Template::built_in("dialogue").unwrap(), short, retrieving] {
         let labels = Labels::new(["joy", "no joy", "fear", "fearful"].map(String::from).to_vec()).unwrap();
         within(bound, distances(&classifier(dir.path(), precision, template, labels), &dialogues()));
     }

@@ -339,7 +339,7 @@ impl Renderer {
             return Err(Error::internal(format!("turn {target} of {} was asked", turns.len())));
         };
         let later = &turns[target + 1..];
-        let learned = script.learned.as_ref().map(|only| only[target]);
+        let learned = script.learned.as_ref().map(|only| only.get(target).copied().flatten());
         let retrieved = self.retriever.iter().flat_map(|retriever| retriever.retrieve(turn, learned));
         let demonstrations: Vec<Value> = self.demonstrations.iter().cloned().chain(retrieved).collect();
         let variables = context! {
