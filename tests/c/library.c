@@ -331,6 +331,10 @@ static void training_by_steps_is_the_whole_run_and_resumes_to_the_same_bits(void
     OK(dllm_trainer_adapter(first, &adapter, &err));
     CHECK(dllm_adapter_n_parameters(adapter) > 1000);
     OK(dllm_adapter_save(adapter, in_work("snapshot"), &err));
+    dllm_adapter *again = NULL;
+    OK(dllm_adapter_open(model, in_work("snapshot"), &again, &err));
+    CHECK(dllm_adapter_n_parameters(again) == dllm_adapter_n_parameters(adapter));
+    dllm_adapter_free(again);
     dllm_adapter_free(adapter);
     OK(dllm_trainer_save(first, in_work("stopped"), &err));
     dllm_trainer_free(first);
@@ -352,6 +356,10 @@ static void training_by_steps_is_the_whole_run_and_resumes_to_the_same_bits(void
     for (int i = 0; i < 2; i++) OK(dllm_classifier_predict(classifiers[i], &turn, 1, NULL, p[i], LABELS, &err));
     CHECK(memcmp(p[0], p[1], sizeof p[0]) == 0);
     for (int i = 0; i < 2; i++) dllm_classifier_free(classifiers[i]);
+    /* a checkpoint without its adapter must not be taken for the model alone */
+    CHECK(unlink(in_work("stopped/adapter_config.json")) == 0);
+    dllm_classifier *broken = NULL;
+    FAILS(DLLM_STATUS_NOT_FOUND, "adapter_config.json", dllm_classifier_open(model, in_work("stopped"), &broken, &err));
     dllm_trainer_free(whole);
     dllm_trainer_free(second);
     dllm_model_free(model);
@@ -503,7 +511,7 @@ static void a_trained_folder_is_judged_calibrated_saved_merged_and_quantised(voi
     CHECK(needs[DLLM_PRECISION_INT8].weights < needs[DLLM_PRECISION_BF16].weights);
     dllm_adapter *adapter = NULL;
     OK(dllm_adapter_open(model, in_work("calibrated"), &adapter, &err));
-    /* without its adapter a folder must not be taken for the model alone */
+    /* without its adapter a classifier's folder must not be taken for the model alone */
     CHECK(unlink(in_work("calibrated/adapter_config.json")) == 0);
     dllm_classifier *broken = NULL;
     FAILS(DLLM_STATUS_NOT_FOUND, "adapter_config.json", dllm_classifier_open(model, in_work("calibrated"), &broken, &err));
