@@ -113,6 +113,24 @@ fn training_is_the_same_but_for_rounding() {
 }
 
 #[test]
+fn prompts_that_no_step_takes_are_not_computed() {
+    let short = |frozen_once| {
+        let model = model(2, true);
+        let upper = adapter(&model, Some(vec![1]), 0.0);
+        Trainer::new(model, upper, dialogues(), Options { max_steps: 2, ..options(frozen_once) }).unwrap()
+    };
+    let mut told = Vec::new();
+    let mut once = short(true);
+    assert_eq!(once.groups_taken(), 8, "two steps of four");
+    once.freeze(None, &Cancel::default(), &mut |done| told.push(done)).unwrap();
+    assert_eq!(told.last(), Some(&8));
+    let [every, once] = [&mut short(false), &mut once].map(|trainer| run(trainer, 2));
+    let difference = every.iter().zip(&once).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(difference <= 2e-4, "parameters differ by {difference}");
+    assert_eq!(trainer(model(2, true), true, 0.0).groups_taken(), 9, "a later step takes what is left");
+}
+
+#[test]
 fn any_number_of_threads_a_resumed_run_and_rows_that_are_found_give_the_same_bits() {
     let dir = tempfile::tempdir().unwrap();
     let kept = dir.path().join("kept");

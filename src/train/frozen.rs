@@ -1,4 +1,4 @@
-//! What the layers below the lowest one that learns make of every prompt, computed once for a whole run.
+//! What the layers below the lowest one that learns make of every prompt that a step takes, computed once for a whole run.
 //!
 //! Those layers are the frozen model's alone, so what enters the lowest layer that learns is the same at every step, in every
 //! epoch and for every seed. It is kept in a file of 4 bytes a value, mapped, and a step begins there: with pairs in the
@@ -23,11 +23,18 @@ const TOKENS: usize = 4096;
 /// The tensor of all rows, `[rows, hidden_size]`.
 const ROWS: &str = "rows";
 
-/// The rows of all groups.
+/// The groups of a run, and whether any of its steps takes each.
+#[derive(Clone, Copy)]
+pub(crate) struct Groups<'a> {
+    pub all: &'a [Group],
+    pub taken: &'a [bool],
+}
+
+/// The rows of the groups that are taken.
 pub(crate) struct Frozen {
     layer: usize,
     layout: Layout,
-    /// Every group's first row.
+    /// Every group's first row; a group that is not taken has none, and that of the next.
     first: Vec<usize>,
     width: usize,
     rows: Tensors,
@@ -37,30 +44,31 @@ pub(crate) struct Frozen {
 
 impl Frozen {
     /// Finds the rows that enter layer `layer` in the folder `kept`, or makes them, there or in a file that goes with the run.
-    /// `progress` is told how many groups are done.
+    /// `progress` is told how many of the groups that are taken are done.
     ///
     /// # Errors
     /// Io; BadFile for a file of another shape; those of [`Engine::entering`]. Nothing half-written is left.
     pub fn open(
         model: &Model,
         loss: Loss,
-        groups: &[Group],
+        Groups { all, taken }: Groups,
         layer: usize,
         kept: Option<&Path>,
         cancel: &Cancel,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Self> {
         let layout = Layout { loss, shape: Shape::default(), shared: true };
-        let (mut first, mut total) = (Vec::with_capacity(groups.len()), 0);
-        for group in groups {
+        let groups: Vec<&Group> = all.iter().zip(taken).filter_map(|(group, &taken)| taken.then_some(group)).collect();
+        let (mut first, mut total) = (Vec::with_capacity(all.len()), 0);
+        for (group, &taken) in all.iter().zip(taken) {
             first.push(total);
-            total += layout.forest(&[group]).0.len();
+            total += if taken { rows_of(layout, group) } else { 0 };
         }
         let width = model.config().hidden_size;
         let make = |file: &NamedTempFile, progress: &mut dyn FnMut(usize)| {
             let shape = vec![total, width];
             let writer = Writer::create(file.path(), &[(ROWS.to_owned(), Dtype::F32, shape)], &[])?.heeding(cancel);
-            fill(model.engine(), layout, groups, (&first, total), layer, writer, cancel, progress)
+            fill(model.engine(), layout, &groups, layer, writer, cancel, progress)
         };
         let (rows, temporary) = match kept {
             None => {
@@ -70,7 +78,7 @@ impl Frozen {
                 (Tensors::open_file(file.path(), Access::Mapped)?, Some(file))
             }
             Some(folder) => {
-                let path = folder.join(format!("{}.safetensors", name(model, layout, groups, layer)));
+                let path = folder.join(format!("{}.safetensors", name(model, layout, &groups, layer)));
                 if !path.exists() {
                     std::fs::create_dir_all(folder).map_err(|error| Error::io("make", folder, &error))?;
                     let file = NamedTempFile::new_in(folder).map_err(|error| Error::io("write in", folder, &error))?;
@@ -114,7 +122,7 @@ impl Frozen {
 }
 
 /// A name that stands for all that the rows depend on.
-fn name(model: &Model, layout: Layout, groups: &[Group], layer: usize) -> String {
+fn name(model: &Model, layout: Layout, groups: &[&Group], layer: usize) -> String {
     let engine = model.engine();
     let mut hash = Sha256::new();
     for part in [model.fingerprint(), engine.precision(), &format!("{:?}", engine.isa()), &format!("{layer}")] {
@@ -145,26 +153,33 @@ fn places(
     }
 }
 
+/// Rows of one group.
+fn rows_of(layout: Layout, group: &Group) -> usize {
+    layout.forest(&[group]).0.len()
+}
+
 /// Computes the rows of every group, in order.
 fn fill(
     engine: &dyn Engine,
     layout: Layout,
-    groups: &[Group],
-    (first, total): (&[usize], usize),
+    all: &[&Group],
     layer: usize,
     mut writer: Writer,
     cancel: &Cancel,
     progress: &mut dyn FnMut(usize),
 ) -> Result<()> {
     let width = engine.config().hidden_size;
-    let all: Vec<&Group> = groups.iter().collect();
-    for cut in layout.cut(&all, TOKENS) {
+    for cut in layout.cut(all, TOKENS) {
         let (groups, done) = (&all[cut.clone()], cut.end);
         let (forest, rows) = layout.forest(groups);
         let entering = engine.entering(&Pass { forest: &forest, adapter: None, cancel }, layer)?;
-        let before = first[cut.start];
-        let mut row_at = vec![0; first.get(cut.end).map_or(total, |&end| end) - before];
-        places(layout, groups, first[cut].iter().copied(), &rows, |kept, row| row_at[kept - before] = row);
+        let (mut first, mut total) = (Vec::with_capacity(groups.len()), 0);
+        for group in groups {
+            first.push(total);
+            total += rows_of(layout, group);
+        }
+        let mut row_at = vec![0; total];
+        places(layout, groups, first.into_iter(), &rows, |kept, row| row_at[kept] = row);
         for row in row_at {
             let values = &entering[row * width..][..width];
             writer.write(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())?;

@@ -8,7 +8,7 @@ use super::batch::{Batch, Layout};
 use super::checkpoint::{self, BestState, FORMAT, Numbers, Saved, State};
 use super::data::{self, Group};
 use super::epochs::Epochs;
-use super::frozen::Frozen;
+use super::frozen::{Frozen, Groups};
 use super::loss::Shape;
 use super::metrics::Metrics;
 use super::options::{self, Options};
@@ -168,7 +168,7 @@ impl Trainer {
 
     /// Computes what `frozen_once` asks for; the first step does where nobody did. In the folder `kept` any other run on the same
     /// prompts finds it too; without one its file goes with the trainer.
-    /// `progress` is told how many groups are done.
+    /// `progress` is told how many groups are done, of [`Trainer::groups_taken`].
     ///
     /// # Errors
     /// Cancelled; Io; BadFile for a file of another shape in `kept`; DeviceLost and others of a GPU.
@@ -176,7 +176,8 @@ impl Trainer {
         let layer = self.adapter.lowest_layer().filter(|_| self.options.frozen_once && self.frozen.is_none());
         if let Some(layer) = layer {
             let (model, loss) = (&self.model, self.options.loss);
-            self.frozen = Some(Frozen::open(model, loss, &self.groups, layer, kept, cancel, progress)?);
+            let groups = Groups { all: &self.groups, taken: &self.taken() };
+            self.frozen = Some(Frozen::open(model, loss, groups, layer, kept, cancel, progress)?);
         }
         Ok(())
     }
@@ -380,14 +381,40 @@ impl Trainer {
     fn sort_epoch(&mut self) {
         let (epoch, _) = self.epochs.of(self.step);
         if self.ordered != Some(epoch) {
-            let is_taken = |&g: &u32| u64::from(self.groups[g as usize].stage) <= epoch;
-            self.order = (0..self.groups.len() as u32).filter(is_taken).collect();
-            if self.options.shuffle {
-                let seed = self.options.seed;
-                self.order.sort_by_cached_key(|&g| (dropout::key(seed, epoch, 0, u64::from(g), 0), g));
-            }
+            self.order = self.order_of(epoch);
             self.ordered = Some(epoch);
         }
+    }
+
+    /// The groups of an epoch as its steps take them.
+    fn order_of(&self, epoch: u64) -> Vec<u32> {
+        let is_ready = |&g: &u32| u64::from(self.groups[g as usize].stage) <= epoch;
+        let mut order: Vec<u32> = (0..self.groups.len() as u32).filter(is_ready).collect();
+        if self.options.shuffle {
+            let seed = self.options.seed;
+            order.sort_by_cached_key(|&g| (dropout::key(seed, epoch, 0, u64::from(g), 0), g));
+        }
+        order
+    }
+
+    /// Whether any step of the run takes each group: under `max_steps` some may wait for a step that is not made.
+    fn taken(&self) -> Vec<bool> {
+        let mut taken = vec![false; self.groups.len()];
+        let (last, steps) = self.epochs.of(self.steps);
+        for epoch in 0..=last {
+            let order = self.order_of(epoch);
+            let of_epoch = if epoch < last { order.len() } else { steps as usize * self.options.batch };
+            order.iter().take(of_epoch).for_each(|&g| taken[g as usize] = true);
+            if taken.iter().all(|&taken| taken) {
+                break;
+            }
+        }
+        taken
+    }
+
+    /// Groups that any step of the run takes.
+    pub fn groups_taken(&self) -> usize {
+        self.taken().iter().filter(|&&taken| taken).count()
     }
 
     /// Notes a score on dev data for the parameters as they are, larger is better, and whether it is the best so far;

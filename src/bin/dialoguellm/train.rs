@@ -273,7 +273,7 @@ impl Train {
 
     /// Computes what the layers below the lowest one that learns make of the prompts.
     fn freeze(&self, run: &mut Run, style: Style, cancel: &Cancel) -> Result<()> {
-        let groups = run.trainer().groups() as u64;
+        let groups = run.trainer().groups_taken() as u64;
         let mut progress = Progress::new(style, "frozen layers", 0, groups);
         let result = run.freeze(self.frozen.as_deref(), cancel, &mut |done| progress.at(done as u64, ""));
         progress.end();
