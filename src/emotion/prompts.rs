@@ -343,16 +343,17 @@ impl Prompter {
         let known = dialogue.turns.iter().enumerate().map(of_turn).collect::<Result<Vec<_>>>()?;
         let only = if lessons.retrieve_own { known.clone() } else { vec![None; known.len()] };
         let script = self.script(&dialogue.turns).learned(only);
-        let labelled = dialogue.turns.iter().enumerate().zip(known).filter_map(|(at, label)| Some((at, label?)));
-        let lesson = |((target, turn), label): ((usize, &Turn), usize)| {
+        let turns = dialogue.turns.iter().zip(known).enumerate();
+        let labelled = turns.filter_map(|(target, (turn, label))| Some((target, turn, label?)));
+        let lesson = |(target, turn, label): (usize, &Turn, usize)| {
             let weight = turn.weight.unwrap_or(1.0) * lessons.class_weights.get(label).copied().unwrap_or(1.0);
-            match lessons.loss {
+            let lesson = match lessons.loss {
                 Loss::Choice => self.choice(tokenizer, &script, target, label, weight, &lessons.biases),
                 Loss::Answer | Loss::Sequence => self.answer(tokenizer, &script, target, label, weight),
-            }
+            };
+            lesson.map_err(|error| at(target, error))
         };
-        let placed = |((target, turn), label)| lesson(((target, turn), label)).map_err(|error| at(target, error));
-        labelled.map(placed).collect()
+        labelled.map(lesson).collect()
     }
 
     /// One prompt with its own answer.
