@@ -341,10 +341,13 @@ fn the_test_split_opens_only_with_a_note_and_a_second_time_is_shown_as_such() {
         eval(&["--split", "test", "--final", &log]).err.contains("opened by this recipe before: this is opening 2")
     );
     eval(&["--split", "test", "--final", &log, "--window", "0"]).ok();
+    std::fs::rename(place.path("data"), place.path("moved")).unwrap();
+    let moved = format!("jsonl:{}", place.arg("moved"));
+    place.run(&["eval", "--data", &moved, "--labels", "joy,fear", "--split", "test", "--final", &log]).ok();
     let text = std::fs::read_to_string(place.path("final.jsonl")).unwrap();
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let openings: Vec<u64> = lines.iter().map(|line| line["opening"].as_u64().unwrap()).collect();
-    assert_eq!(openings, [1, 2, 1], "another template is another recipe");
+    assert_eq!(openings, [1, 2, 1, 3], "another template is another recipe, another folder not another data set");
     assert_eq!(lines[0]["weighted_f1"], figures["weighted_f1"]);
     // a file is not cut into splits, so nothing is opened
     place.run(&["eval", "--data", &place.dialogues(), "--labels", "joy,fear", "--split", "test"]).ok();

@@ -89,7 +89,7 @@ impl Eval {
         let others = Others { compared, baseline, written };
         let figures = others.beside(measured.figures());
         if let Some(log) = &self.log {
-            let opening = openings::note(log, self.asked(&classifier)?, &figures)?;
+            let opening = openings::note(log, self.asked(&classifier, dialogues)?, &figures)?;
             if opening > 1 && !style.quiet {
                 eprintln!("the test split was opened by this recipe before: this is opening {opening}");
             }
@@ -128,15 +128,18 @@ impl Eval {
     }
 
     /// What is asked of the test split: by which recipe, of which model, on which data.
-    fn asked(&self, classifier: &Classifier) -> Result<Value> {
-        let recipe = self.ask.adapter.as_ref().and_then(|dir| std::fs::read_to_string(dir.join(RECIPE)).ok());
-        let seed = recipe.as_ref().and_then(|text| Recipe::from_toml(text).ok()).map(|recipe| recipe.train.seed);
+    fn asked(&self, classifier: &Classifier, dialogues: &[Dialogue]) -> Result<Value> {
+        let text = self.ask.adapter.as_ref().and_then(|dir| std::fs::read_to_string(dir.join(RECIPE)).ok());
+        let recipe = text.and_then(|text| Recipe::from_toml(&text).ok());
         // a model as it is, or an adapter of another program, is asked by its template and labels
         let card = || serde_json::to_string(classifier.card()).map_err(|_| Error::internal("a card is not JSON"));
-        let text = recipe.map_or_else(card, Ok)?;
+        let name = match &recipe {
+            Some(recipe) => openings::recipe_name(recipe)?,
+            None => openings::fingerprint(&card()?),
+        };
         Ok(json!({
-            "recipe": openings::fingerprint(&text), "seed": seed,
-            "model": openings::fingerprint(&classifier.card().base), "data": self.data,
+            "recipe": name, "seed": recipe.map(|recipe| recipe.train.seed),
+            "model": openings::fingerprint(&classifier.card().base), "data": openings::data_name(dialogues)?,
         }))
     }
 

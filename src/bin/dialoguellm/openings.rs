@@ -1,7 +1,8 @@
 //! The log of a test split's openings: what is chosen by looking at test figures is not measured by them any more, so
 //! every look is noted, and a second one by the same recipe is shown as such.
 
-use dialoguellm::files::dialogues::{Source, Split};
+use dialoguellm::emotion::Recipe;
+use dialoguellm::files::dialogues::{Dialogue, Source, Split};
 use dialoguellm::{Error, Result};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -51,7 +52,46 @@ pub fn note(log: &Path, asked: Value, figures: &Value) -> Result<usize> {
     Ok(opening)
 }
 
+/// A short name of what a recipe asks for, whatever its seed. Fields at their defaults do not count: one that is new in the
+/// library makes no older recipe another.
+pub fn recipe_name(recipe: &Recipe) -> Result<String> {
+    let table = |recipe: &Recipe| toml::Table::try_from(recipe);
+    let not_toml = |error| Error::internal(format!("a recipe as TOML: {error}"));
+    let (mut own, default) = (table(recipe).map_err(not_toml)?, table(&Recipe::default()).map_err(not_toml)?);
+    for (section, fields) in &mut own {
+        if let (Some(fields), Some(default)) =
+            (fields.as_table_mut(), default.get(section).and_then(toml::Value::as_table))
+        {
+            fields.retain(|name, value| default.get(name) != Some(value) && name != "seed");
+        }
+    }
+    Ok(fingerprint(&own.to_string()))
+}
+
+/// A short name of what is asked about.
+pub fn data_name(dialogues: &[Dialogue]) -> Result<String> {
+    let text = serde_json::to_string(dialogues).map_err(|_| Error::internal("dialogues are not JSON"))?;
+    Ok(fingerprint(&text))
+}
+
 /// A short name of a text's content.
 pub fn fingerprint(text: &str) -> String {
     Sha256::digest(text).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recipe_keeps_its_name_with_defaults_written_out_and_another_seed_and_no_other_field() {
+        let name = |text: &str| recipe_name(&Recipe::from_toml(text).unwrap()).unwrap();
+        let plain = name("[lora]\nrank = 4\n");
+        let whole = Recipe::from_toml("[lora]\nrank = 4\n[train]\nseed = 3\n").unwrap().to_toml().unwrap();
+        assert!(whole.lines().count() > 20, "{whole}");
+        assert_eq!(name(&whole), plain);
+        for other in ["[lora]\nrank = 5\n", "[lora]\nrank = 4\n[emotion]\nwindow = 1\n", ""] {
+            assert_ne!(name(other), plain, "{other}");
+        }
+    }
 }
