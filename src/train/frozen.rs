@@ -59,11 +59,8 @@ impl Frozen {
     ) -> Result<Self> {
         let layout = Layout { loss, shape: Shape::default(), shared: true };
         let groups: Vec<&Group> = all.iter().zip(taken).filter_map(|(group, &taken)| taken.then_some(group)).collect();
-        let (mut first, mut total) = (Vec::with_capacity(all.len()), 0);
-        for (group, &taken) in all.iter().zip(taken) {
-            first.push(total);
-            total += if taken { rows_of(layout, group) } else { 0 };
-        }
+        let lengths = all.iter().zip(taken).map(|(group, &taken)| if taken { rows_of(layout, group) } else { 0 });
+        let (first, total) = one_after_another(lengths);
         let width = model.config().hidden_size;
         let make = |file: &NamedTempFile, progress: &mut dyn FnMut(usize)| {
             let shape = vec![total, width];
@@ -158,6 +155,16 @@ fn rows_of(layout: Layout, group: &Group) -> usize {
     layout.forest(&[group]).0.len()
 }
 
+/// Where each of what has these lengths begins, and where the last one ends.
+fn one_after_another(lengths: impl Iterator<Item = usize>) -> (Vec<usize>, usize) {
+    let (mut first, mut end) = (Vec::new(), 0);
+    for length in lengths {
+        first.push(end);
+        end += length;
+    }
+    (first, end)
+}
+
 /// Computes the rows of every group, in order.
 fn fill(
     engine: &dyn Engine,
@@ -173,11 +180,7 @@ fn fill(
         let (groups, done) = (&all[cut.clone()], cut.end);
         let (forest, rows) = layout.forest(groups);
         let entering = engine.entering(&Pass { forest: &forest, adapter: None, cancel }, layer)?;
-        let (mut first, mut total) = (Vec::with_capacity(groups.len()), 0);
-        for group in groups {
-            first.push(total);
-            total += rows_of(layout, group);
-        }
+        let (first, total) = one_after_another(groups.iter().map(|group| rows_of(layout, group)));
         let mut row_at = vec![0; total];
         places(layout, groups, first.into_iter(), &rows, |kept, row| row_at[kept] = row);
         for row in row_at {
