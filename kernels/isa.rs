@@ -13,7 +13,7 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ, VL.
     Avx512,
-    /// AVX-512 with bf16 dot products.
+    /// AVX-512 with dot products of bf16 and of bytes (VNNI).
     Avx512Bf16,
     /// AMX tiles with bf16 products, and the operating system's permission to use them.
     Amx,
@@ -64,7 +64,7 @@ fn detect() -> Vec<Isa> {
             is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c"),
         ),
         (Isa::Avx512, has_avx512()),
-        (Isa::Avx512Bf16, is_x86_feature_detected!("avx512bf16")),
+        (Isa::Avx512Bf16, is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vnni")),
         (Isa::Amx, amx::allowed()),
     ];
     // A level needs all those below it: a machine with a gap stops at the gap.

@@ -3,8 +3,8 @@
 
 use crate::Isa;
 
-/// Multiplies and adds by the level's widest instruction for that operand type ("bf16", "f32", or "int8" for whole numbers, which
-/// levels with products of bf16 make bf16), `rounds` times 12 of them; AMX with operands from the second-level cache, the others
+/// Multiplies and adds by the level's widest instruction for that operand type ("bf16", "f32", or "int8" and "int4" for whole
+/// numbers, which some levels make bf16), `rounds` times 12 of them; AMX with operands from the second-level cache, the others
 /// in registers alone. How many operations that were, two a multiplication with its addition; `None` where no such loop is
 /// written.
 ///
@@ -44,9 +44,10 @@ mod loops {
         // SAFETY: the caller's.
         let lanes = unsafe {
             match (isa, operands) {
-                (Isa::Amx, "bf16" | "int8") => return Some(tiles(rounds)),
-                (Isa::Avx512Bf16, "bf16" | "int8") => dot(rounds),
-                (Isa::Avx2 | Isa::Avx512, "int8") => whole(rounds),
+                (Isa::Amx, "bf16" | "int8" | "int4") => return Some(tiles(rounds)),
+                (Isa::Avx512Bf16, "bf16" | "int4") => dot(rounds),
+                (Isa::Avx512Bf16, "int8") => bytes(rounds),
+                (Isa::Avx2 | Isa::Avx512, "int8" | "int4") => whole(rounds),
                 (Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx, _) => fma512(rounds),
                 (Isa::Avx2, _) => fma256(rounds),
                 _ => sse(rounds),
@@ -77,6 +78,7 @@ mod loops {
     registers!(fma512, "avx512f", 16, _mm512_setzero_ps, |c, a, b| _mm512_fmadd_ps(a, b, c));
     // of the sum itself, lest the product be made once for all rounds
     registers!(whole, "avx2", 16, _mm256_setzero_si256, |c, _, b| _mm256_add_epi32(c, _mm256_madd_epi16(c, b)));
+    registers!(bytes, "avx512f,avx512vnni", 64, _mm512_setzero_si512, |c, a, b| _mm512_dpbusd_epi32(c, a, b));
     registers!(sse, "sse2", 4, _mm_setzero_ps, |c, a, b| _mm_add_ps(c, _mm_mul_ps(a, b)));
     registers!(dot, "avx512f,avx512bf16", 32, _mm512_setzero_ps, |c, a, b| {
         // SAFETY: vectors of the same size; every bit pattern is a vector of bf16.
@@ -148,7 +150,7 @@ mod tests {
     #[test]
     fn twice_the_rounds_are_twice_the_operations_and_every_byte_is_read() {
         for isa in Isa::available() {
-            for operands in ["bf16", "f32", "int8"] {
+            for operands in ["bf16", "f32", "int8", "int4"] {
                 let [once, twice] = [640, 1280].map(|rounds| multiply(*isa, operands, rounds));
                 assert_eq!(once.map(|once| 2.0 * once), twice, "{} {operands}", isa.name());
             }

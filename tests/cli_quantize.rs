@@ -57,7 +57,9 @@ fn an_adapter_is_trained_on_whole_numbers_and_fits_the_model() {
     let place = Place::new();
     let (data, model, small, out) = (place.dialogues(), place.arg("model"), place.arg("small"), place.arg("out"));
     command::run(&["quantize", "--model", &model, "--out", &small]).ok();
-    let settings = ["--epochs", "30", "--batch", "1", "--learning-rate", "1e-2", "--threads", "2", "--quiet"];
+    // by this seed, as by most, all turns are learned: what is learned by half is not the same on other weights
+    let settings =
+        ["--epochs", "30", "--batch", "1", "--learning-rate", "1e-2", "--seed", "1", "--threads", "2", "--quiet"];
     let train = ["train", "--model", &small, "--data", &data, "--dev", &data, "--out", &out];
     command::run(&[&train[..], &settings].concat()).ok();
     let (there, here) = (joy(&place, &small, "bf16", &out), joy(&place, &model, "bf16", &out));

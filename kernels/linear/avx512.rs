@@ -4,7 +4,7 @@
 use super::avx2::Avx2;
 use super::pack::{self as packing, Transpose};
 use super::tile::{Pairs, Simd, Sums, Tile};
-use super::{Forms, Out, PANEL, Sum, Term, gemv, gemv_avx2, tile, tn, tn_dot, whole};
+use super::{Forms, Out, PANEL, Sum, Term, gemv, gemv_avx2, tile, tn, tn_dot, whole, whole_dot};
 use crate::quantize::packed::{self, Packed};
 use crate::{Bits, Elem, Matrix, bf16};
 use std::arch::x86_64::*;
@@ -14,14 +14,14 @@ pub(super) struct Avx512;
 pub(super) struct Dot;
 
 pub(super) const F32: Forms<f32> = forms();
-pub(super) const BF16: Forms<bf16> = Forms { gemv: Some(gemv_avx2::gemv), whole: true, ..forms() };
+pub(super) const BF16: Forms<bf16> = Forms { gemv: Some(gemv_avx2::gemv), whole: Some(2), ..forms() };
 pub(super) const BF16_DOT: Forms<bf16> = Forms {
     rows: Dot::ROWS,
     pack: pack_dot,
     gemm: gemm_dot,
     gemm_tn: tn_dot::gemm_tn,
     gemv: Some(gemv::gemv),
-    whole: false,
+    whole: Some(whole_dot::RUN),
 };
 
 const fn forms<E: Elem<Real = f32>>() -> Forms<E>
@@ -35,7 +35,7 @@ where
         gemm: gemm::<E>,
         gemm_tn: gemm_tn::<E>,
         gemv: None,
-        whole: false,
+        whole: None,
     }
 }
 
@@ -290,5 +290,10 @@ impl Tile for Dot {
     unsafe fn finish(p: *mut f32, v: [__m512; 2]) {
         // SAFETY: the caller's 32 values.
         unsafe { p.cast::<[__m512; 2]>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn whole(c: Sums<__m512>, term: &Term<bf16>, w: &Packed, rows: Range<usize>, panels: Range<usize>) {
+        // SAFETY: the caller's; a table with this form exists only where VNNI is there.
+        unsafe { whole_dot::add(c, term, w, rows, panels) }
     }
 }

@@ -4,7 +4,8 @@
 use super::avx512::{AHEAD, Dot, scales_of_pairs, widen_half};
 use super::pack::{self, BLOCK, PAIRS, Transpose};
 use super::tile::{Tile, add_bias};
-use super::{GEMV_ROWS, InPlace, Out, PANEL, Sum};
+use super::whole_dot::{self, RUN};
+use super::{Columns, GEMV_ROWS, InPlace, Out, PANEL, Sum, Term};
 use crate::matrix::Encoding;
 use crate::quantize::packed::{self, Packed};
 use crate::{Dtype, bf16};
@@ -56,7 +57,8 @@ unsafe fn panels<const M: usize>(
             unsafe {
                 let done = match term.w.encoding() {
                     _ if term.sum == Sum::OverRows || term.scale != 1.0 => 0,
-                    Encoding::Packed(packed) => whole(&mut sums, term, &packed, j),
+                    Encoding::Packed(packed) if packed.runs_by(RUN) => whole(&mut sums, term, &packed, j),
+                    Encoding::Packed(packed) => widened(&mut sums, term, &packed, j),
                     Encoding::Plain(Dtype::Bf16) if cols == PANEL => numbers(&mut sums, term, j),
                     _ => 0,
                 };
@@ -145,13 +147,13 @@ unsafe fn transposed(rows: *const u8, stride: usize) -> [__m512; 4] {
         .map(|pairs| _mm512_castsi512_ps(pairs))
 }
 
-/// Multiplies a panel of whole numbers where it lies, all whole pairs of k; how much of the sum is done.
+/// Multiplies a panel of whole numbers of short runs where it lies, widened, all whole pairs of k; how much of the sum is done.
 ///
 /// # Safety
 /// As [`gemv`].
 #[inline]
 #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2")]
-unsafe fn whole<const M: usize>(sums: &mut Sums<M>, term: &InPlace<bf16>, packed: &Packed, j: usize) -> usize {
+unsafe fn widened<const M: usize>(sums: &mut Sums<M>, term: &InPlace<bf16>, packed: &Packed, j: usize) -> usize {
     let (end, mut k) = (term.w.cols() / 2 * 2, 0);
     for (bits, q, scales) in packed.panel((term.n0 + j) / PANEL, 0..end) {
         let scales = scales_of_pairs(scales);
@@ -165,6 +167,22 @@ unsafe fn whole<const M: usize>(sums: &mut Sums<M>, term: &InPlace<bf16>, packed
         }
     }
     end
+}
+
+/// Multiplies a panel of whole numbers of long runs where it lies; how much of the sum is done.
+///
+/// # Safety
+/// As [`gemv`], and runs of [`RUN`].
+#[inline]
+#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+unsafe fn whole<const M: usize>(sums: &mut Sums<M>, term: &InPlace<bf16>, w: &Packed, j: usize) -> usize {
+    let (k, panel, sums) = (term.w.cols(), (term.n0 + j) / PANEL, sums.as_mut_ptr());
+    let term = Term { a: term.a, lda: term.lda, b: Columns::Whole(*w), k };
+    // SAFETY: the caller's; a table with this form exists only where VNNI is there; M rows of two sums.
+    unsafe {
+        whole_dot::products(&term, w, 0..M, panel..panel + 1, |_, r, half| (*sums.add(r)).as_mut_ptr().add(half))
+    };
+    k
 }
 
 /// The rest of the sum from `from` on, packed by blocks: other types, W^T, scaled terms, panels with outputs that are not there.

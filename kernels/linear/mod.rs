@@ -2,7 +2,7 @@
 //!
 //! shapes   `x [T, k]`, `y [T, n]`, rows of any stride; W as the file has it, any of three types, any alignment
 //! types    x, W packed as E; sums and bias E::Real; y as E, or as E::Real stored or added. W of whole numbers as it is where
-//!          the level multiplies such (AVX2 and AVX-512 without bf16, for x of bf16), see `whole.rs`
+//!          the level multiplies such (AVX2 and AVX-512, for x of bf16), see `whole.rs` and `whole_dot.rs`
 //! rounding W once at packing (none from bf16 to bf16), y once at the end; sums in Real, in order of k, as two sums
 //!          over even and odd k that are added at the end, or as pairs (vdpbf16ps, which flushes denormals, and AMX), or
 //!          by sixteen (CUDA)
@@ -39,6 +39,8 @@ mod tn_amx;
 mod tn_dot;
 #[cfg(target_arch = "x86_64")]
 mod whole;
+#[cfg(target_arch = "x86_64")]
+mod whole_dot;
 
 #[cfg(test)]
 mod tests;
@@ -254,8 +256,8 @@ pub(crate) struct Forms<E: Elem> {
     gemm_tn: GemmTn<E, E::Real>,
     /// Where reading a matrix in place is faster than packing it; for at most GEMV_ROWS rows.
     gemv: Option<Gemv<E, E::Real>>,
-    /// Whether gemm and gemv multiply whole numbers as such.
-    whole: bool,
+    /// Whether gemm and gemv multiply whole numbers as such: those whose runs of one scale are a multiple of so many.
+    whole: Option<usize>,
 }
 
 impl<E: Elem> Forms<E> {
@@ -266,7 +268,7 @@ impl<E: Elem> Forms<E> {
             gemm: tile::gemm::<tile::Pairs<E, Portable>>,
             gemm_tn: tn::gemm_tn::<E, Portable>,
             gemv: None,
-            whole: false,
+            whole: None,
         }
     }
 }
@@ -297,9 +299,14 @@ impl Forms<bf16> {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 => avx512::BF16_DOT,
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx => {
-                Self { rows: amx::ROWS, gemm: amx::gemm, gemm_tn: tn_amx::gemm_tn, gemv: None, ..avx512::BF16_DOT }
-            }
+            Isa::Amx => Self {
+                rows: amx::ROWS,
+                gemm: amx::gemm,
+                gemm_tn: tn_amx::gemm_tn,
+                gemv: None,
+                whole: None,
+                ..avx512::BF16_DOT
+            },
             _ => Self::portable(),
         }
     }
@@ -331,7 +338,7 @@ impl<E: Elem> Kernels<E> {
     /// in the order of a product, at levels that multiply them as such. Anything else is packed.
     pub fn whole<'a>(&self, w: &Matrix<'a>, sum: Sum, outputs: Range<usize>, scale: f32) -> Option<Packed<'a>> {
         match w.encoding() {
-            Encoding::Packed(q) if self.linear.whole && sum == Sum::OverCols && scale == 1.0 => {
+            Encoding::Packed(q) if sum == Sum::OverCols && scale == 1.0 && q.runs_by(self.linear.whole?) => {
                 Some(q.slice_rows(outputs))
             }
             _ => None,
@@ -359,7 +366,8 @@ impl<E: Elem> Kernels<E> {
                     assert!(b.len() >= n.div_ceil(PANEL) * panel_len(k), "{} packed values for {n} of {k}", b.len());
                 }
                 Columns::Whole(w) => {
-                    assert!(self.linear.whole, "whole numbers at {}", self.isa.name());
+                    let by = self.linear.whole.unwrap_or(usize::MAX);
+                    assert!(w.runs_by(by), "such whole numbers at {}", self.isa.name());
                     assert!(w.shape()[0] >= n && w.shape()[1] == k, "whole numbers of {:?} for {n} of {k}", w.shape());
                 }
             }

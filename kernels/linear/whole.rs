@@ -232,7 +232,7 @@ mod tests {
 
     fn each_level(test: impl Fn(&Kernels<bf16>)) {
         let levels = Isa::available().iter().map(|isa| bf16::kernels(*isa));
-        levels.filter(|kernels| kernels.linear.whole).for_each(test);
+        levels.filter(|kernels| kernels.linear.whole == Some(2)).for_each(test);
     }
 
     /// Outputs `n` of rows `rows`, as f32.

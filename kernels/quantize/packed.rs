@@ -59,6 +59,11 @@ impl<'a> Packed<'a> {
         [self.rows, self.cols]
     }
 
+    /// Do runs of one scale have a multiple of `columns` columns, all but the last one?
+    pub(crate) fn runs_by(&self, columns: usize) -> bool {
+        self.run >= self.cols || self.run.is_multiple_of(columns)
+    }
+
     /// Columns `cols`, which begin with a pair, of panel `at` in pieces of one run: their pairs, how many bits they have, and
     /// the outputs' scales.
     pub(crate) fn panel(

@@ -22,7 +22,8 @@ pub const DLLM_PRECISION_BF16: u32 = 0;
 /// Everything in f32; on the CPU only.
 pub const DLLM_PRECISION_F32: u32 = 1;
 /// As DLLM_PRECISION_BF16, of weights that are whole numbers of 8 bits with a scale for each output: half the memory. They
-/// are made when the model is opened, unless its folder has them.
+/// are made when the model is opened, unless its folder has them. Without AMX the inputs of x86-64's products are whole numbers
+/// too: of 14 bits in a row, or in steps of a 32nd of a row's mean magnitude, outliers alike.
 pub const DLLM_PRECISION_INT8: u32 = 2;
 /// The same with linear maps of 4 bits and a scale for every 32 inputs; embedding and head have 8 bits.
 pub const DLLM_PRECISION_INT4: u32 = 3;

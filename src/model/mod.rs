@@ -38,7 +38,8 @@ pub enum Precision {
     F32,
     /// Operands rounded to bf16, sums in f32.
     Bf16,
-    /// The same, of weights that are whole numbers of 8 bits with a scale for each output: half the memory of bf16.
+    /// The same, of weights that are whole numbers of 8 bits with a scale for each output: half the memory of bf16. Without
+    /// AMX the inputs of x86-64's products are whole numbers too, as `kernels/linear/whole.rs` and `whole_dot.rs` have it.
     Int8,
     /// The same with linear maps of 4 bits and a scale for every 32 inputs, embedding and head of 8 bits.
     Int4,

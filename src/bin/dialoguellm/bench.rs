@@ -106,10 +106,7 @@ impl Bench {
             return Roof::default();
         }
         let (isa, threads) = (model.engine().isa(), self.model.threads());
-        let operands = match model.engine().precision() {
-            "int4" => "int8", // multiplied by the same instruction
-            precision => precision,
-        };
+        let operands = model.engine().precision();
         let known = roof::multiply(isa, operands, 1).is_some();
         let products = known.then(|| together(threads, |_| products_rate(isa, operands)));
         // each thread reads bytes of its own: what another has read is in a cache that they share
