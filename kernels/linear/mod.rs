@@ -366,8 +366,8 @@ impl<E: Elem> Kernels<E> {
                     assert!(b.len() >= n.div_ceil(PANEL) * panel_len(k), "{} packed values for {n} of {k}", b.len());
                 }
                 Columns::Whole(w) => {
-                    let by = self.linear.whole.unwrap_or(usize::MAX);
-                    assert!(w.runs_by(by), "such whole numbers at {}", self.isa.name());
+                    let such = self.linear.whole.is_some_and(|by| w.runs_by(by));
+                    assert!(such, "such whole numbers at {}", self.isa.name());
                     assert!(w.shape()[0] >= n && w.shape()[1] == k, "whole numbers of {:?} for {n} of {k}", w.shape());
                 }
             }

@@ -586,6 +586,14 @@ fn a_short_input_is_refused() {
 }
 
 #[test]
+#[should_panic(expected = "such whole numbers at portable")]
+fn whole_numbers_of_another_level_are_refused() {
+    let w = packed::Packed::new(Bits::Eight, &[0; 2 * PANEL], &[bf16::ONE; PANEL], [1, 2], 2).unwrap();
+    let term = Term { a: &[bf16::ONE; 2], lda: 2, b: Columns::Whole(w), k: 2 };
+    bf16::kernels(Isa::Portable).gemm(Out::store(&mut [bf16::ZERO]), 1, 1, 1, &[term], None);
+}
+
+#[test]
 #[should_panic(expected = "outputs 32 + 1 of 32")]
 fn outputs_that_are_not_there_are_refused() {
     let file = File::random(1, Plain(Dtype::F32), 32, 1);
