@@ -11,7 +11,7 @@ use std::ops::Range;
 pub(super) struct Avx2;
 
 pub(super) const F32: Forms<f32> = forms();
-pub(super) const BF16: Forms<bf16> = Forms { gemv: Some(gemv_avx2::gemv), whole: Some(2), ..forms() };
+pub(super) const BF16: Forms<bf16> = Forms { gemv: Some(gemv_avx2::gemv), whole: Some(whole::RUN), ..forms() };
 
 const fn forms<E: Elem<Real = f32>>() -> Forms<E>
 where

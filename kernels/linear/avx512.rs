@@ -14,7 +14,7 @@ pub(super) struct Avx512;
 pub(super) struct Dot;
 
 pub(super) const F32: Forms<f32> = forms();
-pub(super) const BF16: Forms<bf16> = Forms { gemv: Some(gemv_avx2::gemv), whole: Some(2), ..forms() };
+pub(super) const BF16: Forms<bf16> = Forms { gemv: Some(gemv_avx2::gemv), whole: Some(whole::RUN), ..forms() };
 pub(super) const BF16_DOT: Forms<bf16> = Forms {
     rows: Dot::ROWS,
     pack: pack_dot,

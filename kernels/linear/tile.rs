@@ -138,7 +138,8 @@ impl<E: Elem, S: Simd<E>> Tile for Pairs<E, S> {
 pub(super) const MAX_ROWS: usize = 12;
 /// Vectors of columns of the register tile: 24 sums, 2 of b and 1 of a use 27 of 32 registers; 12, 2, 1 use 15 of 16.
 pub(super) const VECS: usize = 2;
-/// Vectors of sums of the panels that share staged rows: four of NEON's, 12 rows of 16 vectors each, 32 of AVX-512's.
+/// Vectors of sums of the panels that share staged rows: four of NEON's, 12 rows of 16 vectors each, 32 of AVX-512's
+/// with products of bf16.
 const MAX_VECS: usize = 768;
 /// Bytes of one row's chunk, and of the gap that spreads rows over cache sets.
 const CHUNK_BYTES: usize = 1024;

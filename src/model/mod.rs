@@ -38,10 +38,12 @@ pub enum Precision {
     F32,
     /// Operands rounded to bf16, sums in f32.
     Bf16,
-    /// The same, of weights that are whole numbers of 8 bits with a scale for each output: half the memory of bf16. Without
-    /// AMX the inputs of x86-64's products are whole numbers too, as `kernels/linear/whole.rs` and `whole_dot.rs` have it.
+    /// The same, of weights that are whole numbers of 8 bits with a scale for each output: half the memory of bf16. Where
+    /// x86-64 multiplies such (AVX2 and above, without AMX), inputs of products are rounded to whole numbers too: to 14 bits of a
+    /// row's largest or, with BF16 and VNNI, to steps of a 32nd of a row's mean magnitude.
     Int8,
-    /// The same with linear maps of 4 bits and a scale for every 32 inputs, embedding and head of 8 bits.
+    /// The same with linear maps of 4 bits and a scale for every 32 inputs, whose inputs stay bf16 with BF16 and VNNI, embedding
+    /// and head of 8 bits.
     Int4,
 }
 
