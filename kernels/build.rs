@@ -14,11 +14,11 @@ const RELEASE: &str = "release 13.0";
 
 fn main() {
     println!("cargo::rerun-if-env-changed=DLLM_CUDA_AOT");
-    println!("cargo::rerun-if-env-changed=DLLM_CUDA_TOOLKIT");
     println!("cargo::rerun-if-changed=cuda/dev.cuh");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
     let mut table = "pub const FATBINS: &[(&str, &[u8])] = &[\n".to_owned();
     if env::var("DLLM_CUDA_AOT").is_ok_and(|wanted| wanted == "1") {
+        println!("cargo::rerun-if-env-changed=DLLM_CUDA_TOOLKIT");
         let nvcc = nvcc();
         for operation in operations() {
             let image = out.join(format!("{operation}.fatbin"));
