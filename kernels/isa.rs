@@ -9,6 +9,8 @@ pub enum Isa {
     Portable,
     /// aarch64 with Advanced SIMD.
     Neon,
+    /// The same with matrix products of bf16.
+    NeonBf16,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
     /// AVX-512 F, BW, DQ, VL.
@@ -21,13 +23,15 @@ pub enum Isa {
 
 impl Isa {
     /// Every level of every architecture, lowest first.
-    pub const ALL: [Isa; 6] = [Isa::Portable, Isa::Neon, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx];
+    pub const ALL: [Isa; 7] =
+        [Isa::Portable, Isa::Neon, Isa::NeonBf16, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx];
 
     /// The name that `DLLM_ISA`, options and reports use.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Portable => "portable",
             Isa::Neon => "neon",
+            Isa::NeonBf16 => "neonbf16",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Avx512Bf16 => "avx512bf16",
@@ -82,7 +86,8 @@ fn has_avx512() -> bool {
 
 #[cfg(target_arch = "aarch64")]
 fn detect() -> Vec<Isa> {
-    vec![Isa::Portable, Isa::Neon]
+    let bf16 = std::arch::is_aarch64_feature_detected!("bf16").then_some(Isa::NeonBf16);
+    [Isa::Portable, Isa::Neon].into_iter().chain(bf16).collect()
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]

@@ -30,6 +30,26 @@ pub fn read(bytes: &[u8]) -> u64 {
 #[cfg(target_arch = "x86_64")]
 pub(crate) use loops::tiles;
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! registers {
+    ($name:ident, $features:literal, $lanes:literal, $zero:expr, $step:expr) => {
+        /// SUMS sums, so that none waits for itself; how many products an instruction has.
+        ///
+        /// # Safety
+        /// The features must be there.
+        #[target_feature(enable = $features)]
+        unsafe fn $name(rounds: usize) -> usize {
+            let mut sums = [black_box($zero); SUMS];
+            let (a, b) = (black_box($zero), black_box($zero));
+            for _ in 0..rounds {
+                sums.iter_mut().for_each(|sum| *sum = $step(*sum, a, b));
+            }
+            black_box(sums);
+            $lanes
+        }
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 mod loops {
     use crate::Isa;
@@ -37,6 +57,8 @@ mod loops {
     use std::arch::asm;
     use std::arch::x86_64::*;
     use std::hint::black_box;
+
+    const SUMS: usize = 12;
 
     /// # Safety
     /// `isa` must be there.
@@ -53,34 +75,16 @@ mod loops {
                 _ => sse(rounds),
             }
         };
-        Some((rounds * 12 * 2 * lanes) as f64)
+        Some((rounds * SUMS * 2 * lanes) as f64)
     }
 
-    macro_rules! registers {
-        ($name:ident, $features:literal, $lanes:literal, $zero:ident, $step:expr) => {
-            /// Twelve sums, so that none waits for itself; how many products an instruction has.
-            ///
-            /// # Safety
-            /// The features must be there.
-            #[target_feature(enable = $features)]
-            unsafe fn $name(rounds: usize) -> usize {
-                let mut sums = [black_box($zero()); 12];
-                let (a, b) = (black_box($zero()), black_box($zero()));
-                for _ in 0..rounds {
-                    sums.iter_mut().for_each(|sum| *sum = $step(*sum, a, b));
-                }
-                black_box(sums);
-                $lanes
-            }
-        };
-    }
-    registers!(fma256, "avx2,fma", 8, _mm256_setzero_ps, |c, a, b| _mm256_fmadd_ps(a, b, c));
-    registers!(fma512, "avx512f", 16, _mm512_setzero_ps, |c, a, b| _mm512_fmadd_ps(a, b, c));
+    registers!(fma256, "avx2,fma", 8, _mm256_setzero_ps(), |c, a, b| _mm256_fmadd_ps(a, b, c));
+    registers!(fma512, "avx512f", 16, _mm512_setzero_ps(), |c, a, b| _mm512_fmadd_ps(a, b, c));
     // of the sum itself, lest the product be made once for all rounds
-    registers!(whole, "avx2", 16, _mm256_setzero_si256, |c, _, b| _mm256_add_epi32(c, _mm256_madd_epi16(c, b)));
-    registers!(bytes, "avx512f,avx512vnni", 64, _mm512_setzero_si512, |c, a, b| _mm512_dpbusd_epi32(c, a, b));
-    registers!(sse, "sse2", 4, _mm_setzero_ps, |c, a, b| _mm_add_ps(c, _mm_mul_ps(a, b)));
-    registers!(dot, "avx512f,avx512bf16", 32, _mm512_setzero_ps, |c, a, b| {
+    registers!(whole, "avx2", 16, _mm256_setzero_si256(), |c, _, b| _mm256_add_epi32(c, _mm256_madd_epi16(c, b)));
+    registers!(bytes, "avx512f,avx512vnni", 64, _mm512_setzero_si512(), |c, a, b| _mm512_dpbusd_epi32(c, a, b));
+    registers!(sse, "sse2", 4, _mm_setzero_ps(), |c, a, b| _mm_add_ps(c, _mm_mul_ps(a, b)));
+    registers!(dot, "avx512f,avx512bf16", 32, _mm512_setzero_ps(), |c, a, b| {
         // SAFETY: vectors of the same size; every bit pattern is a vector of bf16.
         let bits = |x: __m512| unsafe { std::mem::transmute::<__m512, __m512bh>(x) };
         _mm512_dpbf16_ps(c, bits(a), bits(b))
@@ -134,7 +138,37 @@ mod loops {
     }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+mod loops {
+    use crate::Isa;
+    use crate::linear::neon_bf16;
+    use std::arch::aarch64::*;
+    use std::hint::black_box;
+
+    /// Two rounds: four units want more sums than twelve.
+    const SUMS: usize = 24;
+
+    /// # Safety
+    /// `isa` must be there.
+    pub unsafe fn multiply(isa: Isa, operands: &str, rounds: usize) -> Option<f64> {
+        let rounds = rounds.div_ceil(2);
+        // SAFETY: the caller's.
+        let products = unsafe {
+            match (isa, operands) {
+                (Isa::NeonBf16, "bf16" | "int8" | "int4") => matrix(rounds),
+                _ => fma(rounds),
+            }
+        };
+        Some((rounds * SUMS * 2 * products) as f64)
+    }
+
+    registers!(fma, "neon", 4, vdupq_n_f32(0.0), |c, a, b| vfmaq_f32(c, a, b));
+    registers!(matrix, "neon,bf16", 16, vdupq_n_f32(0.0), |c, a, b| {
+        neon_bf16::multiply(c, vreinterpretq_u16_f32(a), vreinterpretq_u16_f32(b))
+    });
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod loops {
     /// # Safety
     /// None.

@@ -21,12 +21,11 @@ macro_rules! stamp {
         impl<E: $crate::Elem> Forms<E> {
             /// The forms of `isa`, which the machine that calls them must have.
             pub(crate) const fn at(isa: $crate::Isa) -> Self {
-                use $crate::Isa;
                 match isa {
                     #[cfg(target_arch = "x86_64")]
-                    Isa::Avx2 => Self { $($name: avx2::$name::<E>),+ },
+                    $crate::Isa::Avx2 => Self { $($name: avx2::$name::<E>),+ },
                     #[cfg(target_arch = "x86_64")]
-                    Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => Self { $($name: avx512::$name::<E>),+ },
+                    $crate::Isa::Avx512 | $crate::Isa::Avx512Bf16 | $crate::Isa::Amx => Self { $($name: avx512::$name::<E>),+ },
                     _ => Self { $($name: portable::$name::<E>),+ },
                 }
             }

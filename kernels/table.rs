@@ -39,7 +39,15 @@ macro_rules! tables {
                     swiglu: swiglu::Forms::<$elem>::at(isa),
                 }
             }
-            [at(Isa::Portable), at(Isa::Neon), at(Isa::Avx2), at(Isa::Avx512), at(Isa::Avx512Bf16), at(Isa::Amx)]
+            [
+                at(Isa::Portable),
+                at(Isa::Neon),
+                at(Isa::NeonBf16),
+                at(Isa::Avx2),
+                at(Isa::Avx512),
+                at(Isa::Avx512Bf16),
+                at(Isa::Amx),
+            ]
         };
         impl Kernels<$elem> {
             pub(crate) fn table(isa: Isa) -> &'static Self {

@@ -27,7 +27,7 @@ fi
 export RUSTC="$rustc"
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
 # Static: the loader of the cross compiler beside the C library of another package hangs in pthread_create.
-export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static"
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static -D warnings"
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64-static -cpu max"
 # A folder of its own: two compilers must not share one. The CUDA tests interpret PTX, which no NEON form is in, and the
 # host's own run has them; under qemu they would take an hour.

@@ -1,12 +1,18 @@
 //! Which registers each number type uses at each level, and the tiles compiled for them.
 
-use super::lanes::{Lanes, Pair, Single, Unit};
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use super::lanes::Pair;
+use super::lanes::{Lanes, Single, Unit};
+#[cfg(target_arch = "aarch64")]
+use super::neon::Dot;
 use super::product::{self, Left, Out, Products, Right, Span};
 use super::{Block, Heads, KeyBlock, backward, forward};
 #[cfg(target_arch = "x86_64")]
 use super::{amx, x86::Dot};
 use crate::{Elem, Isa, Real};
 use half::bf16;
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::float32x4_t;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{__m256, __m512};
 
@@ -86,13 +92,19 @@ level!(avx2, "avx2,fma,f16c");
 level!(avx512, "avx512f,avx512bw,avx512dq,avx512vl");
 #[cfg(target_arch = "x86_64")]
 level!(avx512bf16, "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl");
+#[cfg(target_arch = "aarch64")]
+level!(neon_bf16, "neon,bf16");
 
 macro_rules! at {
-    ($elem:ty, $real:ty, $avx2:ty, $avx512:ty, $avx512bf16:expr, $amx:expr) => {
+    ($elem:ty, $real:ty, $neon:ty, $neon_bf16:expr, $avx2:ty, $avx512:ty, $avx512bf16:expr, $amx:expr) => {
         impl Forms<$elem> {
             /// The forms of `isa`, which the machine that calls them must have.
             pub(crate) const fn at(isa: Isa) -> Self {
                 match isa {
+                    #[cfg(target_arch = "aarch64")]
+                    Isa::Neon => portable::forms::<$elem, Single, $neon, $neon>(),
+                    #[cfg(target_arch = "aarch64")]
+                    Isa::NeonBf16 => $neon_bf16,
                     #[cfg(target_arch = "x86_64")]
                     Isa::Avx2 => avx2::forms::<$elem, Single, $avx2, $avx2>(),
                     #[cfg(target_arch = "x86_64")]
@@ -107,6 +119,15 @@ macro_rules! at {
         }
     };
 }
-at!(f32, f32, __m256, __m512, Self::at(Isa::Avx512), Self::at(Isa::Avx512));
-at!(bf16, f32, __m256, __m512, avx512bf16::forms::<bf16, Pair, Dot, __m512>(), amx::FORMS);
-at!(f64, f64, [f64; 4], [f64; 8], Self::at(Isa::Avx512), Self::at(Isa::Avx512));
+at!(f32, f32, float32x4_t, Self::at(Isa::Neon), __m256, __m512, Self::at(Isa::Avx512), Self::at(Isa::Avx512));
+at!(
+    bf16,
+    f32,
+    float32x4_t,
+    neon_bf16::forms::<bf16, Pair, Dot, float32x4_t>(),
+    __m256,
+    __m512,
+    avx512bf16::forms::<bf16, Pair, Dot, __m512>(),
+    amx::FORMS
+);
+at!(f64, f64, [f64; 4], Self::at(Isa::Neon), [f64; 4], [f64; 8], Self::at(Isa::Avx512), Self::at(Isa::Avx512));

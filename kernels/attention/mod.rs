@@ -17,7 +17,7 @@
 //!          On CUDA tiles are 64 key rows as they lie and 64 queries, sums by 16: bits depend on those places too
 //! alias    none. Keys that a query does not see never reach it, not even as 0 * NaN
 //! cost     forward 4 d operations per head and visible pair, backward 6 d (dq) + 8 d (dk, dv); scratch is O(tile), never
-//!          T x T. The work is small products (product.rs) of f32 tiles widened once per key head; measured in tests.rs
+//!          T x T. The work is small products (product.rs) of f32 tiles widened once per key head, or of pairs of bf16
 //! used by  model: every block
 //! ```
 
@@ -28,6 +28,8 @@ pub mod cuda;
 mod forms;
 mod forward;
 mod lanes;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod product;
 mod reference;
 mod scratch;

@@ -29,6 +29,8 @@ mod gemv;
 mod gemv_avx2;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon_bf16;
 mod pack;
 mod portable;
 mod tile;
@@ -277,7 +279,7 @@ impl Forms<f32> {
     pub(crate) const fn at(isa: Isa) -> Self {
         match isa {
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon => neon::F32,
+            Isa::Neon | Isa::NeonBf16 => neon::F32,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2::F32,
             #[cfg(target_arch = "x86_64")]
@@ -292,6 +294,8 @@ impl Forms<bf16> {
         match isa {
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => neon::BF16,
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonBf16 => neon_bf16::BF16,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2::BF16,
             #[cfg(target_arch = "x86_64")]

@@ -117,6 +117,7 @@ unsafe fn over_cols<E: Elem, T: Transpose<E>>(panels: &mut [E], w: &Matrix, n0: 
 ///
 /// # Safety
 /// The level of `T` must be there; `from` is even, below the sum's length, and `n0` below the outputs'.
+#[cfg(target_arch = "x86_64")] // for few rows, whose products only it has in place
 #[inline(always)]
 pub(super) unsafe fn block<E: Elem, T: Transpose<E>>(
     to: &mut [[E; PAIRS]],

@@ -70,6 +70,7 @@ pub(super) trait Tile {
 }
 
 /// The sums of some rows, panel after panel; in a panel sections of VECS vectors, and in a section row after row.
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))] // only its levels multiply whole numbers as such
 pub(super) struct Sums<V> {
     first: *mut V,
     rows: usize,
