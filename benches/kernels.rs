@@ -190,26 +190,33 @@ fn gemm<E: Elem>(group: &mut Group, kernels: &Kernels<E>) {
     }
 }
 
-/// Whole numbers that are multiplied as such, where they lie.
+/// Projections by whole numbers: where they lie, if the level multiplies such, and backward, packed as bf16 and transposed.
 fn whole_numbers(isa: Isa) {
     let kernels = bf16::kernels(isa);
-    for bits in [Bits::Eight, Bits::Four] {
-        let name = format!("int{}", bits.count());
-        group(multiplying(isa, "int8"), &format!("{}/{name}/gemm", isa.name()), |group| {
-            for ((n, k), rows) in SMALL.iter().flat_map(|shape| [(*shape, 256), (*shape, 1024)]) {
-                let run = bits.run(k);
-                let (bytes, scales) = panel_sizes(bits, k, run);
-                let panels = n.div_ceil(PANEL);
-                let (q, scales) = (vec![0x5a; bytes * panels], vec![bf16::ONE; scales * panels]);
-                let w = Packed::new(bits, &q, &scales, [n, k], run).expect("sizes as above");
-                let Some(w) = kernels.whole(&Matrix::packed(w), Sum::OverCols, 0..n, 1.0) else { continue };
-                lines!(a: rows * k, c: rows * n);
-                let term = Term { a, lda: k, b: Columns::Whole(w), k };
-                let shape = format!("T {rows}, n {n}, k {k}");
-                time(group, "multiply", shape, 2 * rows * n * k, || {
-                    kernels.gemm(Out::store(c), n, rows, n, &[term], None);
+    for (bits, (n, k)) in [Bits::Eight, Bits::Four].into_iter().flat_map(|bits| SMALL.map(|shape| (bits, shape))) {
+        let (name, run, panels) = (format!("{}/int{}/gemm", isa.name(), bits.count()), bits.run(k), n.div_ceil(PANEL));
+        let (bytes, scales) = panel_sizes(bits, k, run);
+        let (q, scales) = (vec![0x5a; bytes * panels], vec![bf16::ONE; scales * panels]);
+        let w = Matrix::packed(Packed::new(bits, &q, &scales, [n, k], run).expect("sizes as above"));
+        let rows = 256;
+        lines!(x: rows * k, y: rows * n, panels: k.div_ceil(PANEL) * panel_len(n));
+        let (operations, shape) = (2 * rows * n * k, format!("T {rows}, n {n}, k {k}"));
+        if let Some(whole) = kernels.whole(&w, Sum::OverCols, 0..n, 1.0) {
+            group(multiplying(isa, "int8"), &name, |group| {
+                let term = Term { a: x, lda: k, b: Columns::Whole(whole), k };
+                time(group, "multiply", shape.clone(), operations, || {
+                    kernels.gemm(Out::store(y), n, rows, n, &[term], None);
                 });
-            }
+            });
+        }
+        group(multiplying(isa, "bf16"), &name, |group| {
+            time(group, "pack and multiply, transposed", shape, operations, || {
+                for (p, panel) in panels.chunks_mut(8 * panel_len(n)).enumerate() {
+                    kernels.pack(panel, &w, Sum::OverRows, 8 * p * PANEL, 1.0);
+                }
+                let term = Term { a: y, lda: n, b: Columns::Panels(panels), k: n };
+                kernels.gemm(Out::store(x), k, rows, k, &[term], None);
+            });
         });
     }
 }

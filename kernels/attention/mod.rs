@@ -9,7 +9,8 @@
 //! types    operands E; sums, lse, delta, dq, dk Real; o, dv E
 //! rounding scores and sums in Real. In bf16, P and dS are rounded to bf16 before the second product, as matrix units would;
 //!          P unnormalised (e^(s - running maximum)), its sum before rounding. One rounding at each output
-//!          On avx512bf16 products over the head take pairs (vdpbf16ps, which flushes denormals), on amx 32 values; delta
+//!          On avx512bf16 and neonbf16 products over the head take pairs (vdpbf16ps and bfdot, which flush denormals), on amx 32
+//!          values; delta
 //!          too, so that a row that sees one key still has dS = 0 exactly
 //! order    keys as one sequence (ancestors, then own) in tiles of 48 from its start; each output element is one chain of
 //!          multiply-adds in that order (fused but in the portable form). So a row's bits depend on its keys alone: not on

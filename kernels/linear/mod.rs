@@ -5,7 +5,7 @@
 //!          the level multiplies such (AVX2 and AVX-512, for x of bf16), see `whole.rs` and `whole_dot.rs`
 //! rounding W once at packing (none from bf16 to bf16), y once at the end; sums in Real, in order of k, as two sums
 //!          over even and odd k that are added at the end, or as pairs (vdpbf16ps, which flushes denormals, and AMX), or
-//!          by sixteen (CUDA)
+//!          by fours (bfmmla, which flushes them too and rounds to odd), or by sixteen (CUDA)
 //! alias    none; a row's bits depend on that row and on W alone
 //! cost     2 T n k flops: bound by the multipliers once T is a few dozen, by the reading of W below that
 //! source   the panel layout is that of Intel's VNNI and AMX instructions (SDM, TDPBF16PS); tile shapes as in

@@ -1,8 +1,9 @@
 //! Packing: 32 outputs of W or W^T, interleaved by pairs of k as VNNI and AMX want them, from any type and alignment.
 //!
 //! Over columns, 32 rows are read a block of k at a time and their pairs transposed; over rows, two rows of W are
-//! interleaved into all panels at once, so that memory is read in the order it lies in. What is read soon is fetched
-//! ahead: a panel's rows are too many streams for the processor to foresee.
+//! interleaved into all panels at once, so that memory is read in the order it lies in; whole numbers, which lie by pairs of
+//! columns, are turned into rows first, 32 rows of 64 columns at a time. What is read soon is fetched ahead: a panel's rows are
+//! too many streams for the processor to foresee.
 
 use super::{PANEL, Sum, panel_len};
 use crate::matrix::Encoding;
@@ -177,6 +178,19 @@ fn fetch_part<E: Elem, T: Transpose<E>>(next: *const u8, bytes: usize) {
 #[inline(always)]
 unsafe fn over_rows<E: Elem, T: Transpose<E>>(panels: &mut [E], w: &Matrix, n0: usize, scale: f32) {
     let (len, pairs) = (panel_len(w.rows()), w.rows().div_ceil(2));
+    if is_whole(w, n0, scale) {
+        let mut square = Square::new();
+        for k in (0..w.rows()).step_by(PANEL) {
+            for (n0, two) in (n0..).step_by(2 * PANEL).zip(panels.chunks_mut(2 * len)) {
+                let mut two = two
+                    .chunks_exact_mut(len)
+                    .map(|panel| &mut panel.as_chunks_mut::<PAIRS>().0[k / 2..pairs.min((k + PANEL) / 2)]);
+                // SAFETY: the caller's.
+                unsafe { whole::<E, T>(&mut square, [two.next(), two.next()], w, k, n0) };
+            }
+        }
+        return;
+    }
     for first in (0..pairs).step_by(RUN) {
         for (n0, panel) in (n0..).step_by(PANEL).zip(panels.chunks_exact_mut(len)) {
             let panel = &mut panel.as_chunks_mut::<PAIRS>().0[first..pairs.min(first + RUN)];
@@ -186,9 +200,63 @@ unsafe fn over_rows<E: Elem, T: Transpose<E>>(panels: &mut [E], w: &Matrix, n0: 
     }
 }
 
+/// Whether W, transposed, is packed as whole numbers are.
+fn is_whole(w: &Matrix, n0: usize, scale: f32) -> bool {
+    matches!(w.encoding(), Encoding::Packed(_)) && scale == 1.0 && n0.is_multiple_of(2)
+}
+
+/// 32 rows of W by 64 columns, as [`whole`] turns them.
+struct Square<E> {
+    pairs: [[E; PAIRS]; BLOCK / 2],
+    rows: [[E; BLOCK]; PANEL],
+}
+
+impl<E: Elem> Square<E> {
+    #[inline(always)]
+    fn new() -> Self {
+        Self { pairs: [[E::default(); PAIRS]; BLOCK / 2], rows: [[E::default(); BLOCK]; PANEL] }
+    }
+}
+
+/// Whole numbers of the 32 rows of W from `k` on, a multiple of 32, into one panel or two from `n0` on: widened as they lie, by
+/// pairs of columns, turned into rows, and these interleaved.
+#[inline(always)]
+unsafe fn whole<E: Elem, T: Transpose<E>>(
+    Square { pairs, rows }: &mut Square<E>,
+    panels: [Option<&mut [[E; PAIRS]]>; 2],
+    w: &Matrix,
+    k: usize,
+    n0: usize,
+) {
+    let len = (panels.iter().flatten().count() * PANEL).min(w.cols() - n0);
+    // SAFETY: the caller's; 32 pairs of 32 rows become 32 rows of 32 pairs.
+    unsafe {
+        cols::<E, T>(&mut pairs[..len.div_ceil(2)], w, n0, k, 1.0);
+        T::pairs(rows.as_flattened_mut(), pairs.as_ptr().cast(), size_of_val(&pairs[0]));
+    }
+    rows[PANEL.min(w.rows() - k)..].fill([E::default(); BLOCK]);
+    if !len.is_multiple_of(PANEL) {
+        rows.iter_mut().for_each(|row| row[len..].fill(E::default()));
+    }
+    for (first, panel) in (0..).step_by(PANEL).zip(panels.into_iter().flatten()) {
+        for (to, [even, odd]) in panel.iter_mut().zip(rows.as_chunks::<2>().0) {
+            // SAFETY: a panel of both rows.
+            unsafe { T::interleave(to, even[first..].as_ptr(), odd[first..].as_ptr()) };
+        }
+    }
+}
+
 /// Interleaves the rows of W from `k` on, two by two, into one panel.
 #[inline(always)]
 unsafe fn run<E: Elem, T: Transpose<E>>(panel: &mut [[E; PAIRS]], w: &Matrix, k: usize, n0: usize, scale: f32) {
+    if is_whole(w, n0, scale) && k.is_multiple_of(PANEL) {
+        let mut square = Square::new();
+        for (k, panel) in (k..).step_by(PANEL).zip(panel.chunks_mut(PANEL / 2)) {
+            // SAFETY: the caller's.
+            unsafe { whole::<E, T>(&mut square, [Some(panel), None], w, k, n0) };
+        }
+        return;
+    }
     let outputs = PANEL.min(w.cols() - n0);
     let stride = w.cols() * size_of::<E>();
     if verbatim::<E>(w, scale) && outputs == PANEL && k + 2 * panel.len() <= w.rows() {
