@@ -17,7 +17,7 @@ const ROWS: usize = 12;
 /// Columns of a register tile: 24 sums of two rows by two columns, 4 of W and 1 of rows use 29 of 32 registers.
 const COLS: usize = 8;
 /// Bytes of laid rows that stay in the second-level cache while all panels pass by.
-const BLOCK_BYTES: usize = 256 << 10;
+const BLOCK_BYTES: usize = 1 << 20;
 
 /// Four values of a row, and of the next.
 type Fours = [[bf16; 4]; 2];

@@ -147,8 +147,8 @@ const CHUNK_BYTES: usize = 1024;
 const GAP_BYTES: usize = 64;
 /// Values of one row's chunk where nothing is copied.
 const CHUNK_IN_PLACE: usize = 1024;
-/// Bytes of `a` that stay in the second-level cache while all panels pass by.
-const BLOCK_BYTES: usize = 256 << 10;
+/// Bytes of packed panels that stay in the second-level cache while all rows pass by.
+const GROUP_BYTES: usize = 512 << 10;
 
 /// Staged rows of `a`, and the sums of one panel between chunks of k.
 #[repr(C, align(64))]
@@ -164,7 +164,7 @@ const fn stride<A>() -> usize {
     (CHUNK_BYTES + GAP_BYTES) / size_of::<A>()
 }
 
-/// The driver: blocks of rows that fit the cache, then panels, then tiles.
+/// The driver: groups of panels that fit the cache, and for each tiles of rows.
 ///
 /// # Safety
 /// The level of `T` must be there, and lengths as [`crate::Kernels::gemm`] checks them.
@@ -181,35 +181,29 @@ pub(super) unsafe fn gemm<T: Tile>(
         a: [MaybeUninit::uninit(); MAX_ROWS * (CHUNK_BYTES + GAP_BYTES)],
         c: [MaybeUninit::uninit(); MAX_VECS],
     };
-    let block = block_rows::<T>(terms);
-    for first in (0..rows).step_by(block) {
-        let end = rows.min(first + block);
-        for panels in groups::<T>(n) {
-            for i in (first..end).step_by(T::ROWS) {
-                let m = T::ROWS.min(end - i);
-                // SAFETY: the caller's; the tiles lie within rows and n.
-                unsafe {
-                    sum::<T>(&mut scratch, i, m, panels.clone(), n, terms);
-                    for (p, panel) in panels.clone().enumerate() {
-                        let (j, cols) = (panel * PANEL, PANEL.min(n - panel * PANEL));
-                        let bias = bias.map(|bias| &bias[j..j + cols]);
-                        let c = scratch.c.as_ptr().cast::<T::V>().add(p * m * (PANEL / T::COLS));
-                        emit::<T>(c, &mut out, i * ldc + j, ldc, m, cols, bias);
-                    }
+    for panels in groups::<T>(n, terms) {
+        for i in (0..rows).step_by(T::ROWS) {
+            let m = T::ROWS.min(rows - i);
+            // SAFETY: the caller's; the tiles lie within rows and n.
+            unsafe {
+                sum::<T>(&mut scratch, i, m, panels.clone(), n, terms);
+                for (p, panel) in panels.clone().enumerate() {
+                    let (j, cols) = (panel * PANEL, PANEL.min(n - panel * PANEL));
+                    let bias = bias.map(|bias| &bias[j..j + cols]);
+                    let c = scratch.c.as_ptr().cast::<T::V>().add(p * m * (PANEL / T::COLS));
+                    emit::<T>(c, &mut out, i * ldc + j, ldc, m, cols, bias);
                 }
             }
         }
     }
 }
 
-fn block_rows<T: Tile>(terms: &[Term<T::E>]) -> usize {
-    let row: usize = terms.iter().map(|t| t.k * size_of::<T::E>()).sum();
-    (BLOCK_BYTES / row.max(1) / T::ROWS).clamp(1, 1 << 10) * T::ROWS
-}
-
-/// Panels that share staged rows: as many as the scratch has sums for.
-fn groups<T: Tile>(n: usize) -> impl Iterator<Item = Range<usize>> {
-    let (panels, group) = (n.div_ceil(PANEL), MAX_VECS / (T::ROWS * PANEL / T::COLS));
+/// Panels that share staged rows: as many as the cache holds, and the scratch has sums for.
+fn groups<T: Tile>(n: usize, terms: &[Term<T::E>]) -> impl Iterator<Item = Range<usize>> + use<T> {
+    let packed = terms.iter().filter(|term| matches!(term.b, Columns::Panels(_)));
+    let bytes: usize = packed.map(|term| panel_len(term.k) * size_of::<T::E>()).sum();
+    let most = MAX_VECS / (T::ROWS * PANEL / T::COLS);
+    let (panels, group) = (n.div_ceil(PANEL), (GROUP_BYTES / bytes.max(1)).clamp(1, most));
     (0..panels).step_by(group).map(move |at| at..panels.min(at + group))
 }
 
