@@ -1,7 +1,7 @@
 //! NEON with products of bf16: bfmmla multiplies two rows by two columns over four values of k, 16 products where fmla has 4, and
 //! flushes denormals. Its sums are rounded to odd and not to nearest.
 //!
-//! `asm!`, because the intrinsics are not stable (rust-lang/rust#117222). A block of rows is laid two by two, four values of one
+//! `asm!`, because the standard library has no stable intrinsic for it. A block of rows is laid two by two, four values of one
 //! beside four of the other, with zeros where k or the rows end; packed pairs of k become fours on their way into registers.
 
 use super::pack::{self, Plain};
@@ -16,7 +16,7 @@ use std::ops::Range;
 const ROWS: usize = 12;
 /// Columns of a register tile: 24 sums of two rows by two columns, 4 of W and 1 of rows use 29 of 32 registers.
 const COLS: usize = 8;
-/// Bytes of laid rows that stay in the second-level cache while all panels pass by.
+/// Bytes of rows that are laid at a time: for them each panel is read once.
 const BLOCK_BYTES: usize = 1 << 20;
 
 /// Four values of a row, and of the next.
