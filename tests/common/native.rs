@@ -54,7 +54,8 @@ pub fn text(bytes: &[u8]) -> String {
 /// Runs a program that must end well and say nothing on standard error.
 pub fn run(command: &mut Command) -> Output {
     let output = command.env("LD_LIBRARY_PATH", library()).output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}{}", text(&output.stdout), text(&output.stderr));
+    // what it complained of first: a log's excerpt may end before the facts that held
+    assert!(output.status.success(), "{}\n{command:?}: {}", text(&output.stderr), text(&output.stdout));
     assert!(output.stderr.is_empty(), "{command:?} wrote on standard error: {}", text(&output.stderr));
     output
 }
