@@ -11,7 +11,7 @@
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput};
 use dialoguellm_kernels::attention::{Block, Heads, KeyBlock};
-use dialoguellm_kernels::linear::{Columns, InPlace, Out, PANEL, Sum, Term, panel_len};
+use dialoguellm_kernels::linear::{CHUNK, Columns, InPlace, Out, PANEL, Sum, Term, panel_len};
 use dialoguellm_kernels::quantize::packed::{Packed, panel_sizes};
 use dialoguellm_kernels::testing::Random;
 use dialoguellm_kernels::{Bits, Dtype, Elem, Isa, Kernels, Matrix, Real, adamw, bf16, roof};
@@ -190,24 +190,58 @@ fn gemm<E: Elem>(group: &mut Group, kernels: &Kernels<E>) {
     }
 }
 
-/// Projections by whole numbers: where they lie, if the level multiplies such, and backward, packed as bf16 and transposed.
+/// Rows of `k` as whole numbers.
+fn round(kernels: &Kernels<bf16>, to: &mut [bf16], rows: &[bf16], k: usize, scales: Option<&[bf16]>) {
+    for (from, to) in (0..k).step_by(CHUNK).zip(to.chunks_mut(rows.len() / k * kernels.rounded_len())) {
+        let chunk = from..k.min(from + CHUNK);
+        for (to, row) in to.chunks_mut(kernels.rounded_len()).zip(rows.chunks(k)) {
+            kernels.round(to, &row[chunk.clone()], scales.map(|scales| &scales[chunk.clone()]));
+        }
+    }
+}
+
+/// Projections by whole numbers: where they lie, and backward transposed, if the level multiplies such, else as bf16.
 fn whole_numbers(isa: Isa) {
     let kernels = bf16::kernels(isa);
-    for (bits, (n, k)) in [Bits::Eight, Bits::Four].into_iter().flat_map(|bits| SMALL.map(|shape| (bits, shape))) {
+    for (bits, (n, k)) in [Bits::Eight, Bits::Four]
+        .into_iter()
+        .flat_map(|bits| SMALL.into_iter().chain(LARGE).map(move |shape| (bits, shape)))
+    {
         let (name, run, panels) = (format!("{}/int{}/gemm", isa.name(), bits.count()), bits.run(k), n.div_ceil(PANEL));
         let (bytes, scales) = panel_sizes(bits, k, run);
         let (q, scales) = (vec![0x5a; bytes * panels], vec![bf16::ONE; scales * panels]);
         let w = Matrix::packed(Packed::new(bits, &q, &scales, [n, k], run).expect("sizes as above"));
         let rows = 256;
         lines!(x: rows * k, y: rows * n, panels: k.div_ceil(PANEL) * panel_len(n));
+        let lda = rows * kernels.rounded_len();
+        lines!(rounded: k.max(n).div_ceil(CHUNK) * lda);
         let (operations, shape) = (2 * rows * n * k, format!("T {rows}, n {n}, k {k}"));
         if let Some(whole) = kernels.whole(&w, Sum::OverCols, 0..n, 1.0) {
             group(multiplying(isa, "int8"), &name, |group| {
-                let term = Term { a: x, lda: k, b: Columns::Whole(whole), k };
-                time(group, "multiply", shape.clone(), operations, || {
+                let rounded = &mut rounded[..k.div_ceil(CHUNK) * lda];
+                time(group, "round and multiply", shape.clone(), operations, || {
+                    round(kernels, rounded, x, k, None);
+                    let term = Term { a: rounded, lda, b: Columns::Whole(whole), k };
                     kernels.gemm(Out::store(y), n, rows, n, &[term], None);
                 });
             });
+        }
+        if let Some((whole, scales)) = kernels.whole_rows(&w, Sum::OverRows, 1.0) {
+            group(multiplying(isa, "int8"), &name, |group| {
+                let len = kernels.turned_len(&whole);
+                let (rounded, panels) =
+                    (&mut rounded[..n.div_ceil(CHUNK) * lda], &mut panels[..k.div_ceil(PANEL) * len]);
+                let ones = vec![bf16::ONE; k.next_multiple_of(PANEL)];
+                time(group, "round, turn and multiply, transposed", shape, operations, || {
+                    round(kernels, rounded, y, n, Some(scales));
+                    for (p, panel) in panels.chunks_mut(8 * len).enumerate() {
+                        kernels.turn(panel, &whole, 8 * p * PANEL);
+                    }
+                    let b = Columns::Whole(kernels.turned(panels, &ones, &whole, k));
+                    kernels.gemm(Out::store(x), k, rows, k, &[Term { a: rounded, lda, b, k: n }], None);
+                });
+            });
+            continue;
         }
         group(multiplying(isa, "bf16"), &name, |group| {
             time(group, "pack and multiply, transposed", shape, operations, || {

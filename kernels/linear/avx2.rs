@@ -2,7 +2,7 @@
 
 use super::pack::{self as packing, Transpose};
 use super::tile::{Pairs, Simd, Sums};
-use super::{Forms, Out, PANEL, Sum, Term, gemv_avx2, tile, tn, whole};
+use super::{Forms, Out, PANEL, Sum, Term, Whole, gemv_avx2, tile, tn, whole};
 use crate::quantize::packed::{self, Packed};
 use crate::{Bits, Elem, Matrix, bf16};
 use std::arch::x86_64::*;
@@ -11,7 +11,9 @@ use std::ops::Range;
 pub(super) struct Avx2;
 
 pub(super) const F32: Forms<f32> = forms();
-pub(super) const BF16: Forms<bf16> = Forms { gemv: Some(gemv_avx2::gemv), whole: Some(whole::RUN), ..forms() };
+pub(super) const BF16: Forms<bf16> = Forms { gemv: Some(gemv_avx2::gemv), whole: Some(WHOLE), ..forms() };
+pub(super) const WHOLE: Whole<bf16> =
+    Whole { run: whole::RUN, rounded_len: whole::ROUNDED_LEN, round: whole::round, turn };
 
 const fn forms<E: Elem<Real = f32>>() -> Forms<E>
 where
@@ -34,6 +36,12 @@ where
 {
     // SAFETY: the caller's, here and in the forms below.
     unsafe { packing::pack::<E, Avx2>(panel, w, sum, n0, scale) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn turn(panels: &mut [bf16], w: &Packed, n0: usize) {
+    // SAFETY: see `pack`.
+    unsafe { packing::turn::<Avx2>(panels, w, n0) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]

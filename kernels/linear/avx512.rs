@@ -1,10 +1,10 @@
 //! AVX-512: vectors of sixteen f32, tiles of 12 rows by 2 vectors in 27 of 32 registers; bf16 widened, or by pairs
 //! through vdpbf16ps, which multiplies twice as much and flushes denormals.
 
-use super::avx2::Avx2;
+use super::avx2::{self, Avx2};
 use super::pack::{self as packing, Transpose};
 use super::tile::{Pairs, Simd, Sums, Tile};
-use super::{Forms, Out, PANEL, Sum, Term, gemv, gemv_avx2, tile, tn, tn_dot, whole, whole_dot};
+use super::{Forms, Out, PANEL, Sum, Term, Whole, gemv, gemv_avx2, tile, tn, tn_dot, whole, whole_dot};
 use crate::quantize::packed::{self, Packed};
 use crate::{Bits, Elem, Matrix, bf16};
 use std::arch::x86_64::*;
@@ -14,14 +14,19 @@ pub(super) struct Avx512;
 pub(super) struct Dot;
 
 pub(super) const F32: Forms<f32> = forms();
-pub(super) const BF16: Forms<bf16> = Forms { gemv: Some(gemv_avx2::gemv), whole: Some(whole::RUN), ..forms() };
+pub(super) const BF16: Forms<bf16> = Forms { gemv: Some(gemv_avx2::gemv), whole: Some(avx2::WHOLE), ..forms() };
 pub(super) const BF16_DOT: Forms<bf16> = Forms {
     rows: Dot::ROWS,
     pack: pack_dot,
     gemm: gemm_dot,
     gemm_tn: tn_dot::gemm_tn,
     gemv: Some(gemv::gemv),
-    whole: Some(whole_dot::RUN),
+    whole: Some(Whole {
+        run: whole_dot::RUN,
+        rounded_len: whole_dot::ROUNDED_LEN,
+        round: whole_dot::round,
+        turn: turn_dot,
+    }),
 };
 
 const fn forms<E: Elem<Real = f32>>() -> Forms<E>
@@ -162,6 +167,12 @@ fn widen(x: __m256i) -> __m512 {
 unsafe fn pack_dot(panel: &mut [bf16], w: &Matrix, sum: Sum, n0: usize, scale: f32) {
     // SAFETY: see `pack`.
     unsafe { packing::pack::<bf16, Dot>(panel, w, sum, n0, scale) }
+}
+
+#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+unsafe fn turn_dot(panels: &mut [bf16], w: &Packed, n0: usize) {
+    // SAFETY: see `pack`.
+    unsafe { packing::turn::<Dot>(panels, w, n0) }
 }
 
 /// Bytes from what is widened to what is fetched.

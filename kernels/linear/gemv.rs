@@ -179,9 +179,7 @@ unsafe fn whole<const M: usize>(sums: &mut Sums<M>, term: &InPlace<bf16>, w: &Pa
     let (k, panel, sums) = (term.w.cols(), (term.n0 + j) / PANEL, sums.as_mut_ptr());
     let term = Term { a: term.a, lda: term.lda, b: Columns::Whole(*w), k };
     // SAFETY: the caller's; a table with this form exists only where VNNI is there; M rows of two sums.
-    unsafe {
-        whole_dot::products(&term, w, 0..M, panel..panel + 1, |_, r, half| (*sums.add(r)).as_mut_ptr().add(half))
-    };
+    unsafe { whole_dot::products(&term, w, 0..M, panel..panel + 1, sums) };
     k
 }
 

@@ -12,7 +12,8 @@
 //!          Goto and van de Geijn 2008 and the BLIS papers
 //! used by  every projection of the model, forward and backward, and the output head
 //!
-//! A frozen W is packed by panels of 32 outputs, W or W^T alike, so that no transpose is stored; whole numbers lie so already.
+//! A frozen W is packed by panels of 32 outputs, W or W^T alike, so that no transpose is stored; whole numbers lie so already, and are
+//! turned for W^T. With them rows are rounded to whole numbers first, once for all panels.
 //! LoRA is a second term.
 //! CUDA reads W or W^T where it lies.
 
@@ -48,14 +49,16 @@ mod whole_dot;
 mod tests;
 
 use crate::matrix::Encoding;
-use crate::quantize::packed::Packed;
-use crate::{Elem, Isa, Kernels, Matrix, bf16};
+use crate::quantize::packed::{self, Packed};
+use crate::{Bits, Elem, Isa, Kernels, Matrix, Real, bf16};
 use portable::Portable;
 use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Output columns of one packed panel.
 pub const PANEL: usize = 32;
+/// Values of a row that [`Kernels::round`] makes whole numbers together.
+pub const CHUNK: usize = 1024;
 /// Rows up to which a matrix is multiplied where it lies: with more, reading it again from a cache costs more than packing.
 const GEMV_ROWS: usize = 8;
 
@@ -107,9 +110,9 @@ pub const fn panel_len(k: usize) -> usize {
 /// One product a b of a sum of products.
 #[derive(Clone, Copy, Debug)]
 pub struct Term<'a, E> {
-    /// `[rows, k]` with row stride `lda`.
+    /// `[rows, k]` with row stride `lda`; where `b` is of whole numbers `[k / CHUNK, rows]`, each as [`Kernels::round`] makes it.
     pub a: &'a [E],
-    /// Values from one row of `a` to the next.
+    /// Values from one row of `a` to the next, or from one chunk to the next.
     pub lda: usize,
     /// Its columns from the first that is asked for on.
     pub b: Columns<'a, E>,
@@ -122,7 +125,7 @@ pub struct Term<'a, E> {
 pub enum Columns<'a, E> {
     /// ceil(n / PANEL) panels, as [`Kernels::pack`] makes them. Aligned to 64 bytes they load fastest.
     Panels(&'a [E]),
-    /// Whole numbers where they lie, as [`Kernels::whole`] gives them.
+    /// Whole numbers, as [`Kernels::whole`] or [`Kernels::turned`] gives them.
     Whole(Packed<'a>),
 }
 
@@ -139,9 +142,9 @@ impl<'a, E> Columns<'a, E> {
 /// One product of a sum, whose matrix is read where it lies: what [`Kernels::pack`] and [`Kernels::gemm`] make together.
 #[derive(Clone, Copy, Debug)]
 pub struct InPlace<'a, E> {
-    /// `[rows, k]` with row stride `lda`.
+    /// As [`Term::a`]; where [`Kernels::whole`] takes the matrix, its numbers are whole.
     pub a: &'a [E],
-    /// Values from one row of `a` to the next.
+    /// As [`Term::lda`].
     pub lda: usize,
     /// The matrix.
     pub w: Matrix<'a>,
@@ -258,8 +261,19 @@ pub(crate) struct Forms<E: Elem> {
     gemm_tn: GemmTn<E, E::Real>,
     /// Where reading a matrix in place is faster than packing it; for at most GEMV_ROWS rows.
     gemv: Option<Gemv<E, E::Real>>,
-    /// Whether gemm and gemv multiply whole numbers as such: those whose runs of one scale are a multiple of so many.
-    whole: Option<usize>,
+    /// Where gemm and gemv multiply whole numbers as such.
+    whole: Option<Whole<E>>,
+}
+
+/// How a level multiplies whole numbers as such.
+struct Whole<E> {
+    /// Columns of W that must share a scale, or a multiple of so many.
+    run: usize,
+    /// Values that a row's chunk becomes.
+    rounded_len: usize,
+    /// Makes them, of a gradient where that is said.
+    round: unsafe fn(&mut [E], &[E], bool),
+    turn: unsafe fn(&mut [E], &Packed, usize),
 }
 
 impl<E: Elem> Forms<E> {
@@ -342,11 +356,94 @@ impl<E: Elem> Kernels<E> {
     /// in the order of a product, at levels that multiply them as such. Anything else is packed.
     pub fn whole<'a>(&self, w: &Matrix<'a>, sum: Sum, outputs: Range<usize>, scale: f32) -> Option<Packed<'a>> {
         match w.encoding() {
-            Encoding::Packed(q) if sum == Sum::OverCols && scale == 1.0 && q.runs_by(self.linear.whole?) => {
+            Encoding::Packed(q) if sum == Sum::OverCols && scale == 1.0 && self.multiplies(&q) => {
                 Some(q.slice_rows(outputs))
             }
             _ => None,
         }
+    }
+
+    fn multiplies(&self, w: &Packed) -> bool {
+        self.linear.whole.as_ref().is_some_and(|whole| w.runs_by(whole.run))
+    }
+
+    /// The whole numbers of `w` that [`Self::turn`] transposes for a product with W^T, and the scale of each of its rows, which
+    /// [`Self::round`] takes: numbers of 8 bits with one scale a row, at levels that multiply them as such.
+    pub fn whole_rows<'a>(&self, w: &Matrix<'a>, sum: Sum, scale: f32) -> Option<(Packed<'a>, &'a [bf16])> {
+        match w.encoding() {
+            Encoding::Packed(q) if sum == Sum::OverRows && scale == 1.0 && self.multiplies(&q) => {
+                Some((q, q.row_scales().filter(|_| q.bits() == Bits::Eight)?))
+            }
+            _ => None,
+        }
+    }
+
+    /// Values of a panel of `w` that is turned.
+    pub fn turned_len(&self, w: &Packed) -> usize {
+        packed::panel_sizes(Bits::Eight, w.shape()[0], w.shape()[0]).0 / size_of::<E>()
+    }
+
+    /// Transposes whole numbers of 8 bits: panels of W^T as the rows of a [`Packed`] matrix, from its row `n0` on, a multiple of
+    /// [`PANEL`]. An even count of panels takes the time of half as many pairs of them.
+    pub fn turn(&self, panels: &mut [E], w: &Packed, n0: usize) {
+        let whole = self.linear.whole.as_ref().filter(|_| w.bits() == Bits::Eight);
+        let whole = whole.unwrap_or_else(|| panic!("turning {:?} at {}", w.bits(), self.isa.name()));
+        let (len, count) = (self.turned_len(w), panels.len() / self.turned_len(w).max(1));
+        assert!(
+            panels.len() == count * len && n0.is_multiple_of(PANEL),
+            "{} values of panels of {len} at {n0}",
+            panels.len()
+        );
+        assert!(
+            count == 0 || n0 + (count - 1) * PANEL < w.shape()[1],
+            "{count} panels at output {n0} of {}",
+            w.shape()[1]
+        );
+        // SAFETY: as in `pack`.
+        unsafe { (whole.turn)(panels, w, n0) }
+    }
+
+    /// What [`Self::turn`] made of `outputs` columns of `w`, for [`Self::gemm`]. `ones` has a one for each, and for the pad of a
+    /// panel.
+    pub fn turned<'a>(&self, panels: &'a [E], ones: &'a [bf16], w: &Packed, outputs: usize) -> Packed<'a> {
+        // SAFETY: plain numbers, which have no gaps, as bytes.
+        let bytes = unsafe { std::slice::from_raw_parts(panels.as_ptr().cast::<u8>(), size_of_val(panels)) };
+        let k = w.shape()[0];
+        let packed = Packed::new(Bits::Eight, bytes, ones, [outputs, k], k.max(1));
+        packed.unwrap_or_else(|| panic!("{} bytes and {} scales for {outputs} outputs", bytes.len(), ones.len()))
+    }
+
+    /// Values that [`Self::round`] makes of a row's chunk; 0 where this level multiplies no whole numbers.
+    pub fn rounded_len(&self) -> usize {
+        self.linear.whole.as_ref().map_or(0, |whole| whole.rounded_len)
+    }
+
+    /// Makes at most [`CHUNK`] values of a row the whole numbers that this level multiplies with those of a matrix, as
+    /// [`Self::rounded_len`] values of no meaning of their own. Those of a gradient are multiplied by `scales` first, each by its own,
+    /// and rounded.
+    pub fn round(&self, to: &mut [E], chunk: &[E], scales: Option<&[bf16]>) {
+        let whole = self.linear.whole.as_ref();
+        let whole = whole.unwrap_or_else(|| panic!("rows of whole numbers at {}", self.isa.name()));
+        assert!(to.len() == whole.rounded_len && chunk.len() <= CHUNK, "{} values as {}", chunk.len(), to.len());
+        let mut scaled = [E::default(); CHUNK];
+        let chunk = scales.map_or(chunk, |scales| {
+            assert!(scales.len() >= chunk.len(), "{} scales of {} values", scales.len(), chunk.len());
+            let each = scaled.iter_mut().zip(chunk).zip(scales);
+            each.for_each(|((to, x), scale)| *to = E::narrow(x.widen() * E::Real::from_f32(scale.widen())));
+            &scaled[..chunk.len()]
+        });
+        // SAFETY: as in `pack`.
+        unsafe { (whole.round)(to, chunk, scales.is_some()) }
+    }
+
+    /// Do `rows` rows of k values lie in `a`, as they are or as whole numbers?
+    fn check_input(&self, a: &[E], lda: usize, rows: usize, k: usize, whole: bool) {
+        let (rows, width) = if whole { (k.div_ceil(CHUNK), rows * self.rounded_len()) } else { (rows, k) };
+        assert!(
+            rows == 0 || strided(a.len(), rows, lda, width),
+            "input of {}: {rows} rows of {width}, stride {lda}",
+            a.len()
+        );
     }
 
     /// Rows that [`Self::gemm`] computes together: calls of multiples of it waste nothing.
@@ -364,14 +461,13 @@ impl<E: Elem> Kernels<E> {
         }
         check_output(&out, ldc, rows, n, bias);
         for Term { a, lda, b, k } in terms.iter().copied() {
-            assert!(strided(a.len(), rows, lda, k), "input of {}: {rows} rows of {k}, stride {lda}", a.len());
+            self.check_input(a, lda, rows, k, matches!(b, Columns::Whole(_)));
             match b {
                 Columns::Panels(b) => {
                     assert!(b.len() >= n.div_ceil(PANEL) * panel_len(k), "{} packed values for {n} of {k}", b.len());
                 }
                 Columns::Whole(w) => {
-                    let such = self.linear.whole.is_some_and(|by| w.runs_by(by));
-                    assert!(such, "such whole numbers at {}", self.isa.name());
+                    assert!(self.multiplies(&w), "such whole numbers at {}", self.isa.name());
                     assert!(w.shape()[0] >= n && w.shape()[1] == k, "whole numbers of {:?} for {n} of {k}", w.shape());
                 }
             }
@@ -410,16 +506,16 @@ impl<E: Elem> Kernels<E> {
         if self.linear.gemv.is_some() { GEMV_ROWS } else { 0 }
     }
 
-    /// What [`Self::pack`] or [`Self::whole`] and [`Self::gemm`] make together, bit for bit, for at most [`Self::gemv_rows`] rows, with matrices
-    /// read where they lie.
+    /// What [`Self::pack`] or [`Self::whole`] and [`Self::gemm`] make together, bit for bit, for at most [`Self::gemv_rows`] rows,
+    /// with matrices read where they lie.
     pub fn gemv(&self, out: Out<E>, ldc: usize, rows: usize, n: usize, terms: &[InPlace<E>], bias: Option<&[E::Real]>) {
         if rows == 0 || n == 0 {
             return;
         }
         check_output(&out, ldc, rows, n, bias);
-        for InPlace { a, lda, w, sum, n0, .. } in terms {
+        for InPlace { a, lda, w, sum, n0, scale } in terms {
             let (outputs, k) = sum.shape(w);
-            assert!(strided(a.len(), rows, *lda, k), "input of {}: {rows} rows of {k}, stride {lda}", a.len());
+            self.check_input(a, *lda, rows, k, self.whole(w, *sum, 0..0, *scale).is_some());
             let inside = n0.is_multiple_of(PANEL) && *n0 <= outputs && n <= outputs - n0;
             assert!(inside, "outputs {n0} + {n} of {outputs}");
         }

@@ -7,7 +7,7 @@
 
 use super::{PANEL, Sum, panel_len};
 use crate::matrix::Encoding;
-use crate::quantize::packed;
+use crate::quantize::packed::{self, Packed};
 use crate::{Bits, Dtype, Elem, Matrix, Real, bf16};
 
 /// Values of k that are transposed at a time: 32 rows of 64 stay in the first-level cache.
@@ -242,6 +242,43 @@ unsafe fn whole<E: Elem, T: Transpose<E>>(
         for (to, [even, odd]) in panel.iter_mut().zip(rows.as_chunks::<2>().0) {
             // SAFETY: a panel of both rows.
             unsafe { T::interleave(to, even[first..].as_ptr(), odd[first..].as_ptr()) };
+        }
+    }
+}
+
+/// Panels of W^T of whole numbers of 8 bits, from its row `n0` on: 32 rows of W by 64 columns at a time. Pairs of two rows and two
+/// columns, 32 bits, are transposed as pairs of bf16 are, and in each the two numbers off the diagonal.
+///
+/// # Safety
+/// The level of `T` must be there, and lengths as [`crate::Kernels::turn`] checks them.
+#[inline(always)]
+pub(super) unsafe fn turn<T: Transpose<bf16>>(panels: &mut [bf16], w: &Packed, n0: usize) {
+    const PAIR: usize = packed::pairs(Bits::Eight);
+    let len = w.shape()[0].div_ceil(2) * PANEL;
+    let pairs = w.shape()[0].div_ceil(2); // of W's rows
+    for at in 0..w.shape()[0].div_ceil(PANEL) {
+        let rows = w.pairs(at).as_chunks::<PAIR>().0;
+        let here = at * (PANEL / 2)..pairs.min((at + 1) * (PANEL / 2));
+        for (first, two) in (n0 / 2..).step_by(PANEL).zip(panels.chunks_mut(2 * len)) {
+            let columns = &rows[first..rows.len().min(first + PANEL)]; // by pairs, of two panels
+            let mut padded = [[0; PAIR]; PANEL];
+            let columns = <&[_; PANEL]>::try_from(columns).unwrap_or_else(|_| {
+                padded[..columns.len()].copy_from_slice(columns);
+                &padded
+            });
+            let mut turned = [[bf16::ZERO; PAIRS]; PANEL / 2];
+            // SAFETY: the caller's; 32 rows of 16 pairs.
+            unsafe { T::pairs(turned.as_flattened_mut(), columns.as_ptr().cast(), PAIR) };
+            for (half, panel) in two.chunks_exact_mut(len).enumerate() {
+                let to = &mut panel.as_chunks_mut::<PANEL>().0[here.clone()];
+                for (to, pairs) in to.iter_mut().zip(&turned) {
+                    let pairs = pairs[half * PANEL..][..PANEL].as_chunks::<2>().0;
+                    for (to, [a, b]) in to.as_chunks_mut::<2>().0.iter_mut().zip(pairs) {
+                        let (a, b) = (a.to_bits(), b.to_bits()); // a row's two columns, and the next one's
+                        *to = [a & 0xff | b << 8, a >> 8 | b & 0xff00].map(bf16::from_bits);
+                    }
+                }
+            }
         }
     }
 }

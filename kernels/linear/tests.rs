@@ -534,12 +534,22 @@ fn few_rows(kernels: &Kernels<bf16>, case: &Case<bf16>) {
             let whole = kernels.whole(&w.matrix(), case.sum, n0..n, scale);
             whole.map_or(Columns::Panels(panels), Columns::Whole)
         });
-        let each = || a.iter().zip(&case.ks);
-        let packed: Vec<_> = each().zip(columns).map(|((a, &k), b)| Term { a, lda: k + gap, b, k }).collect();
+        let columns: Vec<_> = columns.collect();
+        let rows_of: Vec<_> = a
+            .iter()
+            .zip(&case.ks)
+            .zip(&columns)
+            .map(|((a, &k), b)| match b {
+                Columns::Panels(_) => (a.clone(), k + gap),
+                Columns::Whole(_) => rounded(kernels, a, k + gap, k, None),
+            })
+            .collect();
+        let each = || rows_of.iter().zip(&case.ks);
+        let packed: Vec<_> = each().zip(columns).map(|(((a, lda), &k), b)| Term { a, lda: *lda, b, k }).collect();
         let terms: Vec<_> = each()
             .zip(&case.w)
             .zip(scales)
-            .map(|(((a, k), w), scale)| InPlace { a, lda: k + gap, w: w.matrix(), sum: case.sum, n0, scale })
+            .map(|((((a, lda), _), w), scale)| InPlace { a, lda: *lda, w: w.matrix(), sum: case.sum, n0, scale })
             .collect();
         kernels.gemm(Out::store(&mut want), ldc, rows, cols, &packed, Some(&bias[n0..]));
         kernels.gemv(Out::store(&mut got), ldc, rows, cols, &terms, Some(&bias[n0..]));
@@ -583,6 +593,27 @@ fn a_short_input_is_refused() {
     let b = [0.0f32; panel_len(4)];
     let term = Term { a: &[0.0; 7], lda: 4, b: Columns::Panels(&b), k: 4 };
     f32::kernels(Isa::Portable).gemm(Out::store(&mut [0.0; 2]), 1, 2, 1, &[term], None);
+}
+
+/// Rows of `k`, `lda` apart, as `[k / CHUNK, rows]` chunks of whole numbers, and the stride of a chunk.
+pub(super) fn rounded<E: Elem>(
+    kernels: &Kernels<E>,
+    a: &[E],
+    lda: usize,
+    k: usize,
+    scales: Option<&[bf16]>,
+) -> (Vec<E>, usize) {
+    let rows = a.chunks(lda).map(|row| &row[..k]);
+    let each = (0..k).step_by(CHUNK).flat_map(|from| {
+        let chunk = from..k.min(from + CHUNK);
+        rows.clone().map(move |row| (&row[chunk.clone()], scales.map(|scales| &scales[chunk.clone()])))
+    });
+    let whole = each.flat_map(|(chunk, scales)| {
+        let mut to = vec![E::default(); kernels.rounded_len()];
+        kernels.round(&mut to, chunk, scales);
+        to
+    });
+    (whole.collect(), rows.len() * kernels.rounded_len())
 }
 
 #[test]

@@ -200,8 +200,13 @@ pub(super) unsafe fn gemm<T: Tile>(
 
 /// Panels that share staged rows: as many as the cache holds, and the scratch has sums for.
 fn groups<T: Tile>(n: usize, terms: &[Term<T::E>]) -> impl Iterator<Item = Range<usize>> + use<T> {
-    let packed = terms.iter().filter(|term| matches!(term.b, Columns::Panels(_)));
-    let bytes: usize = packed.map(|term| panel_len(term.k) * size_of::<T::E>()).sum();
+    let bytes: usize = terms
+        .iter()
+        .map(|term| match &term.b {
+            Columns::Panels(_) => panel_len(term.k) * size_of::<T::E>(),
+            Columns::Whole(w) => w.panel_bytes(),
+        })
+        .sum();
     let most = MAX_VECS / (T::ROWS * PANEL / T::COLS);
     let (panels, group) = (n.div_ceil(PANEL), (GROUP_BYTES / bytes.max(1)).clamp(1, most));
     (0..panels).step_by(group).map(move |at| at..panels.min(at + group))

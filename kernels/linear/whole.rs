@@ -13,24 +13,28 @@ use super::avx2::{Avx2, scales_of_outputs};
 use super::gemv_avx2::GROUPS;
 use super::pack::Transpose;
 use super::tile::Sums;
-use super::{PANEL, Term};
+use super::{CHUNK, PANEL, Term};
 use crate::quantize::packed::{self, Packed};
 use crate::{Bits, bf16};
 use std::arch::x86_64::*;
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Columns of W that must share a scale, or a multiple of so many: any runs that there are.
 pub(super) const RUN: usize = 2;
-/// Values of a row that share a power of two.
-const CHUNK: usize = 1024;
 /// The most rows that registers hold: 12 sums, 2 of W, 1 of the row, 1 product.
 const ROWS: usize = 6;
 /// Bytes that are fetched ahead of few rows: a page or so of one stream.
 const AHEAD: usize = 2048;
 
-/// A chunk of a row as whole numbers, with zeros behind it up to a multiple of sixteen.
-type Chunk = [MaybeUninit<i16>; CHUNK + 16];
+/// Values of bf16 that precede the numbers of a chunk: an f32, by which they are to be multiplied, and a gap.
+const HEAD: usize = 16;
+
+/// Values of bf16 that a row's chunk becomes, with zeros behind it up to a multiple of sixteen.
+pub(super) const ROUNDED_LEN: usize = HEAD + CHUNK;
+
+/// A chunk of some rows, each as [`round`] makes it.
+#[derive(Clone, Copy)]
+struct Rows(*const i16);
 
 /// Adds rows `rows` of the term times panels `panels` of `w` to their sums, those over even k.
 ///
@@ -62,7 +66,7 @@ unsafe fn add_to_even(c: *mut f32, [sums, scale]: [__m256; 2]) {
     }
 }
 
-/// Rows `rows` of the term times panels `panels` of `w`: `add(panel, row, group, [sums, scale])` for every chunk in order, the
+/// Rows `rows` of the term, which are rounded, times panels `panels` of `w`: `add(panel, row, group, [sums, scale])` for every chunk in order, the
 /// panel, the row and the eight outputs counted from the first; to these, sums scale is to be added.
 ///
 /// # Safety
@@ -76,26 +80,25 @@ pub(super) unsafe fn products(
     panels: Range<usize>,
     mut add: impl FnMut(usize, usize, usize, [__m256; 2]),
 ) {
-    let mut staged = [[MaybeUninit::uninit(); CHUNK + 16]; ROWS];
     for first in rows.clone().step_by(ROWS) {
         let some = first..rows.end.min(first + ROWS);
         for from in (0..term.k).step_by(CHUNK) {
             let k = from..term.k.min(from + CHUNK);
-            let mut scales = [_mm256_setzero_ps(); ROWS];
-            for (i, (staged, scale)) in some.clone().zip(staged.iter_mut().zip(&mut scales)) {
-                *scale = _mm256_set1_ps(stage(staged, &term.a[i * term.lda..][k.clone()]));
-            }
+            let a = term.a[from / CHUNK * term.lda + first * ROUNDED_LEN..].as_ptr();
+            // SAFETY: the caller's rows, each of which begins with an f32.
+            let scale = |r: usize| unsafe { _mm256_set1_ps(a.add(r * ROUNDED_LEN).cast::<f32>().read_unaligned()) };
+            let a = Rows(a.wrapping_add(HEAD).cast());
             for (p, panel) in panels.clone().enumerate() {
                 macro_rules! rows {
                     ($($m:literal $v:literal)*) => {
                         match some.len() {
                             $($m => {
                                 for g in (0..GROUPS).step_by($v) {
-                                    // SAFETY: the caller's; so many rows are staged, each over k.
-                                    let sums: [[__m256; $v]; $m] = unsafe { chunk(&staged, w, panel, k.clone(), g) };
+                                    // SAFETY: the caller's; so many rows, each over k.
+                                    let sums: [[__m256; $v]; $m] = unsafe { chunk(a, w, panel, k.clone(), g) };
                                     for (r, sums) in sums.into_iter().enumerate() {
                                         for (v, sums) in sums.into_iter().enumerate() {
-                                            add(p, first - rows.start + r, g + v, [sums, scales[r]]);
+                                            add(p, first - rows.start + r, g + v, [sums, scale(r)]);
                                         }
                                     }
                                 }
@@ -110,10 +113,13 @@ pub(super) unsafe fn products(
     }
 }
 
-/// A chunk of a row as whole numbers; what they are to be multiplied by.
-#[inline]
+/// A chunk of a row as whole numbers, as [`ROUNDED_LEN`] values.
+///
+/// # Safety
+/// AVX2 must be there.
 #[target_feature(enable = "avx2")]
-fn stage(to: &mut Chunk, row: &[bf16]) -> f32 {
+pub(super) unsafe fn round(to: &mut [bf16], row: &[bf16], _gradient: bool) {
+    assert!(row.len() <= CHUNK && to.len() == ROUNDED_LEN);
     let (whole, rest) = row.as_chunks::<16>();
     let mut last = [bf16::ZERO; 16];
     last[..rest.len()].copy_from_slice(rest);
@@ -128,24 +134,27 @@ fn stage(to: &mut Chunk, row: &[bf16]) -> f32 {
     // biased by 127; from 2^-100 up, so that both powers of two are normal numbers
     let exponent = u32::from(largest >> 7).max(27);
     let by = _mm256_set1_ps(f32::from_bits((2 * 127 + 13 - exponent) << 23));
-    for (to, x) in to.as_chunks_mut::<16>().0.iter_mut().zip(whole.iter().chain([&last])) {
+    let (head, numbers) = to.split_at_mut(HEAD);
+    for (to, x) in numbers.as_chunks_mut::<16>().0.iter_mut().zip(whole.iter().chain([&last])) {
         let (zero, x) = (_mm256_setzero_si256(), load(x));
         let whole = [_mm256_unpacklo_epi16(zero, x), _mm256_unpackhi_epi16(zero, x)] // bf16 widened
             .map(|half| _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_castsi256_ps(half), by)));
         // SAFETY: as above.
         unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm256_packs_epi32(whole[0], whole[1])) };
     }
-    if exponent == 255 { f32::NAN } else { f32::from_bits((exponent - 13) << 23) }
+    let scale = if exponent == 255 { f32::NAN } else { f32::from_bits((exponent - 13) << 23) };
+    // SAFETY: room for it; any alignment will do.
+    unsafe { head.as_mut_ptr().cast::<f32>().write_unaligned(scale) };
 }
 
-/// The sums of the first M staged rows over columns `k` of the outputs of V groups from `g` on, without the rows' scales.
+/// The sums of the first M rows over columns `k` of the outputs of V groups from `g` on, without the rows' scales.
 ///
 /// # Safety
-/// AVX2 and FMA must be there, the panel and the groups, and the rows staged over `k`.
+/// AVX2 and FMA must be there, the panel and the groups, and the rows over `k`.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn chunk<const M: usize, const V: usize>(
-    rows: &[Chunk; ROWS],
+    a: Rows,
     w: &Packed,
     panel: usize,
     k: Range<usize>,
@@ -155,11 +164,11 @@ unsafe fn chunk<const M: usize, const V: usize>(
     let mut at = 0;
     for (bits, q, scales) in w.panel(panel, k) {
         let scales = scales_of_outputs(scales);
-        // SAFETY: the caller's; a chunk's columns are staged from its first on.
+        // SAFETY: the caller's; a chunk's columns are there from its first on.
         let whole: [[__m256i; V]; M] = unsafe {
             match bits {
-                Bits::Eight => run::<M, V, 8>(rows, at, q, g),
-                Bits::Four => run::<M, V, 4>(rows, at, q, g),
+                Bits::Eight => run::<M, V, 8>(a, at, q, g),
+                Bits::Four => run::<M, V, 4>(a, at, q, g),
             }
         };
         for (sums, whole) in sums.iter_mut().zip(whole) {
@@ -172,14 +181,14 @@ unsafe fn chunk<const M: usize, const V: usize>(
     sums
 }
 
-/// Sums of whole numbers over pairs that share their scales, the first of which is at `at` of the staged rows.
+/// Sums of whole numbers over pairs that share their scales, the first of which is at `at` of the rows.
 ///
 /// # Safety
 /// As [`chunk`], of as many columns from `at` on.
 #[inline]
 #[target_feature(enable = "avx2")]
 unsafe fn run<const M: usize, const V: usize, const BITS: usize>(
-    rows: &[Chunk; ROWS],
+    a: Rows,
     at: usize,
     q: &[u8],
     g: usize,
@@ -193,8 +202,8 @@ unsafe fn run<const M: usize, const V: usize, const BITS: usize>(
         // SAFETY: a pair of every output, and of every row.
         unsafe {
             let w: [__m256i; V] = std::array::from_fn(|v| pairs_of_eight::<BITS>(q.as_ptr(), g + v));
-            for (row, sums) in rows.iter().zip(&mut sums) {
-                let a = row.as_ptr().add(at + 2 * p).cast::<i32>().read_unaligned();
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let a = a.0.add(r * ROUNDED_LEN + at + 2 * p).cast::<i32>().read_unaligned();
                 for (sum, w) in sums.iter_mut().zip(w) {
                     *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(_mm256_set1_epi32(a), w));
                 }
@@ -224,7 +233,7 @@ unsafe fn pairs_of_eight<const BITS: usize>(q: *const u8, g: usize) -> __m256i {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{Case, Kind, wide};
+    use super::super::tests::{Case, Kind, rounded, wide};
     use super::super::{Columns, Out, Sum, reference};
     use super::*;
     use crate::testing::{check, same_bits};
@@ -234,7 +243,7 @@ mod tests {
 
     fn each_level(test: impl Fn(&Kernels<bf16>)) {
         each_whole_level(|kernels| {
-            if kernels.linear.whole == Some(RUN) {
+            if kernels.linear.whole.as_ref().is_some_and(|whole| whole.run == RUN) {
                 test(kernels);
             }
         });
@@ -249,9 +258,11 @@ mod tests {
     /// Outputs `n` of rows `rows`, as f32.
     fn run(kernels: &Kernels<bf16>, case: &Case<bf16>, rows: Range<usize>, n: Range<usize>) -> Vec<f32> {
         let matrices: Vec<_> = case.w.iter().map(|w| w.matrix()).collect();
-        let terms = matrices.iter().zip(&case.a).zip(&case.ks).map(|((w, a), &k)| {
+        let a = case.a.iter().zip(&case.ks);
+        let a: Vec<_> = a.map(|(a, &k)| rounded(kernels, &a[rows.start * k..rows.end * k], k, k, None)).collect();
+        let terms = matrices.iter().zip(&a).zip(&case.ks).map(|((w, (a, lda)), &k)| {
             let b = kernels.whole(w, Sum::OverCols, n.clone(), 1.0).expect("whole numbers");
-            Term { a: &a[rows.start * k..rows.end * k], lda: k, b: Columns::Whole(b), k }
+            Term { a, lda: *lda, b: Columns::Whole(b), k }
         });
         let bias = case.bias.as_ref().map(|bias| &bias[n.clone()]);
         let mut y = vec![f32::NAN; rows.len() * n.len()];
@@ -300,7 +311,8 @@ mod tests {
         let w = Matrix::packed(Packed::new(Bits::Eight, &q, &scales, [1, k], k).unwrap());
         let b = Columns::Whole(kernels.whole(&w, Sum::OverCols, 0..1, 1.0).unwrap());
         let mut y = [f32::NAN];
-        kernels.gemm(Out::real(&mut y), 1, 1, 1, &[Term { a, lda: k, b, k }], None);
+        let (a, lda) = rounded(kernels, a, k, k, None);
+        kernels.gemm(Out::real(&mut y), 1, 1, 1, &[Term { a: &a, lda, b, k }], None);
         y[0]
     }
 
@@ -379,12 +391,101 @@ mod tests {
             let matrix = case.w[0].matrix();
             let b = Columns::Whole(kernels.whole(&matrix, Sum::OverCols, 0..n, 1.0).unwrap());
             let mut y = vec![-77.0; rows * (n + gap)];
-            let term = Term { a: &a, lda: k + gap, b, k };
+            let (mut a, lda) = rounded(kernels, &a, k + gap, k, None);
+            a.extend([bf16::NAN; 64]);
+            let term = Term { a: &a, lda, b, k };
             kernels.gemm(Out::real(&mut y), n + gap, rows, n, &[term], None);
             for (y, want) in y.chunks(n + gap).zip(run(kernels, &case, 0..rows, 0..n).chunks(n)) {
                 same_bits(&y[..n], want).unwrap();
                 assert!(want.iter().all(|y| y.is_finite()) && y[n..].iter().all(|y| *y == -77.0));
             }
+        });
+    }
+
+    /// W^T as the level multiplies it: panels of outputs from `n0` on.
+    fn turned(kernels: &Kernels<bf16>, w: &Packed, n0: usize) -> (Vec<bf16>, Vec<bf16>) {
+        let panels = (w.shape()[1] - n0).div_ceil(PANEL);
+        let mut turned = vec![bf16::NAN; panels * kernels.turned_len(w)];
+        kernels.turn(&mut turned, w, n0);
+        (turned, vec![bf16::ONE; panels * PANEL])
+    }
+
+    #[test]
+    fn w_is_turned_number_for_number() {
+        each_whole_level(|kernels| {
+            for ([n, k], n0) in
+                [([1, 1], 0), ([33, 40], 32), ([64, 64], 0), ([70, 131], 64), ([5, 200], 96), ([100, 97], 0)]
+            {
+                let file = super::super::tests::File::random(1, Kind::Packed(Bits::Eight), n, k);
+                let matrix = file.matrix();
+                let (w, scales) = kernels.whole_rows(&matrix, Sum::OverRows, 1.0).unwrap();
+                let (panels, ones) = turned(kernels, &w, n0);
+                let transposed = Matrix::packed(kernels.turned(&panels, &ones, &w, k - n0));
+                for (i, scale) in scales[..n].iter().enumerate() {
+                    for j in n0..k {
+                        let number = transposed.at::<f64>(j - n0, i);
+                        assert_eq!(number * f64::from(scale.to_f32()), matrix.at::<f64>(i, j), "{n} x {k}: {i}, {j}");
+                    }
+                }
+            }
+        });
+    }
+
+    /// dx = dy W: off by what dy's rounding to bf16 with W's scales, and to whole numbers, makes of it as it goes.
+    #[test]
+    fn a_gradient_times_w_is_off_by_its_rounding() {
+        each_whole_level(|kernels| {
+            let most = if kernels.linear.whole.as_ref().unwrap().run == RUN { 0.003 } else { 0.02 };
+            for (rows, n, k) in [(1, 70, 131), (14, 1025, 64), (7, 2049, 33), (13, 576, 192)] {
+                let file = super::super::tests::File::random(2, Kind::Packed(Bits::Eight), n, k);
+                let (matrix, dy) = (file.matrix(), crate::testing::Random::new(3).vec::<bf16>(rows * n));
+                let (w, scales) = kernels.whole_rows(&matrix, Sum::OverRows, 1.0).unwrap();
+                let (panels, ones) = turned(kernels, &w, 0);
+                let (a, lda) = rounded(kernels, &dy, n, n, Some(scales));
+                let b = Columns::Whole(kernels.turned(&panels, &ones, &w, k));
+                let mut dx = vec![f32::NAN; rows * k];
+                kernels.gemm(Out::real(&mut dx), k, rows, k, &[Term { a: &a, lda, b, k: n }], None);
+                let (mut off, mut squares) = (0.0, 0.0);
+                for (dx, dy) in dx.chunks(k).zip(dy.chunks(n)) {
+                    for (j, dx) in dx.iter().enumerate() {
+                        let each = dy.iter().enumerate().map(|(i, dy)| matrix.at::<f64>(i, j) * f64::from(dy.to_f32()));
+                        off += (f64::from(*dx) - each.clone().sum::<f64>()).powi(2);
+                        squares += each.map(|x| x * x).sum::<f64>();
+                    }
+                }
+                let off = (off / squares).sqrt();
+                assert!(off < most, "{}: {off} of {most}", kernels.isa.name());
+            }
+        });
+    }
+
+    #[test]
+    fn a_gradient_or_a_scale_that_is_none_makes_none() {
+        each_whole_level(|kernels| {
+            for (dy, scale) in [(bf16::NAN, bf16::ONE), (bf16::ONE, bf16::NAN), (bf16::INFINITY, bf16::ONE)] {
+                let (q, scales) = ([1; 2 * PANEL], [scale; PANEL]);
+                let w = Packed::new(Bits::Eight, &q, &scales, [1, 1], 1).unwrap();
+                let (panels, ones) = turned(kernels, &w, 0);
+                let (a, lda) = rounded(kernels, &[dy], 1, 1, Some(&scales));
+                let b = Columns::Whole(kernels.turned(&panels, &ones, &w, 1));
+                let mut dx = [0.0];
+                kernels.gemm(Out::real(&mut dx), 1, 1, 1, &[Term { a: &a, lda, b, k: 1 }], None);
+                assert!(dx[0].is_nan(), "{dy} {scale}: {}", dx[0]);
+            }
+        });
+    }
+
+    #[test]
+    fn only_numbers_of_8_bits_with_a_scale_a_row_are_turned() {
+        let [eight, four] = BITS.map(|bits| super::super::tests::File::random(1, Kind::Packed(bits), 33, 40));
+        each_whole_level(|kernels| {
+            let turns = |matrix: &Matrix, sum, scale| kernels.whole_rows(matrix, sum, scale).is_some();
+            assert!(turns(&eight.matrix(), Sum::OverRows, 1.0));
+            assert!(!turns(&eight.matrix(), Sum::OverCols, 1.0) && !turns(&eight.matrix(), Sum::OverRows, 0.5));
+            assert!(!turns(&four.matrix(), Sum::OverRows, 1.0));
+            let (q, scales) = ([0; 128 * PANEL * 2], [bf16::ONE; 2 * PANEL]);
+            let short = Matrix::packed(Packed::new(Bits::Eight, &q, &scales, [32, 256], 128).unwrap());
+            assert!(!turns(&short, Sum::OverRows, 1.0));
         });
     }
 

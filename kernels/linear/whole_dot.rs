@@ -1,7 +1,8 @@
 //! Packed whole numbers times rows that are rounded to whole numbers, by vpdpbusd: twice the products of vdpbf16ps, and nothing is
 //! widened or packed first.
 //!
-//! rounding CHUNK values of a row share a step, a 32nd of their mean magnitude (a fortieth of the deviation, if they are normal).
+//! rounding CHUNK values of a row share a step, a 32nd of their mean magnitude (a fortieth of the deviation, if they are normal), or a
+//!          16th if they are a gradient.
 //!          A value is step (low + 256 high), rounded to nearest: low has 8 bits, and high is 0 but for outliers, which
 //!          are few and so cost little. The numbers of W are exact
 //! sums     of low and of high, each over a chunk and one run of W's scales exact, at most 1,024 2^7 2^8 < 2^31; then in f32, a run
@@ -13,21 +14,20 @@
 use super::avx512::{AHEAD, Dot};
 use super::pack::Transpose;
 use super::tile::Sums;
-use super::{GEMV_ROWS, PANEL, Term};
+use super::{CHUNK, GEMV_ROWS, PANEL, Term};
 use crate::quantize::packed::{self, Packed};
 use crate::{Bits, bf16};
 use std::arch::x86_64::*;
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// Values of a row that share a step.
-const CHUNK: usize = 1024;
 /// Values that vpdpbusd sums at once.
 const QUAD: usize = 4;
 /// Columns of W that must share a scale, or a multiple of so many: the sums of shorter runs cost as much as their products.
 pub(super) const RUN: usize = 128;
 /// Steps of a row's mean magnitude. MELD's labels move no more than W's own rounding moves them; with 16 they move twice as much.
 const STEPS: f32 = 32.0;
+/// Those of a gradient's row, whose values are spread further: with 32 every other quad would have outliers.
+const GRADIENT_STEPS: f32 = 16.0;
 /// The largest value in steps, below 127 256 + 127.
 const MOST: f32 = 32_000.0;
 /// The most rows that registers hold: 24 sums, 2 of W and what makes them.
@@ -38,23 +38,87 @@ const BLOCK: usize = 32;
 /// A bit for every quad of a chunk.
 type Outliers = [u8; CHUNK / BLOCK];
 
-/// A row's chunk, and a gap that spreads rows over cache sets.
-type Chunk = [MaybeUninit<i8>; CHUNK + 64];
-
-/// A chunk of some rows in steps, with zeros behind each up to a multiple of BLOCK.
-#[repr(C, align(64))]
-struct Staged {
-    low: [Chunk; ROWS],
-    high: [Chunk; ROWS],
-    steps: [f32; ROWS],
-    /// Where the sums of low and of high begin, run after run of W's scales.
-    starts: [[[MaybeUninit<i32>; 2]; CHUNK / QUAD]; ROWS],
-    /// A bit for every quad that has a high part in any of the rows.
+/// What precedes the bytes of a row's chunk: low ones, then high ones, zeros behind both up to a multiple of BLOCK.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Head {
+    step: f32,
+    /// Sums of low and of high before every RUN values, and behind the last.
+    before: [[i32; CHUNK / RUN + 1]; 2],
+    /// The quads that have a high part.
     outliers: Outliers,
+    /// So that the bytes begin with a line.
+    _rest: [u8; 20],
 }
 
-/// Adds rows `rows` of the term times panels `panels` of `w` to the sums at `c(panel, row, half)`: sixteen outputs each, panel and
-/// row counted from the first.
+const HEAD: usize = size_of::<Head>();
+const _: () = assert!(HEAD == 128);
+
+/// A row's chunk: what precedes it, low, high. One follows the other, which spreads them over cache sets.
+const STRIDE: usize = HEAD + 2 * CHUNK;
+
+/// Values of bf16 that a row's chunk becomes.
+pub(super) const ROUNDED_LEN: usize = STRIDE / 2;
+
+/// A chunk of some rows, each as [`round`] makes it.
+#[derive(Clone, Copy)]
+struct Rows(*const u8);
+
+/// Quads of a chunk, rising.
+struct Quads {
+    len: usize,
+    quads: [u8; CHUNK / QUAD],
+}
+
+impl Quads {
+    /// Those that have a high part in any of so many rows.
+    ///
+    /// # Safety
+    /// The rows must be there.
+    #[inline]
+    unsafe fn with_high(a: Rows, rows: usize) -> Self {
+        let mut all: Outliers = [0; CHUNK / BLOCK];
+        for r in 0..rows {
+            // SAFETY: the caller's.
+            let row = unsafe { a.head(r) }.outliers;
+            all.iter_mut().zip(row).for_each(|(all, row)| *all |= row);
+        }
+        let mut high = Self { len: 0, quads: [0; CHUNK / QUAD] };
+        for (at, bits) in all.as_chunks::<8>().0.iter().enumerate() {
+            let mut bits = u64::from_le_bytes(*bits);
+            while bits != 0 {
+                high.quads[high.len] = (64 * at) as u8 + bits.trailing_zeros() as u8;
+                high.len += 1;
+                bits &= bits - 1;
+            }
+        }
+        high
+    }
+
+    /// Those in `run`.
+    #[inline]
+    fn of(&self, run: &Range<usize>) -> &[u8] {
+        let all = &self.quads[..self.len];
+        if run.start == 0 && all.last().is_none_or(|last| usize::from(*last) < run.end) {
+            return all; // as in every run of a whole row
+        }
+        let bound = |end: usize| all.partition_point(|quad| usize::from(*quad) < end);
+        &all[bound(run.start)..bound(run.end)]
+    }
+}
+
+impl Rows {
+    /// # Safety
+    /// Row `r` must be there.
+    #[inline(always)]
+    unsafe fn head(self, r: usize) -> Head {
+        // SAFETY: the caller's; every bit pattern is a head.
+        unsafe { self.0.add(r * STRIDE).cast::<Head>().read_unaligned() }
+    }
+}
+
+/// Adds rows `rows` of the term, which are rounded, times panels `panels` of `w` to the sums from `c` on, a panel's rows after the
+/// other's.
 ///
 /// # Safety
 /// AVX-512 with VNNI and BF16 must be there, lengths as [`crate::Kernels::gemm`] checks them, runs of [`RUN`], and the sums.
@@ -65,31 +129,22 @@ pub(super) unsafe fn products(
     w: &Packed,
     rows: Range<usize>,
     panels: Range<usize>,
-    c: impl Fn(usize, usize, usize) -> *mut __m512,
+    c: *mut [__m512; 2],
 ) {
-    let mut staged = Staged {
-        low: [[MaybeUninit::uninit(); CHUNK + 64]; ROWS],
-        high: [[MaybeUninit::uninit(); CHUNK + 64]; ROWS],
-        steps: [0.0; ROWS],
-        starts: [[[MaybeUninit::uninit(); 2]; CHUNK / QUAD]; ROWS],
-        outliers: [0; CHUNK / BLOCK],
-    };
     for first in rows.clone().step_by(ROWS) {
         let some = first..rows.end.min(first + ROWS);
         for from in (0..term.k).step_by(CHUNK) {
             let k = from..term.k.min(from + CHUNK);
-            staged.outliers = Default::default();
-            for (r, i) in some.clone().enumerate() {
-                stage(&mut staged, r, &term.a[i * term.lda..][k.clone()]);
-            }
-            // SAFETY: so many rows are staged, each over k.
-            unsafe { begin(&mut staged, some.len(), w, panels.start, k.clone()) };
+            let a = Rows(term.a[from / CHUNK * term.lda + first * ROUNDED_LEN..].as_ptr().cast());
+            // SAFETY: the caller's rows.
+            let with_high = unsafe { Quads::with_high(a, some.len()) };
             for (p, panel) in panels.clone().enumerate() {
+                let c = c.wrapping_add(p * rows.len() + first - rows.start);
                 macro_rules! rows {
                     ($($m:literal)*) => {
                         match some.len() {
-                            // SAFETY: the caller's; so many rows are staged, each over k.
-                            $($m => unsafe { chunk::<$m>(&staged, w, panel, k.clone(), |r, half| c(p, first - rows.start + r, half)) },)*
+                            // SAFETY: the caller's; so many rows, each over k.
+                            $($m => unsafe { chunk::<$m>(a, &with_high, w, panel, k.clone(), c) },)*
                             m => unreachable!("1 to {ROWS} rows, not {m}"),
                         }
                     };
@@ -106,8 +161,8 @@ pub(super) unsafe fn products(
 /// As [`products`], and `c` sums of so many rows and panels.
 #[target_feature(enable = "avx512vnni,avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 pub(super) unsafe fn add(c: Sums<__m512>, term: &Term<bf16>, w: &Packed, rows: Range<usize>, panels: Range<usize>) {
-    // SAFETY: the caller's.
-    unsafe { products(term, w, rows, panels, |p, r, half| c.eight(p, r, 2 * half)) }
+    // SAFETY: the caller's; a panel's two vectors are one section.
+    unsafe { products(term, w, rows, panels, c.eight(0, 0, 0).cast()) }
 }
 
 /// Thirty-two values from `x` on, zeros in place of those behind the row.
@@ -123,10 +178,13 @@ unsafe fn load(x: *const bf16, len: usize) -> __m512i {
     }
 }
 
-/// A chunk of a row in steps, as row `r`.
-#[inline]
-#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2")]
-fn stage(staged: &mut Staged, r: usize, row: &[bf16]) {
+/// A chunk of a row in steps, of a gradient in larger ones, as [`ROUNDED_LEN`] values.
+///
+/// # Safety
+/// AVX-512 with VNNI and BF16 must be there.
+#[target_feature(enable = "avx512vnni,avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2")]
+pub(super) unsafe fn round(to: &mut [bf16], row: &[bf16], gradient: bool) {
+    assert!(row.len() <= CHUNK && to.len() == ROUNDED_LEN);
     // SAFETY: so many values of the row are there.
     let values = |at: usize| unsafe { load(row.as_ptr().add(at), row.len() - at) };
     // by 2^-11, so that no sum of finite values overflows
@@ -144,47 +202,36 @@ fn stage(staged: &mut Staged, r: usize, row: &[bf16]) {
     let most = f32::from_bits(_mm512_reduce_max_epu32(most) & 0xffff_0000);
     let mean = _mm512_reduce_add_ps(sum) * (2048.0 / row.len() as f32);
     // from 2^-100 up, so that its inverse is a normal number
-    let step = (mean / STEPS).max(most / MOST).max(2f32.powi(-100));
+    let steps = if gradient { GRADIENT_STEPS } else { STEPS };
+    let step = (mean / steps).max(most / MOST).max(2f32.powi(-100));
     let by = _mm512_set1_ps(1.0 / step);
-    for at in (0..row.len()).step_by(BLOCK) {
-        let (zero, x) = (_mm512_setzero_si512(), values(at));
-        let [first, second] = [_mm512_unpacklo_epi16(zero, x), _mm512_unpackhi_epi16(zero, x)] // bf16 widened
-            .map(|half| _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_castsi512_ps(half), by)));
-        let q = _mm512_packs_epi32(first, second);
-        let high = _mm512_srai_epi16::<8>(_mm512_add_epi16(q, _mm512_set1_epi16(128)));
-        for (to, part) in [(&mut staged.low, q), (&mut staged.high, high)] {
-            let to = &mut to[r][at..][..BLOCK];
-            // SAFETY: so many bytes.
-            unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm512_cvtepi16_epi8(part)) };
+    let (mut before, mut outliers) = ([[0; CHUNK / RUN + 1]; 2], [0; CHUNK / BLOCK]);
+    let parts = to[HEAD / 2..].split_at_mut(CHUNK / 2);
+    let parts = [parts.0.as_mut_ptr().cast::<u8>(), parts.1.as_mut_ptr().cast()];
+    for from in (0..row.len()).step_by(RUN) {
+        let mut sums = [_mm512_setzero_si512(); 2];
+        for at in (from..row.len().min(from + RUN)).step_by(BLOCK) {
+            let (zero, x) = (_mm512_setzero_si512(), values(at));
+            let [first, second] =
+                [_mm512_unpacklo_epi16(zero, x), _mm512_unpackhi_epi16(zero, x)] // bf16 widened
+                    .map(|half| _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_castsi512_ps(half), by)));
+            let low = _mm512_packs_epi32(first, second);
+            let high = _mm512_srai_epi16::<8>(_mm512_add_epi16(low, _mm512_set1_epi16(128)));
+            for ((to, part), sum) in parts.into_iter().zip([low, high]).zip(&mut sums) {
+                let part = _mm512_cvtepi16_epi8(part);
+                // SAFETY: so many bytes.
+                unsafe { _mm256_storeu_si256(to.add(at).cast(), part) };
+                *sum = _mm512_dpbusd_epi32(*sum, _mm512_set1_epi8(1), _mm512_zextsi256_si512(part));
+            }
+            outliers[at / BLOCK] = _mm512_test_epi64_mask(high, high); // four of 16 bits
         }
-        staged.outliers[at / BLOCK] |= _mm512_test_epi64_mask(high, high); // four of 16 bits
-    }
-    staged.steps[r] = if most.is_finite() { step } else { f32::NAN };
-}
-
-/// What the sums of each run begin with: less what W's numbers are too much, times all of a row.
-///
-/// # Safety
-/// AVX-512 with VNNI must be there, and so many rows staged over `k`.
-#[inline]
-#[target_feature(enable = "avx512vnni,avx512f,avx512bw")]
-unsafe fn begin(staged: &mut Staged, rows: usize, w: &Packed, panel: usize, k: Range<usize>) {
-    let mut first = 0;
-    for (n, (bits, q, _)) in w.panel(panel, k).enumerate() {
-        let end = first + (2 * (q.len() / packed::pairs(bits))).next_multiple_of(QUAD);
-        for r in 0..rows {
-            let sum = |row: &Chunk| {
-                row[first..end].chunks(64).fold(_mm512_setzero_si512(), |sum, x| {
-                    // SAFETY: masked to those that are there, which are staged.
-                    let x = unsafe { _mm512_maskz_loadu_epi8(u64::MAX >> (64 - x.len()), x.as_ptr().cast()) };
-                    _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), x)
-                })
-            };
-            let sums = [sum(&staged.low[r]), sum(&staged.high[r])];
-            staged.starts[r][n] = sums.map(|sum| MaybeUninit::new(-offset(bits) * _mm512_reduce_add_epi32(sum)));
+        for (before, sum) in before.iter_mut().zip(sums) {
+            before[from / RUN + 1] = before[from / RUN] + _mm512_reduce_add_epi32(sum);
         }
-        first = end;
     }
+    let head = Head { step: if most.is_finite() { step } else { f32::NAN }, before, outliers, _rest: [0; 20] };
+    // SAFETY: room for it precedes the bytes; any alignment will do.
+    unsafe { to.as_mut_ptr().cast::<Head>().write_unaligned(head) };
 }
 
 /// What makes numbers of so many bits numbers without sign.
@@ -195,93 +242,112 @@ const fn offset(bits: Bits) -> i32 {
     }
 }
 
-/// Adds the first M staged rows over columns `k` of a panel.
+/// Adds the first M rows over columns `k` of a panel.
 ///
 /// # Safety
-/// As [`products`], with rows staged over `k`.
+/// As [`products`], with rows rounded over `k`.
 #[inline]
 #[target_feature(enable = "avx512vnni,avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 unsafe fn chunk<const M: usize>(
-    staged: &Staged,
+    a: Rows,
+    with_high: &Quads,
     w: &Packed,
     panel: usize,
     k: Range<usize>,
-    c: impl Fn(usize, usize) -> *mut __m512,
+    c: *mut [__m512; 2],
 ) {
     let mut first = 0;
-    for (n, (bits, q, scales)) in w.panel(panel, k).enumerate() {
+    for (bits, q, scales) in w.panel(panel, k) {
         let quads = first..first + (q.len() / packed::pairs(bits)).div_ceil(2);
         first = quads.end;
         // SAFETY: sixteen of the 32 scales.
         let scales = [0, 16].map(|at| unsafe { _mm256_loadu_si256(scales.as_ptr().add(at).cast()) });
         let scales = scales.map(|half| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half))));
-        let starts = |part: usize| staged.starts.each_ref().map(|starts| starts[n][part]);
-        // SAFETY: the caller's; quads of the run, and of the staged rows, for which the sums' starts are written.
+        let run = Run { bits, q, quads };
+        let high = with_high.of(&run.quads);
+        // SAFETY: the caller's; quads of the run, and of the rows.
         unsafe {
-            let low = run::<M>(&staged.low, bits, q, quads.start, quads.clone(), starts(0));
-            for (r, low) in low.into_iter().enumerate() {
-                let step = _mm512_set1_ps(staged.steps[r]);
-                for half in 0..2 {
-                    let (c, by) = (c(r, half), _mm512_mul_ps(scales[half], step));
-                    *c = _mm512_fmadd_ps(_mm512_cvtepi32_ps(low[half]), by, *c);
+            for (r, low) in run.sums::<M>(a, LOW, run.quads.clone()).into_iter().enumerate() {
+                let (c, step) = (&mut *c.add(r), _mm512_set1_ps(a.head(r).step));
+                for ((c, low), scales) in c.iter_mut().zip(low).zip(scales) {
+                    *c = _mm512_fmadd_ps(_mm512_cvtepi32_ps(low), _mm512_mul_ps(scales, step), *c);
                 }
             }
-            if outliers(&staged.outliers, quads.clone()).next().is_none() {
+            if high.is_empty() {
                 continue;
             }
-            let high = run::<M>(&staged.high, bits, q, quads.start, outliers(&staged.outliers, quads), starts(1));
-            for (r, high) in high.into_iter().enumerate() {
-                let step = _mm512_set1_ps(staged.steps[r]);
-                for half in 0..2 {
-                    let (c, by) = (c(r, half), _mm512_mul_ps(scales[half], step));
-                    let sum = _mm512_mul_ps(_mm512_cvtepi32_ps(high[half]), _mm512_set1_ps(256.0));
-                    // rows without outliers stay as they are, whatever `by` is: others in the tile must not touch them
-                    *c = _mm512_mask3_fmadd_ps(sum, by, *c, _mm512_test_epi32_mask(high[half], high[half]));
+            let quads = high.iter().map(|quad| usize::from(*quad));
+            for (r, high) in run.sums::<M>(a, HIGH, quads).into_iter().enumerate() {
+                let (c, step) = (&mut *c.add(r), _mm512_set1_ps(a.head(r).step));
+                for ((c, high), scales) in c.iter_mut().zip(high).zip(scales) {
+                    let sum = _mm512_mul_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(256.0));
+                    // rows without outliers stay as they are, whatever the step is: others in the tile must not touch them
+                    let some = _mm512_test_epi32_mask(high, high);
+                    *c = _mm512_mask3_fmadd_ps(sum, _mm512_mul_ps(scales, step), *c, some);
                 }
             }
         }
     }
 }
 
-/// Sums from `starts` on over `quads` of the first M rows, of a run that begins with quad `first`.
-///
-/// # Safety
-/// AVX-512 with VNNI must be there, the quads in `q`, and the rows staged over them.
-#[inline]
-#[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512vl,avx2")]
-unsafe fn run<const M: usize>(
-    rows: &[Chunk; ROWS],
+/// Parts of a row's values.
+const LOW: usize = 0;
+const HIGH: usize = 1;
+
+/// Columns of a panel that share their scales.
+struct Run<'a> {
     bits: Bits,
-    q: &[u8],
-    first: usize,
-    quads: impl Iterator<Item = usize>,
-    starts: [MaybeUninit<i32>; ROWS],
-) -> [[__m512i; 2]; M] {
-    // SAFETY: the caller's.
-    unsafe {
-        match bits {
-            Bits::Eight => sums::<M, 8>(rows, q, first, quads, starts),
-            Bits::Four => sums::<M, 4>(rows, q, first, quads, starts),
+    q: &'a [u8],
+    /// Which of the chunk's they are.
+    quads: Range<usize>,
+}
+
+impl Run<'_> {
+    /// Sums of a part of the first M rows over `quads`, less what W's numbers are too much, times all of a row.
+    ///
+    /// # Safety
+    /// AVX-512 with VNNI must be there, the quads in the run, and the rows over them.
+    #[inline]
+    #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512vl,avx2")]
+    unsafe fn sums<const M: usize>(
+        &self,
+        a: Rows,
+        part: usize,
+        quads: impl Iterator<Item = usize>,
+    ) -> [[__m512i; 2]; M] {
+        let run = self.quads.start * QUAD / RUN..(self.quads.end * QUAD).div_ceil(RUN);
+        let starts = std::array::from_fn(|r| {
+            // SAFETY: the caller's.
+            let before = unsafe { a.head(r) }.before[part];
+            offset(self.bits) * (before[run.start] - before[run.end])
+        });
+        let (a, first) = (Rows(a.0.wrapping_add(HEAD + part * CHUNK)), self.quads.start);
+        // SAFETY: the caller's.
+        unsafe {
+            match self.bits {
+                Bits::Eight => sums::<M, 8>(a, self.q, first, quads, starts),
+                Bits::Four => sums::<M, 4>(a, self.q, first, quads, starts),
+            }
         }
     }
 }
 
-/// [`run`] of numbers of so many bits.
+/// Sums from `starts` on over `quads` of the first M rows, a part of which `a` begins with, of numbers of so many bits that begin
+/// with quad `first`.
 ///
 /// # Safety
-/// As [`run`].
+/// As [`Run::sums`].
 #[inline]
 #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512vl,avx2")]
 unsafe fn sums<const M: usize, const BITS: usize>(
-    rows: &[Chunk; ROWS],
+    a: Rows,
     q: &[u8],
     first: usize,
     quads: impl Iterator<Item = usize>,
-    starts: [MaybeUninit<i32>; ROWS],
+    starts: [i32; M],
 ) -> [[__m512i; 2]; M] {
     let pair = PANEL * BITS / 4;
-    // SAFETY: the caller's.
-    let mut sums: [_; M] = std::array::from_fn(|r| [_mm512_set1_epi32(unsafe { starts[r].assume_init() }); 2]);
+    let mut sums = starts.map(|start| [_mm512_set1_epi32(start); 2]);
     for quad in quads {
         let at = 2 * pair * (quad - first);
         if M <= GEMV_ROWS {
@@ -293,10 +359,10 @@ unsafe fn sums<const M: usize, const BITS: usize>(
         // SAFETY: the quad's first pair is there, and its second if the run goes on; of every row four values.
         unsafe {
             let w = quad_of_all::<BITS>(q.as_ptr().add(at), at + pair < q.len());
-            for (row, sums) in rows.iter().zip(&mut sums) {
-                let a = _mm512_set1_epi32(row.as_ptr().add(QUAD * quad).cast::<i32>().read_unaligned());
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let a = a.0.add(r * STRIDE + QUAD * quad).cast::<i32>().read_unaligned();
                 for (sum, w) in sums.iter_mut().zip(w) {
-                    *sum = _mm512_dpbusd_epi32(*sum, w, a);
+                    *sum = _mm512_dpbusd_epi32(*sum, w, _mm512_set1_epi32(a));
                 }
             }
         }
@@ -333,24 +399,9 @@ unsafe fn quad_of_all<const BITS: usize>(q: *const u8, both: bool) -> [__m512i; 
     })
 }
 
-/// Those of `quads` whose bit is set.
-#[inline(always)]
-fn outliers(bits: &Outliers, quads: Range<usize>) -> impl Iterator<Item = usize> {
-    let words = bits.as_chunks::<8>().0.iter().enumerate();
-    let all = words.flat_map(|(at, word)| {
-        let mut word = u64::from_le_bytes(*word);
-        std::iter::from_fn(move || {
-            let bit = word.trailing_zeros() as usize;
-            word &= word.wrapping_sub(1);
-            (bit < 64).then_some(64 * at + bit)
-        })
-    });
-    all.skip_while(move |quad| *quad < quads.start).take_while(move |quad| *quad < quads.end)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::tests::wide;
+    use super::super::tests::{rounded, wide};
     use super::super::{Columns, Out, Sum};
     use super::*;
     use crate::testing::{Random, same_bits};
@@ -360,7 +411,7 @@ mod tests {
 
     fn each_level(test: impl Fn(&Kernels<bf16>)) {
         let levels = Isa::available().iter().map(|isa| bf16::kernels(*isa));
-        levels.filter(|kernels| kernels.linear.whole == Some(RUN)).for_each(test);
+        levels.filter(|kernels| kernels.linear.whole.as_ref().is_some_and(|whole| whole.run == RUN)).for_each(test);
     }
 
     /// A matrix of random numbers and scales, and what it is in f64.
@@ -385,8 +436,9 @@ mod tests {
         fn times(&self, kernels: &Kernels<bf16>, a: &[bf16]) -> Vec<f32> {
             let ([n, k], w) = (self.shape, self.matrix());
             let b = Columns::Whole(kernels.whole(&w, Sum::OverCols, 0..n, 1.0).expect("long runs"));
-            let mut y = vec![f32::NAN; a.len() / k * n];
-            kernels.gemm(Out::real(&mut y), n, a.len() / k, n, &[Term { a, lda: k, b, k }], None);
+            let (rows, (a, lda)) = (a.len() / k, rounded(kernels, a, k, k, None));
+            let mut y = vec![f32::NAN; rows * n];
+            kernels.gemm(Out::real(&mut y), n, rows, n, &[Term { a: &a, lda, b, k }], None);
             y
         }
     }

@@ -59,6 +59,26 @@ impl<'a> Packed<'a> {
         [self.rows, self.cols]
     }
 
+    /// Bits of a number.
+    pub fn bits(&self) -> Bits {
+        self.bits
+    }
+
+    /// A scale for every row, if each has but one; more behind them, for the pad of a panel.
+    pub(crate) fn row_scales(&self) -> Option<&'a [bf16]> {
+        (self.run >= self.cols).then_some(self.scales)
+    }
+
+    /// Bytes of a panel's numbers.
+    pub(crate) fn panel_bytes(&self) -> usize {
+        panel_sizes(self.bits, self.cols, self.run).0
+    }
+
+    /// The pairs of columns of panel `at`, each of all its rows.
+    pub(crate) fn pairs(&self, at: usize) -> &'a [u8] {
+        &self.q[at * self.panel_bytes()..][..self.panel_bytes()]
+    }
+
     /// Do runs of one scale have a multiple of `columns` columns, all but the last one?
     pub(crate) fn runs_by(&self, columns: usize) -> bool {
         self.run >= self.cols || self.run.is_multiple_of(columns)

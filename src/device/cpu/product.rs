@@ -1,24 +1,24 @@
 //! Sums of matrix products: packing, and how rows or columns are handed to threads.
 
 use super::super::pool::Chunks;
-use super::super::{Device, Operand, Out, Product, Sum, Term};
+use super::super::{Operand, Out, Product, Sum, Term};
 use super::{Buffer, Cpu};
 use dialoguellm_kernels::linear::Window;
 use dialoguellm_kernels::quantize::packed::Packed;
-use dialoguellm_kernels::{Elem, Matrix, linear};
+use dialoguellm_kernels::{Elem, Kernels, Matrix, bf16, linear};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Bytes of packed weights that exist at a time.
 const PACKED_BYTES: usize = 16 << 20;
 /// Bytes of all rows up to which every task goes over all of them, so that what it packed never leaves its core's cache.
-const ROWS_BYTES: usize = 3 << 19;
-/// Register tiles of rows for each thread from which tasks share out rows nevertheless where W is not packed: every row is then
-/// made whole numbers for fewer tasks.
-const ROWS_TILES: usize = 8;
+const ROWS_BYTES: usize = 6 << 20;
 /// Bytes that such a task packs at a time.
 const PANELS_BYTES: usize = 256 << 10;
 /// The most rows of one task where rows are shared out.
 const TASK_ROWS: usize = 256;
+/// Rows that a task makes whole numbers.
+const ROUNDED_ROWS: usize = 16;
 
 impl<E: Elem> Cpu<E> {
     /// The rows of each task: two tasks a thread, all of nearly as many whole register tiles.
@@ -30,45 +30,97 @@ impl<E: Elem> Cpu<E> {
         (0..tasks).map(|task| bound(task)..bound(task + 1)).collect()
     }
 
-    /// `out = sum of factors + bias`: tasks share out the columns, or the rows where those are many.
+    /// `out = sum of factors + bias`.
     pub(super) fn product(&self, out: Out<Self>, factors: &[Factor<E>], bias: Option<&[E::Real]>) {
         let Some(first) = factors.first() else { return };
         let (rows, n) = (first.x.rows, first.n());
-        let out = Destination::of(out);
-        if rows <= self.kernels.gemv_rows() {
-            return self.in_place(&[Few { out, factors, bias, rows, n }]);
-        }
-        let row_bytes: usize = factors.iter().map(|f| f.x.cols * size_of::<E>()).sum();
-        let panel_bytes: usize = factors.iter().map(|f| linear::panel_len(f.x.cols) * size_of::<E>()).sum();
-        let whole = factors.iter().any(|f| self.kernels.whole(&f.w, f.sum, 0..n, f.scale).is_some());
-        let enough = ROWS_TILES * self.pool.threads() * self.kernels.gemm_rows();
-        if rows * row_bytes <= ROWS_BYTES && !(whole && rows >= enough) {
-            return self.by_columns(&out, factors, bias, rows, n, PANELS_BYTES / panel_bytes);
-        }
-        let step = (PACKED_BYTES / panel_bytes).max(1) * linear::PANEL;
-        for n0 in (0..n).step_by(step) {
-            let cols = n0..n.min(n0 + step);
-            self.by_rows(&out, factors, bias.map(|bias| &bias[cols.clone()]), rows, cols);
-        }
+        let taken = self.take(factors, &mut Vec::new());
+        self.multiply(&Ready { out: Destination::of(out), factors: taken, bias, rows, n });
     }
 
     /// Products that do not need each other: of a few rows, where all are bound by the reading of their matrices, in one job.
     pub(super) fn products(&self, products: Vec<Product<Self>>) {
-        let few =
-            |product: &Product<Self>| product.terms.first().is_some_and(|term| term.x.rows <= self.kernels.gemv_rows());
-        if !products.iter().all(few) {
-            return products.into_iter().for_each(|Product { out, terms, bias }| self.matmul(out, &terms, bias));
-        }
         let factors: Vec<Vec<_>> = products.iter().map(|p| p.terms.iter().map(Factor::of).collect()).collect();
-        let ready = products.into_iter().zip(&factors).map(|(product, factors)| {
+        let mut rounded = Vec::new();
+        let ready = products.into_iter().zip(&factors).filter(|(_, factors)| !factors.is_empty());
+        let ready = ready.map(|(product, factors)| {
             let (rows, n) = (factors[0].x.rows, factors[0].n());
-            Few { out: Destination::of(product.out), factors, bias: product.bias.map(Vec::as_slice), rows, n }
+            let factors = self.take(factors, &mut rounded);
+            Ready { out: Destination::of(product.out), factors, bias: product.bias.map(Vec::as_slice), rows, n }
         });
-        self.in_place(&ready.collect::<Vec<_>>());
+        let ready: Vec<_> = ready.collect();
+        if ready.iter().all(|product| self.is_few(product)) {
+            return self.in_place(&ready);
+        }
+        ready.iter().for_each(|product| self.multiply(product));
+    }
+
+    /// Every factor as this level multiplies it. Rows that are made whole numbers for a matrix as it lies are kept in `rounded` for
+    /// the next product with them.
+    fn take<'a>(
+        &self,
+        factors: &'a [Factor<'a, E>],
+        rounded: &mut Vec<(&'a Buffer<E>, Arc<Buffer<E>>)>,
+    ) -> Vec<Taken<'a, E>> {
+        let each = factors.iter().map(|factor| {
+            let Factor { x, w, sum, scale } = factor;
+            if let Some((turned, scales)) = self.kernels.whole_rows(w, *sum, *scale) {
+                return Taken { factor, turned: Some(turned), rounded: Some(Arc::new(self.round(x, Some(scales)))) };
+            }
+            let whole = self.kernels.whole(w, *sum, 0..factor.n(), *scale).is_some();
+            let rounded = whole.then(|| {
+                let before = rounded.iter().find(|(of, _)| std::ptr::eq(*of, *x)).map(|(_, rounded)| rounded.clone());
+                before.unwrap_or_else(|| {
+                    let made = Arc::new(self.round(x, None));
+                    rounded.push((*x, made.clone()));
+                    made
+                })
+            });
+            Taken { factor, turned: None, rounded }
+        });
+        each.collect()
+    }
+
+    /// Rows as whole numbers, times a scale for every column: `[chunks, rows]`.
+    fn round(&self, x: &Buffer<E>, scales: Option<&[bf16]>) -> Buffer<E> {
+        let (len, chunks) = (self.kernels.rounded_len(), x.cols.div_ceil(linear::CHUNK));
+        let mut rounded = Buffer::new(&self.arena, chunks, x.rows * len);
+        let tasks = Chunks::new(rounded.values_mut(), ROUNDED_ROWS * len);
+        self.pool.run(tasks.count(), |task| {
+            // SAFETY: one task per chunk.
+            let to = unsafe { tasks.get(task) };
+            for (at, to) in (task * ROUNDED_ROWS..).zip(to.chunks_mut(len)) {
+                let (from, row) = (at / x.rows * linear::CHUNK, at % x.rows * x.cols);
+                let chunk = from..x.cols.min(from + linear::CHUNK);
+                let scales = scales.map(|scales| &scales[chunk.clone()]);
+                self.kernels.round(to, &x.values()[row..][chunk], scales);
+            }
+        });
+        rounded
+    }
+
+    /// Whether a product is bound by the reading of its matrices, which are multiplied where they lie.
+    fn is_few(&self, product: &Ready<E>) -> bool {
+        product.rows <= self.kernels.gemv_rows() && product.factors.iter().all(|factor| factor.turned.is_none())
+    }
+
+    /// Tasks share out the columns, or the rows where those are many.
+    fn multiply(&self, product: &Ready<E>) {
+        if self.is_few(product) {
+            return self.in_place(std::slice::from_ref(product));
+        }
+        let Ready { factors, n, .. } = product;
+        let rows_bytes: usize = factors.iter().map(|f| size_of_val(f.rows().values())).sum();
+        let panel_bytes: usize = factors.iter().map(|f| f.panel_len() * size_of::<E>()).sum();
+        if rows_bytes <= ROWS_BYTES {
+            return self.by_columns(product, (PANELS_BYTES / panel_bytes).max(2));
+        }
+        let step = (PACKED_BYTES / panel_bytes).max(1) * linear::PANEL;
+        (0..*n).step_by(step).for_each(|n0| self.by_rows(product, n0..(*n).min(n0 + step)));
     }
 
     /// A task multiplies a few rows with some panels where they lie; there are about two tasks for every thread.
-    fn in_place(&self, products: &[Few<E>]) {
+    fn in_place(&self, products: &[Ready<E>]) {
         let panels: usize = products.iter().map(|product| product.n.div_ceil(linear::PANEL)).sum();
         let step = panels.div_ceil(2 * self.pool.threads()).max(1) * linear::PANEL;
         let mut tasks = Vec::new();
@@ -76,7 +128,7 @@ impl<E: Elem> Cpu<E> {
             tasks.extend((0..product.n).step_by(step).map(|from| (product, from..product.n.min(from + step))));
         }
         self.pool.run(tasks.len(), |task| {
-            let (Few { out, factors, bias, rows, .. }, cols) = &tasks[task];
+            let (Ready { out, factors, bias, rows, .. }, cols) = &tasks[task];
             let terms: Vec<_> = factors.iter().map(|factor| factor.in_place(cols.start)).collect();
             let bias = bias.map(|bias| &bias[cols.clone()]);
             // SAFETY: these columns belong to this task.
@@ -86,19 +138,14 @@ impl<E: Elem> Cpu<E> {
     }
 
     /// Columns `cols` of the product: every matrix is packed once where it must be, then tasks take runs of rows.
-    fn by_rows(
-        &self,
-        out: &Destination<E>,
-        factors: &[Factor<E>],
-        bias: Option<&[E::Real]>,
-        rows: usize,
-        cols: Range<usize>,
-    ) {
+    fn by_rows(&self, product: &Ready<E>, cols: Range<usize>) {
+        let Ready { out, factors, bias, rows, .. } = product;
         let ready = self.ready(factors, cols.clone());
-        let tasks = self.row_tasks(rows);
+        let bias = bias.map(|bias| &bias[cols.clone()]);
+        let tasks = self.row_tasks(*rows);
         self.pool.run(tasks.len(), |task| {
             let at = tasks[task].clone();
-            let terms = terms(factors, &ready, at.clone());
+            let terms = terms(self.kernels, factors, &ready, at.clone());
             // SAFETY: these rows belong to this task.
             let part = unsafe { out.part(at.clone(), cols.start) };
             self.kernels.gemm(part, out.cols, at.len(), cols.len(), &terms, bias);
@@ -106,62 +153,68 @@ impl<E: Elem> Cpu<E> {
     }
 
     /// A task multiplies all rows with some panels, at most `most`, which it packs where it must, four times for every thread.
-    fn by_columns<'a>(
-        &self,
-        out: &Destination<E>,
-        factors: &[Factor<'a, E>],
-        bias: Option<&[E::Real]>,
-        rows: usize,
-        n: usize,
-        most: usize,
-    ) {
+    fn by_columns(&self, product: &Ready<E>, most: usize) {
+        let Ready { out, factors, bias, rows, n } = product;
         let panels = n.div_ceil(linear::PANEL);
-        let step = panels.div_ceil(4 * self.pool.threads()).clamp(1, most.max(1)) * linear::PANEL;
+        let step = panels.div_ceil(4 * self.pool.threads()).clamp(1, most) * linear::PANEL;
         self.pool.run(n.div_ceil(step), |task| {
-            let cols = task * step..n.min((task + 1) * step);
-            let pack = |factor: &Factor<'a, E>| {
-                let mut ready = self.columns(factor, cols.clone());
-                if let Columns::Panels(panels) = &mut ready {
-                    self.kernels.pack(panels.values_mut(), &factor.w, factor.sum, cols.start, factor.scale);
+            let cols = task * step..(*n).min((task + 1) * step);
+            let made = |factor| {
+                let mut columns = self.columns(factor, cols.clone());
+                if let Some((panels, _)) = columns.unpacked() {
+                    self.make(panels, factor, cols.start);
                 }
-                ready
+                columns
             };
-            let ready: Vec<_> = factors.iter().map(pack).collect();
+            let ready: Vec<_> = factors.iter().map(made).collect();
             let bias = bias.map(|bias| &bias[cols.clone()]);
             // SAFETY: these columns belong to this task.
-            let part = unsafe { out.part(0..rows, cols.start) };
-            self.kernels.gemm(part, out.cols, rows, cols.len(), &terms(factors, &ready, 0..rows), bias);
+            let part = unsafe { out.part(0..*rows, cols.start) };
+            self.kernels.gemm(part, out.cols, *rows, cols.len(), &terms(self.kernels, factors, &ready, 0..*rows), bias);
         });
     }
 
     /// Every factor's columns `cols`; those that must be are packed, a few panels a task, all in one job.
-    fn ready<'a>(&self, factors: &[Factor<'a, E>], cols: Range<usize>) -> Vec<Columns<'a, E>> {
+    fn ready<'a>(&self, factors: &[Taken<'a, E>], cols: Range<usize>) -> Vec<Columns<'a, E>> {
         let panels = cols.len().div_ceil(linear::PANEL);
         let step = panels.div_ceil(2 * self.pool.threads()).clamp(1, 8);
         let mut ready: Vec<_> = factors.iter().map(|factor| self.columns(factor, cols.clone())).collect();
-        let chunks = ready.iter_mut().zip(factors).filter_map(|(ready, factor)| match ready {
-            Columns::Panels(to) => {
-                Some((factor, Chunks::new(to.values_mut(), step * linear::panel_len(factor.x.cols))))
-            }
-            Columns::Whole(_) => None,
+        let chunks = ready.iter_mut().zip(factors).filter_map(|(columns, factor)| {
+            let (panels, len) = columns.unpacked()?;
+            Some((factor, Chunks::new(panels, step * len)))
         });
         let chunks: Vec<_> = chunks.collect();
         let each = panels.div_ceil(step);
         self.pool.run(chunks.len() * each, |task| {
             let ((factor, chunks), chunk) = (&chunks[task / each], task % each);
             // SAFETY: one task per chunk.
-            let out = unsafe { chunks.get(chunk) };
-            self.kernels.pack(out, &factor.w, factor.sum, cols.start + chunk * step * linear::PANEL, factor.scale);
+            let panels = unsafe { chunks.get(chunk) };
+            self.make(panels, factor, cols.start + chunk * step * linear::PANEL);
         });
         ready
     }
 
     /// A factor's columns `cols` where they lie, or room for their panels.
-    fn columns<'a>(&self, factor: &Factor<'a, E>, cols: Range<usize>) -> Columns<'a, E> {
-        let panels = cols.len().div_ceil(linear::PANEL);
-        match self.kernels.whole(&factor.w, factor.sum, cols, factor.scale) {
-            Some(whole) => Columns::Whole(whole),
-            None => Columns::Panels(Buffer::new(&self.arena, panels, linear::panel_len(factor.x.cols))),
+    fn columns<'a>(&self, factor: &Taken<'a, E>, cols: Range<usize>) -> Columns<'a, E> {
+        let (Factor { w, sum, scale, .. }, panels) = (factor.factor, cols.len().div_ceil(linear::PANEL));
+        match (factor.turned, self.kernels.whole(w, *sum, cols.clone(), *scale)) {
+            (None, Some(whole)) => Columns::Whole(whole),
+            (None, None) => Columns::Panels(Buffer::new(&self.arena, panels, factor.panel_len())),
+            (Some(of), _) => Columns::Turned {
+                panels: Buffer::new(&self.arena, panels, factor.panel_len()),
+                ones: vec![bf16::ONE; panels * linear::PANEL],
+                of,
+                outputs: cols.len(),
+            },
+        }
+    }
+
+    /// Packs panels of a factor from output `n0` on.
+    fn make(&self, panels: &mut [E], factor: &Taken<E>, n0: usize) {
+        let Factor { w, sum, scale, .. } = factor.factor;
+        match &factor.turned {
+            Some(of) => self.kernels.turn(panels, of, n0),
+            None => self.kernels.pack(panels, w, *sum, n0, *scale),
         }
     }
 }
@@ -170,15 +223,63 @@ impl<E: Elem> Cpu<E> {
 enum Columns<'a, E: Elem> {
     Panels(Buffer<E>),
     Whole(Packed<'a>),
+    /// Whole numbers, transposed.
+    Turned {
+        panels: Buffer<E>,
+        ones: Vec<bf16>,
+        of: Packed<'a>,
+        outputs: usize,
+    },
 }
 
-/// A product of a few rows and n columns.
-struct Few<'a, E: Elem> {
+impl<E: Elem> Columns<'_, E> {
+    /// Panels to be packed, and the length of one.
+    fn unpacked(&mut self) -> Option<(&mut [E], usize)> {
+        match self {
+            Columns::Panels(panels) | Columns::Turned { panels, .. } => {
+                let len = panels.cols;
+                Some((panels.values_mut(), len))
+            }
+            Columns::Whole(_) => None,
+        }
+    }
+}
+
+/// A product of `rows` rows and n columns.
+struct Ready<'a, E: Elem> {
     out: Destination<'a, E>,
-    factors: &'a [Factor<'a, E>],
+    factors: Vec<Taken<'a, E>>,
     bias: Option<&'a [E::Real]>,
     rows: usize,
     n: usize,
+}
+
+/// A factor as a level multiplies it.
+struct Taken<'a, E: Elem> {
+    factor: &'a Factor<'a, E>,
+    /// The whole numbers of a matrix that is transposed.
+    turned: Option<Packed<'a>>,
+    /// Rows as whole numbers, where W's are multiplied as such.
+    rounded: Option<Arc<Buffer<E>>>,
+}
+
+impl<E: Elem> Taken<'_, E> {
+    /// Rows as they are, or chunks of all rows as whole numbers.
+    fn rows(&self) -> &Buffer<E> {
+        self.rounded.as_deref().unwrap_or(self.factor.x)
+    }
+
+    /// Values of a panel, whether it is packed or read where it lies.
+    fn panel_len(&self) -> usize {
+        let len = linear::panel_len(self.factor.x.cols);
+        if self.rounded.is_some() { len / 2 } else { len } // bytes, or values of E
+    }
+
+    /// Outputs from `n0` on, for the kernel that takes matrices as they are.
+    fn in_place(&self, n0: usize) -> linear::InPlace<'_, E> {
+        let Factor { w, sum, scale, .. } = self.factor;
+        linear::InPlace { a: self.rows().values(), lda: self.rows().cols, w: *w, sum: *sum, n0, scale: *scale }
+    }
 }
 
 /// One product of a sum, with its matrix as stored.
@@ -200,12 +301,6 @@ impl<'a, E: Elem> Factor<'a, E> {
         Factor { x: term.x, w, sum: term.sum, scale }
     }
 
-    /// Outputs from `n0` on, for the kernel that takes matrices as they are.
-    fn in_place(&self, n0: usize) -> linear::InPlace<'_, E> {
-        let Factor { x, w, sum, scale } = self;
-        linear::InPlace { a: x.values(), lda: x.cols, w: *w, sum: *sum, n0, scale: *scale }
-    }
-
     /// Columns of the product.
     fn n(&self) -> usize {
         match self.sum {
@@ -217,17 +312,22 @@ impl<'a, E: Elem> Factor<'a, E> {
 
 /// Rows `rows` of every factor, with its columns.
 fn terms<'a, E: Elem>(
-    factors: &[Factor<'a, E>],
+    kernels: &Kernels<E>,
+    factors: &'a [Taken<E>],
     ready: &'a [Columns<'a, E>],
     rows: Range<usize>,
 ) -> Vec<linear::Term<'a, E>> {
-    let term = |(factor, ready): (&Factor<'a, E>, &'a Columns<'a, E>)| {
-        let k = factor.x.cols;
-        let b = match ready {
+    let term = |(factor, columns): (&'a Taken<E>, &'a Columns<'a, E>)| {
+        let a = factor.rows();
+        let width = if factor.rounded.is_some() { kernels.rounded_len() } else { a.cols };
+        let b = match columns {
             Columns::Panels(panels) => linear::Columns::Panels(panels.values()),
             Columns::Whole(whole) => linear::Columns::Whole(*whole),
+            Columns::Turned { panels, ones, of, outputs } => {
+                linear::Columns::Whole(kernels.turned(panels.values(), ones, of, *outputs))
+            }
         };
-        linear::Term { a: &factor.x.values()[rows.start * k..rows.end * k], lda: k, b, k }
+        linear::Term { a: &a.values()[rows.start * width..], lda: a.cols, b, k: factor.factor.x.cols }
     };
     factors.iter().zip(ready).map(term).collect()
 }
