@@ -384,7 +384,7 @@ impl<E: Elem> Kernels<E> {
     }
 
     /// Transposes whole numbers of 8 bits: panels of W^T as the rows of a [`Packed`] matrix, from its row `n0` on, a multiple of
-    /// [`PANEL`]. An even count of panels takes the time of half as many pairs of them.
+    /// [`PANEL`]. Two panels take little longer than one.
     pub fn turn(&self, panels: &mut [E], w: &Packed, n0: usize) {
         let whole = self.linear.whole.as_ref().filter(|_| w.bits() == Bits::Eight);
         let whole = whole.unwrap_or_else(|| panic!("turning {:?} at {}", w.bits(), self.isa.name()));

@@ -7,7 +7,7 @@
 
 use super::{PANEL, Sum, panel_len};
 use crate::matrix::Encoding;
-use crate::quantize::packed::{self, Packed};
+use crate::quantize::packed;
 use crate::{Bits, Dtype, Elem, Matrix, Real, bf16};
 
 /// Values of k that are transposed at a time: 32 rows of 64 stay in the first-level cache.
@@ -251,8 +251,9 @@ unsafe fn whole<E: Elem, T: Transpose<E>>(
 ///
 /// # Safety
 /// The level of `T` must be there, and lengths as [`crate::Kernels::turn`] checks them.
+#[cfg(target_arch = "x86_64")] // only its levels multiply whole numbers as such
 #[inline(always)]
-pub(super) unsafe fn turn<T: Transpose<bf16>>(panels: &mut [bf16], w: &Packed, n0: usize) {
+pub(super) unsafe fn turn<T: Transpose<bf16>>(panels: &mut [bf16], w: &packed::Packed, n0: usize) {
     const PAIR: usize = packed::pairs(Bits::Eight);
     let len = w.shape()[0].div_ceil(2) * PANEL;
     let pairs = w.shape()[0].div_ceil(2); // of W's rows

@@ -75,6 +75,7 @@ impl<'a> Packed<'a> {
     }
 
     /// The pairs of columns of panel `at`, each of all its rows.
+    #[cfg(target_arch = "x86_64")] // whose levels turn them
     pub(crate) fn pairs(&self, at: usize) -> &'a [u8] {
         &self.q[at * self.panel_bytes()..][..self.panel_bytes()]
     }
