@@ -13,7 +13,7 @@ use std::sync::Arc;
 const PACKED_BYTES: usize = 16 << 20;
 /// Bytes of all rows up to which every task goes over all of them, so that what it packed never leaves its core's cache.
 const ROWS_BYTES: usize = 6 << 20;
-/// Bytes that such a task packs at a time.
+/// Bytes that such a task packs at a time, or two panels, since W is turned by two.
 const PANELS_BYTES: usize = 256 << 10;
 /// The most rows of one task where rows are shared out.
 const TASK_ROWS: usize = 256;
