@@ -425,15 +425,15 @@ impl<E: Elem> Kernels<E> {
         let whole = self.linear.whole.as_ref();
         let whole = whole.unwrap_or_else(|| panic!("rows of whole numbers at {}", self.isa.name()));
         assert!(to.len() == whole.rounded_len && chunk.len() <= CHUNK, "{} values as {}", chunk.len(), to.len());
-        let mut scaled = [E::default(); CHUNK];
-        let chunk = scales.map_or(chunk, |scales| {
-            assert!(scales.len() >= chunk.len(), "{} scales of {} values", scales.len(), chunk.len());
-            let each = scaled.iter_mut().zip(chunk).zip(scales);
-            each.for_each(|((to, x), scale)| *to = E::narrow(x.widen() * E::Real::from_f32(scale.widen())));
-            &scaled[..chunk.len()]
-        });
         // SAFETY: as in `pack`.
-        unsafe { (whole.round)(to, chunk, scales.is_some()) }
+        let mut round = |chunk: &[E]| unsafe { (whole.round)(to, chunk, scales.is_some()) };
+        let Some(scales) = scales else { return round(chunk) };
+        assert!(scales.len() >= chunk.len(), "{} scales of {} values", scales.len(), chunk.len());
+        let mut scaled = [E::default(); CHUNK];
+        for ((to, x), scale) in scaled.iter_mut().zip(chunk).zip(scales) {
+            *to = E::narrow(x.widen() * E::Real::from_f32(scale.widen()));
+        }
+        round(&scaled[..chunk.len()]);
     }
 
     /// Do `rows` rows of k values lie in `a`, as they are or as whole numbers?

@@ -32,6 +32,8 @@ const GRADIENT_STEPS: f32 = 16.0;
 const MOST: f32 = 32_000.0;
 /// The most rows that registers hold: 24 sums, 2 of W and what makes them.
 const ROWS: usize = 12;
+/// Rows whose outliers are multiplied together: each of them pays for the others' quads.
+const HIGH_ROWS: usize = 4;
 /// Values of a row that are rounded at once.
 const BLOCK: usize = 32;
 
@@ -71,14 +73,14 @@ struct Quads {
 }
 
 impl Quads {
-    /// Those that have a high part in any of so many rows.
+    /// Those that have a high part in any of some rows.
     ///
     /// # Safety
     /// The rows must be there.
     #[inline]
-    unsafe fn with_high(a: Rows, rows: usize) -> Self {
+    unsafe fn with_high(a: Rows, rows: Range<usize>) -> Self {
         let mut all: Outliers = [0; CHUNK / BLOCK];
-        for r in 0..rows {
+        for r in rows {
             // SAFETY: the caller's.
             let row = unsafe { a.head(r) }.outliers;
             all.iter_mut().zip(row).for_each(|(all, row)| *all |= row);
@@ -108,6 +110,11 @@ impl Quads {
 }
 
 impl Rows {
+    /// From row `r` on.
+    #[inline(always)]
+    fn from(self, r: usize) -> Self {
+        Self(self.0.wrapping_add(r * STRIDE))
+    }
     /// # Safety
     /// Row `r` must be there.
     #[inline(always)]
@@ -136,8 +143,11 @@ pub(super) unsafe fn products(
         for from in (0..term.k).step_by(CHUNK) {
             let k = from..term.k.min(from + CHUNK);
             let a = Rows(term.a[from / CHUNK * term.lda + first * ROUNDED_LEN..].as_ptr().cast());
-            // SAFETY: the caller's rows.
-            let with_high = unsafe { Quads::with_high(a, some.len()) };
+            let with_high: [_; ROWS / HIGH_ROWS] = std::array::from_fn(|group| {
+                let rows = [group, group + 1].map(|group| some.len().min(group * HIGH_ROWS));
+                // SAFETY: the caller's rows.
+                unsafe { Quads::with_high(a, rows[0]..rows[1]) }
+            });
             for (p, panel) in panels.clone().enumerate() {
                 let c = c.wrapping_add(p * rows.len() + first - rows.start);
                 macro_rules! rows {
@@ -250,7 +260,7 @@ const fn offset(bits: Bits) -> i32 {
 #[target_feature(enable = "avx512vnni,avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 unsafe fn chunk<const M: usize>(
     a: Rows,
-    with_high: &Quads,
+    with_high: &[Quads; ROWS / HIGH_ROWS],
     w: &Packed,
     panel: usize,
     k: Range<usize>,
@@ -264,7 +274,6 @@ unsafe fn chunk<const M: usize>(
         let scales = [0, 16].map(|at| unsafe { _mm256_loadu_si256(scales.as_ptr().add(at).cast()) });
         let scales = scales.map(|half| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half))));
         let run = Run { bits, q, quads };
-        let high = with_high.of(&run.quads);
         // SAFETY: the caller's; quads of the run, and of the rows.
         unsafe {
             for (r, low) in run.sums::<M>(a, LOW, run.quads.clone()).into_iter().enumerate() {
@@ -273,17 +282,17 @@ unsafe fn chunk<const M: usize>(
                     *c = _mm512_fmadd_ps(_mm512_cvtepi32_ps(low), _mm512_mul_ps(scales, step), *c);
                 }
             }
-            if high.is_empty() {
-                continue;
-            }
-            let quads = high.iter().map(|quad| usize::from(*quad));
-            for (r, high) in run.sums::<M>(a, HIGH, quads).into_iter().enumerate() {
-                let (c, step) = (&mut *c.add(r), _mm512_set1_ps(a.head(r).step));
-                for ((c, high), scales) in c.iter_mut().zip(high).zip(scales) {
-                    let sum = _mm512_mul_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(256.0));
-                    // rows without outliers stay as they are, whatever the step is: others in the tile must not touch them
-                    let some = _mm512_test_epi32_mask(high, high);
-                    *c = _mm512_mask3_fmadd_ps(sum, _mm512_mul_ps(scales, step), *c, some);
+            for (first, with_high) in (0..M).step_by(HIGH_ROWS).zip(with_high) {
+                let high = with_high.of(&run.quads);
+                if high.is_empty() {
+                    continue;
+                }
+                let (a, c) = (a.from(first), c.add(first));
+                match M - first {
+                    1 => run.add_high::<1>(a, high, scales, c),
+                    2 => run.add_high::<2>(a, high, scales, c),
+                    3 => run.add_high::<3>(a, high, scales, c),
+                    _ => run.add_high::<HIGH_ROWS>(a, high, scales, c),
                 }
             }
         }
@@ -303,6 +312,28 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// Adds the high parts of the first M rows, which are in these quads.
+    ///
+    /// # Safety
+    /// As [`Self::sums`], and the sums.
+    #[inline]
+    #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512vl,avx2")]
+    unsafe fn add_high<const M: usize>(&self, a: Rows, quads: &[u8], scales: [__m512; 2], c: *mut [__m512; 2]) {
+        let quads = quads.iter().map(|quad| usize::from(*quad));
+        // SAFETY: the caller's.
+        unsafe {
+            for (r, high) in self.sums::<M>(a, HIGH, quads).into_iter().enumerate() {
+                let (c, step) = (&mut *c.add(r), _mm512_set1_ps(a.head(r).step));
+                for ((c, high), scales) in c.iter_mut().zip(high).zip(scales) {
+                    let sum = _mm512_mul_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(256.0));
+                    // rows without outliers stay as they are, whatever the step is: others in the tile must not touch them
+                    let some = _mm512_test_epi32_mask(high, high);
+                    *c = _mm512_mask3_fmadd_ps(sum, _mm512_mul_ps(scales, step), *c, some);
+                }
+            }
+        }
+    }
+
     /// Sums of a part of the first M rows over `quads`, less what W's numbers are too much, times all of a row.
     ///
     /// # Safety

@@ -87,9 +87,11 @@ pub(crate) fn if_there<T>(result: Result<T>) -> Result<Option<T>> {
 /// An empty vector with room for `len` values, or OutOfMemory naming `what`.
 pub(crate) fn room_for<T>(len: usize, what: &str) -> Result<Vec<T>> {
     let mut values = Vec::new();
-    values.try_reserve_exact(len).map_err(|_| {
-        let bytes = len.saturating_mul(size_of::<T>());
-        Error::new(Code::OutOfMemory, format!("{what} needs {bytes} bytes, which the system refused"))
-    })?;
+    values.try_reserve_exact(len).map_err(|_| no_room(len.saturating_mul(size_of::<T>()), what))?;
     Ok(values)
+}
+
+/// OutOfMemory, since the system refused `what` as many bytes.
+pub(crate) fn no_room(bytes: usize, what: &str) -> Error {
+    Error::new(Code::OutOfMemory, format!("{what} needs {bytes} bytes, which the system refused"))
 }

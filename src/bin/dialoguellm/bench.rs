@@ -13,6 +13,7 @@ use dialoguellm::files::adapter::LoraConfig;
 use dialoguellm::files::{Access, Config, Dialogue, Site, Tensors, Turn};
 use dialoguellm::model::{Adapter, Builder, Forest, Learning, Model, Pass, Target, weights};
 use dialoguellm::{Cancel, Error, Result};
+use memmap2::MmapMut;
 use serde_json::{Value, json};
 use start::Start;
 use std::hint::black_box;
@@ -109,14 +110,16 @@ impl Bench {
         let operands = model.engine().precision();
         let known = roof::multiply(isa, operands, 1).is_some();
         let products = known.then(|| together(threads, |_| products_rate(isa, operands)));
-        // each thread reads bytes of its own: what another has read is in a cache that they share
-        let (bytes, share) = (vec![1u8; READ], READ / threads);
-        let reading = together(threads, |thread| {
-            let started = Instant::now();
-            black_box(roof::read(black_box(&bytes[thread * share..][..share])));
-            share as f64 / started.elapsed().as_secs_f64()
+        let reading = memory().ok().map(|bytes| {
+            // each thread reads bytes of its own: what another has read is in a cache that they share
+            let share = READ / threads;
+            together(threads, |thread| {
+                let started = Instant::now();
+                black_box(roof::read(black_box(&bytes[thread * share..][..share])));
+                share as f64 / started.elapsed().as_secs_f64()
+            })
         });
-        Roof { products, reading: Some(reading) }
+        Roof { products, reading }
     }
 
     /// The median seconds of the repeats, after one that does not count.
@@ -237,6 +240,15 @@ fn median(repeats: usize, mut measure: impl FnMut() -> Result<f64>) -> Result<f6
 
 /// Bytes that are read: far more than any cache.
 const READ: usize = 512 << 20;
+
+/// As many, on pages as the library asks for where it can: from larger ones more is read in a second.
+fn memory() -> std::io::Result<MmapMut> {
+    let mut bytes = MmapMut::map_anon(READ)?;
+    #[cfg(target_os = "linux")]
+    let _ = bytes.advise(memmap2::Advice::HugePage);
+    bytes.fill(1);
+    Ok(bytes)
+}
 
 /// The prompts as one, and the rows of each.
 fn forest(prompts: &[Vec<u32>]) -> (Forest, Vec<Vec<u32>>) {

@@ -4,28 +4,13 @@
 //! no hook hears of it, and nothing is printed.
 
 use super::super::Tensor;
+use super::memory::{LINE, Lines};
 use crate::{Code, Error, Result};
 use dialoguellm_kernels::Elem;
-use memmap2::MmapMut;
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// A cache line: packed panels load fastest from line to line.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Line(#[allow(dead_code)] [u8; 64]); // only ever read as numbers
-
-/// Lines of initialised memory.
-enum Lines {
-    Small(Vec<Line>),
-    /// Pages of its own, which go back to the system when dropped: the allocator would keep them, in pieces.
-    Large(MmapMut),
-}
-
-/// Bytes from which a buffer has pages of its own.
-const LARGE: usize = 256 << 10;
 
 /// What unwinds.
 struct Refused {
@@ -61,45 +46,6 @@ pub(super) fn filled<T: Clone>(len: usize, value: T) -> Vec<T> {
     }
     values.resize(len, value);
     values
-}
-
-impl Lines {
-    /// `None` where the system refuses.
-    fn new(lines: usize) -> Option<Self> {
-        let bytes = lines.checked_mul(size_of::<Line>())?;
-        if bytes >= LARGE {
-            return MmapMut::map_anon(bytes).ok().map(Lines::Large);
-        }
-        let mut small = Vec::new();
-        small.try_reserve_exact(lines).ok()?;
-        small.resize(lines, Line([0; 64]));
-        Some(Lines::Small(small))
-    }
-    fn len(&self) -> usize {
-        match self {
-            Lines::Small(lines) => lines.len(),
-            Lines::Large(pages) => pages.len() / size_of::<Line>(),
-        }
-    }
-    /// Aligned to a line: pages are.
-    fn as_ptr(&self) -> *const u8 {
-        match self {
-            Lines::Small(lines) => lines.as_ptr().cast(),
-            Lines::Large(pages) => pages.as_ptr(),
-        }
-    }
-    fn as_mut_ptr(&mut self) -> *mut u8 {
-        match self {
-            Lines::Small(lines) => lines.as_mut_ptr().cast(),
-            Lines::Large(pages) => pages.as_mut_ptr(),
-        }
-    }
-}
-
-impl Default for Lines {
-    fn default() -> Self {
-        Lines::Small(Vec::new())
-    }
 }
 
 /// Buffers between uses. What is in use and what waits is together never more than the most that was ever in use.
@@ -148,7 +94,7 @@ impl Arena {
             held.used -= lines;
             held.peak = peak.max(held.used);
             drop(held);
-            refuse(lines.saturating_mul(size_of::<Line>()))
+            refuse(lines.saturating_mul(LINE))
         })
     }
 
@@ -189,18 +135,18 @@ pub struct Buffer<T: Elem> {
 
 impl<T: Elem> Buffer<T> {
     pub(super) fn new(home: &Arc<Arena>, rows: usize, cols: usize) -> Self {
-        let lines = home.take((rows * cols * size_of::<T>()).div_ceil(size_of::<Line>()));
+        let lines = home.take((rows * cols * size_of::<T>()).div_ceil(LINE));
         Self { lines, rows, cols, home: home.clone(), values: PhantomData }
     }
     /// All values, row-major.
     pub fn values(&self) -> &[T] {
         // SAFETY: `new` took enough lines, all initialised; any bytes are a number, and a line's alignment is enough.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.rows * self.cols) }
+        unsafe { std::slice::from_raw_parts(self.lines.bytes().as_ptr().cast(), self.rows * self.cols) }
     }
     /// All values, row-major.
     pub fn values_mut(&mut self) -> &mut [T] {
         // SAFETY: as in `values`, and borrowed exclusively.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.rows * self.cols) }
+        unsafe { std::slice::from_raw_parts_mut(self.lines.bytes_mut().as_mut_ptr().cast(), self.rows * self.cols) }
     }
     pub(super) fn row(&self, i: usize) -> &[T] {
         &self.values()[i * self.cols..][..self.cols]

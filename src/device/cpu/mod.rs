@@ -4,6 +4,7 @@
 #![allow(unsafe_code)] // tasks write disjoint chunks; every use says why they are
 
 mod arena;
+mod memory;
 mod optimizer;
 mod product;
 mod weight;

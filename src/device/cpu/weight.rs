@@ -1,8 +1,9 @@
 //! Frozen matrices: in their file where they are mapped, or whole numbers in memory, packed as products read them.
 
 use super::super::pool::{Chunks, Pool};
-use crate::files::room_for;
+use super::memory::{LINE, Lines};
 use crate::files::safetensors::Tensors;
+use crate::files::{no_room, room_for};
 use crate::{Cancel, Result};
 use dialoguellm_kernels::linear::PANEL;
 use dialoguellm_kernels::matrix::Encoding;
@@ -22,7 +23,7 @@ pub struct Stored {
 #[derive(Clone)]
 enum Values {
     File { tensors: Arc<Tensors>, name: String },
-    Packed { bits: Bits, run: usize, q: Arc<Vec<u8>>, scales: Arc<Vec<bf16>> },
+    Packed { bits: Bits, run: usize, q: Arc<Lines>, scales: Arc<Vec<bf16>> },
 }
 
 impl Stored {
@@ -56,6 +57,7 @@ impl Stored {
             // Checked when the weight was taken; the tensors do not change.
             Values::File { tensors, name } => tensors.matrix(name, rows, cols).expect("checked at open"),
             Values::Packed { bits, run, q, scales } => {
+                let q = &q.bytes()[..rows.div_ceil(PANEL) * panel_sizes(*bits, cols, *run).0];
                 Matrix::packed(Packed::new(*bits, q, scales, shape, *run).expect("made for this shape"))
             }
         }
@@ -66,10 +68,12 @@ impl Stored {
 fn packed(pool: &Pool, matrix: &Matrix, bits: Bits, run: usize, name: &str, cancel: &Cancel) -> Result<Values> {
     let (rows, cols) = (matrix.rows(), matrix.cols());
     let (panels, sizes) = (rows.div_ceil(PANEL), panel_sizes(bits, cols, run));
-    let (mut q, mut scales) = (room_for(panels * sizes.0, name)?, room_for(panels * sizes.1, name)?);
-    q.resize(panels * sizes.0, 0);
+    let bytes = panels * sizes.0;
+    let mut q = Lines::new(bytes.div_ceil(LINE)).ok_or_else(|| no_room(bytes, name))?;
+    let mut scales = room_for(panels * sizes.1, name)?;
     scales.resize(panels * sizes.1, bf16::ZERO);
-    let (q_panels, scale_panels) = (Chunks::new(&mut q, sizes.0), Chunks::new(&mut scales, sizes.1));
+    let (q_panels, scale_panels) =
+        (Chunks::new(&mut q.bytes_mut()[..bytes], sizes.0), Chunks::new(&mut scales, sizes.1));
     pool.run(panels, |task| {
         if cancel.is_set() {
             return;

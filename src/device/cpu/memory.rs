@@ -1,0 +1,68 @@
+//! Memory by cache lines, from which packed panels load fastest.
+
+use memmap2::MmapMut;
+
+/// Bytes of a line.
+pub(super) const LINE: usize = 64;
+
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(super) struct Line(#[allow(dead_code)] [u8; LINE]); // only ever read as numbers
+
+/// Lines of initialised memory.
+pub(super) enum Lines {
+    Small(Vec<Line>),
+    /// Pages of its own, which go back to the system when dropped: the allocator would keep them, in pieces.
+    Large(MmapMut),
+}
+
+/// Bytes from which memory has pages of its own.
+const LARGE: usize = 256 << 10;
+
+impl Lines {
+    /// Zeros, or `None` where the system refuses.
+    pub(super) fn new(lines: usize) -> Option<Self> {
+        let bytes = lines.checked_mul(LINE)?;
+        if bytes >= LARGE {
+            let pages = MmapMut::map_anon(bytes).ok()?;
+            // Of 2 MiB where the system has them: fewer are cleared one by one, and addresses of more memory are known at a time.
+            #[cfg(target_os = "linux")]
+            let _ = pages.advise(memmap2::Advice::HugePage);
+            return Some(Lines::Large(pages));
+        }
+        let mut small = Vec::new();
+        small.try_reserve_exact(lines).ok()?;
+        small.resize(lines, Line([0; LINE]));
+        Some(Lines::Small(small))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.bytes().len() / LINE
+    }
+
+    /// All bytes, the first of them at the start of a line.
+    pub(super) fn bytes(&self) -> &[u8] {
+        match self {
+            // SAFETY: as many bytes, all initialised.
+            Lines::Small(lines) => unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(&**lines)) },
+            Lines::Large(pages) => pages,
+        }
+    }
+
+    /// All bytes, as in [`Self::bytes`].
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            // SAFETY: as in `bytes`, and borrowed exclusively.
+            Lines::Small(lines) => unsafe {
+                std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(&**lines))
+            },
+            Lines::Large(pages) => pages,
+        }
+    }
+}
+
+impl Default for Lines {
+    fn default() -> Self {
+        Lines::Small(Vec::new())
+    }
+}
