@@ -68,7 +68,12 @@ fn detect() -> Vec<Isa> {
             is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c"),
         ),
         (Isa::Avx512, has_avx512()),
-        (Isa::Avx512Bf16, is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vnni")),
+        (
+            Isa::Avx512Bf16,
+            is_x86_feature_detected!("avx512bf16")
+                && is_x86_feature_detected!("avx512vnni")
+                && is_x86_feature_detected!("popcnt"),
+        ),
         (Isa::Amx, amx::allowed()),
     ];
     // A level needs all those below it: a machine with a gap stops at the gap.

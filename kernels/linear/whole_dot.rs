@@ -18,6 +18,7 @@ use super::{CHUNK, GEMV_ROWS, PANEL, Term};
 use crate::quantize::packed::{self, Packed};
 use crate::{Bits, bf16};
 use std::arch::x86_64::*;
+use std::mem::offset_of;
 use std::ops::Range;
 
 /// Values that vpdpbusd sums at once.
@@ -69,42 +70,46 @@ struct Rows(*const u8);
 /// Quads of a chunk, rising.
 struct Quads {
     len: usize,
-    quads: [u8; CHUNK / QUAD],
+    /// Behind them anything, as far as a vector's write goes.
+    quads: [u32; CHUNK / QUAD + 16],
 }
 
 impl Quads {
-    /// Those that have a high part in any of some rows.
+    const NONE: Self = Self { len: 0, quads: [0; CHUNK / QUAD + 16] };
+
+    /// Becomes those that have a high part in any of some rows.
     ///
     /// # Safety
-    /// The rows must be there.
+    /// AVX-512 and the rows must be there.
     #[inline]
-    unsafe fn with_high(a: Rows, rows: Range<usize>) -> Self {
+    #[target_feature(enable = "avx512f,popcnt")]
+    unsafe fn find_high(&mut self, a: Rows, rows: Range<usize>) {
         let mut all: Outliers = [0; CHUNK / BLOCK];
         for r in rows {
             // SAFETY: the caller's.
-            let row = unsafe { a.head(r) }.outliers;
+            let row = unsafe { a.outliers(r) };
             all.iter_mut().zip(row).for_each(|(all, row)| *all |= row);
         }
-        let mut high = Self { len: 0, quads: [0; CHUNK / QUAD] };
-        for (at, bits) in all.as_chunks::<8>().0.iter().enumerate() {
-            let mut bits = u64::from_le_bytes(*bits);
-            while bits != 0 {
-                high.quads[high.len] = (64 * at) as u8 + bits.trailing_zeros() as u8;
-                high.len += 1;
-                bits &= bits - 1;
-            }
+        self.len = 0;
+        let mut quads = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        for bits in all.as_chunks().0 {
+            let bits = u16::from_le_bytes(*bits);
+            let some = _mm512_maskz_compress_epi32(bits, quads);
+            // SAFETY: at most as many as there are quads precede, and there is room for sixteen more.
+            unsafe { _mm512_storeu_si512(self.quads.as_mut_ptr().add(self.len).cast(), some) };
+            self.len += bits.count_ones() as usize;
+            quads = _mm512_add_epi32(quads, _mm512_set1_epi32(16));
         }
-        high
     }
 
     /// Those in `run`.
     #[inline]
-    fn of(&self, run: &Range<usize>) -> &[u8] {
+    fn of(&self, run: &Range<usize>) -> &[u32] {
         let all = &self.quads[..self.len];
-        if run.start == 0 && all.last().is_none_or(|last| usize::from(*last) < run.end) {
+        if run.start == 0 && all.last().is_none_or(|last| (*last as usize) < run.end) {
             return all; // as in every run of a whole row
         }
-        let bound = |end: usize| all.partition_point(|quad| usize::from(*quad) < end);
+        let bound = |end: usize| all.partition_point(|quad| (*quad as usize) < end);
         &all[bound(run.start)..bound(run.end)]
     }
 }
@@ -122,15 +127,23 @@ impl Rows {
         // SAFETY: the caller's; every bit pattern is a head.
         unsafe { self.0.add(r * STRIDE).cast::<Head>().read_unaligned() }
     }
+
+    /// # Safety
+    /// Row `r` must be there.
+    #[inline(always)]
+    unsafe fn outliers(self, r: usize) -> Outliers {
+        // SAFETY: the caller's; bytes of its head.
+        unsafe { self.0.add(r * STRIDE + offset_of!(Head, outliers)).cast::<Outliers>().read() }
+    }
 }
 
 /// Adds rows `rows` of the term, which are rounded, times panels `panels` of `w` to the sums from `c` on, a panel's rows after the
 /// other's.
 ///
 /// # Safety
-/// AVX-512 with VNNI and BF16 must be there, lengths as [`crate::Kernels::gemm`] checks them, runs of [`RUN`], and the sums.
+/// AVX-512 with VNNI and BF16 and POPCNT must be there, lengths as [`crate::Kernels::gemm`] checks them, runs of [`RUN`], and the sums.
 #[inline]
-#[target_feature(enable = "avx512vnni,avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+#[target_feature(enable = "avx512vnni,avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,popcnt")]
 pub(super) unsafe fn products(
     term: &Term<bf16>,
     w: &Packed,
@@ -138,16 +151,17 @@ pub(super) unsafe fn products(
     panels: Range<usize>,
     c: *mut [__m512; 2],
 ) {
+    let mut with_high = [Quads::NONE; ROWS / HIGH_ROWS];
     for first in rows.clone().step_by(ROWS) {
         let some = first..rows.end.min(first + ROWS);
         for from in (0..term.k).step_by(CHUNK) {
             let k = from..term.k.min(from + CHUNK);
             let a = Rows(term.a[from / CHUNK * term.lda + first * ROUNDED_LEN..].as_ptr().cast());
-            let with_high: [_; ROWS / HIGH_ROWS] = std::array::from_fn(|group| {
+            for (group, high) in with_high.iter_mut().enumerate().take(some.len().div_ceil(HIGH_ROWS)) {
                 let rows = [group, group + 1].map(|group| some.len().min(group * HIGH_ROWS));
                 // SAFETY: the caller's rows.
-                unsafe { Quads::with_high(a, rows[0]..rows[1]) }
-            });
+                unsafe { high.find_high(a, rows[0]..rows[1]) };
+            }
             for (p, panel) in panels.clone().enumerate() {
                 let c = c.wrapping_add(p * rows.len() + first - rows.start);
                 macro_rules! rows {
@@ -318,8 +332,8 @@ impl Run<'_> {
     /// As [`Self::sums`], and the sums.
     #[inline]
     #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512vl,avx2")]
-    unsafe fn add_high<const M: usize>(&self, a: Rows, quads: &[u8], scales: [__m512; 2], c: *mut [__m512; 2]) {
-        let quads = quads.iter().map(|quad| usize::from(*quad));
+    unsafe fn add_high<const M: usize>(&self, a: Rows, quads: &[u32], scales: [__m512; 2], c: *mut [__m512; 2]) {
+        let quads = quads.iter().map(|quad| *quad as usize);
         // SAFETY: the caller's.
         unsafe {
             for (r, high) in self.sums::<M>(a, HIGH, quads).into_iter().enumerate() {
