@@ -66,3 +66,19 @@ impl Default for Lines {
         Lines::Small(Vec::new())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_of_any_size_is_zero_and_begins_with_a_line() {
+        for lines in [0, 1, LARGE / LINE - 1, LARGE / LINE, 3 * LARGE / LINE + 1] {
+            let memory = Lines::new(lines).unwrap();
+            assert_eq!((memory.len(), memory.bytes().len()), (lines, lines * LINE));
+            assert!(memory.bytes().as_ptr().addr().is_multiple_of(LINE), "{lines}");
+            assert!(memory.bytes().iter().all(|byte| *byte == 0), "{lines}");
+        }
+        assert!(Lines::new(usize::MAX).is_none() && Lines::new(1 << 52).is_none());
+    }
+}
