@@ -70,7 +70,7 @@ struct Rows(*const u8);
 /// Quads of a chunk, rising.
 struct Quads {
     len: usize,
-    /// Behind them anything, as far as a vector's write goes.
+    /// Behind them anything: room for all of a vector.
     quads: [u32; CHUNK / QUAD + 16],
 }
 
@@ -80,7 +80,7 @@ impl Quads {
     /// Becomes those that have a high part in any of some rows.
     ///
     /// # Safety
-    /// AVX-512 and the rows must be there.
+    /// AVX-512, POPCNT and the rows must be there.
     #[inline]
     #[target_feature(enable = "avx512f,popcnt")]
     unsafe fn find_high(&mut self, a: Rows, rows: Range<usize>) {
@@ -120,6 +120,7 @@ impl Rows {
     fn from(self, r: usize) -> Self {
         Self(self.0.wrapping_add(r * STRIDE))
     }
+
     /// # Safety
     /// Row `r` must be there.
     #[inline(always)]
@@ -141,7 +142,8 @@ impl Rows {
 /// other's.
 ///
 /// # Safety
-/// AVX-512 with VNNI and BF16 and POPCNT must be there, lengths as [`crate::Kernels::gemm`] checks them, runs of [`RUN`], and the sums.
+/// AVX-512 with VNNI and BF16, and POPCNT, must be there, lengths as [`crate::Kernels::gemm`] checks them, runs of [`RUN`], and
+/// the sums.
 #[inline]
 #[target_feature(enable = "avx512vnni,avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,popcnt")]
 pub(super) unsafe fn products(

@@ -25,7 +25,7 @@ impl Lines {
         let bytes = lines.checked_mul(LINE)?;
         if bytes >= LARGE {
             let pages = MmapMut::map_anon(bytes).ok()?;
-            // Of 2 MiB where the system has them: fewer are cleared one by one, and addresses of more memory are known at a time.
+            // Of 2 MiB where the system grants them: fewer faults, and the processor knows the addresses of more memory at a time.
             #[cfg(target_os = "linux")]
             let _ = pages.advise(memmap2::Advice::HugePage);
             return Some(Lines::Large(pages));
