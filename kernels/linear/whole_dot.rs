@@ -18,7 +18,6 @@ use super::{CHUNK, GEMV_ROWS, PANEL, Term};
 use crate::quantize::packed::{self, Packed};
 use crate::{Bits, bf16};
 use std::arch::x86_64::*;
-use std::mem::offset_of;
 use std::ops::Range;
 
 /// Values that vpdpbusd sums at once.
@@ -77,17 +76,17 @@ struct Quads {
 impl Quads {
     const NONE: Self = Self { len: 0, quads: [0; CHUNK / QUAD + 16] };
 
-    /// Becomes those that have a high part in any of some rows.
+    /// Becomes those that have a high part in any of the first so many rows.
     ///
     /// # Safety
     /// AVX-512, POPCNT and the rows must be there.
     #[inline]
     #[target_feature(enable = "avx512f,popcnt")]
-    unsafe fn find_high(&mut self, a: Rows, rows: Range<usize>) {
+    unsafe fn find_high(&mut self, a: Rows, rows: usize) {
         let mut all: Outliers = [0; CHUNK / BLOCK];
-        for r in rows {
+        for r in 0..rows {
             // SAFETY: the caller's.
-            let row = unsafe { a.outliers(r) };
+            let row = unsafe { a.head(r) }.outliers;
             all.iter_mut().zip(row).for_each(|(all, row)| *all |= row);
         }
         self.len = 0;
@@ -128,14 +127,6 @@ impl Rows {
         // SAFETY: the caller's; every bit pattern is a head.
         unsafe { self.0.add(r * STRIDE).cast::<Head>().read_unaligned() }
     }
-
-    /// # Safety
-    /// Row `r` must be there.
-    #[inline(always)]
-    unsafe fn outliers(self, r: usize) -> Outliers {
-        // SAFETY: the caller's; bytes of its head.
-        unsafe { self.0.add(r * STRIDE + offset_of!(Head, outliers)).cast::<Outliers>().read() }
-    }
 }
 
 /// Adds rows `rows` of the term, which are rounded, times panels `panels` of `w` to the sums from `c` on, a panel's rows after the
@@ -159,10 +150,9 @@ pub(super) unsafe fn products(
         for from in (0..term.k).step_by(CHUNK) {
             let k = from..term.k.min(from + CHUNK);
             let a = Rows(term.a[from / CHUNK * term.lda + first * ROUNDED_LEN..].as_ptr().cast());
-            for (group, high) in with_high.iter_mut().enumerate().take(some.len().div_ceil(HIGH_ROWS)) {
-                let rows = [group, group + 1].map(|group| some.len().min(group * HIGH_ROWS));
+            for (group, high) in (0..some.len()).step_by(HIGH_ROWS).zip(&mut with_high) {
                 // SAFETY: the caller's rows.
-                unsafe { high.find_high(a, rows[0]..rows[1]) };
+                unsafe { high.find_high(a.from(group), HIGH_ROWS.min(some.len() - group)) };
             }
             for (p, panel) in panels.clone().enumerate() {
                 let c = c.wrapping_add(p * rows.len() + first - rows.start);
