@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-/// A level of instructions; a higher one includes every lower one of its architecture.
+/// A level of instructions; a higher one includes every lower one of its architecture, but for [`Isa::AvxVnni`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
     /// Plain Rust, compiled for the architecture's baseline.
@@ -13,6 +13,8 @@ pub enum Isa {
     NeonBf16,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
+    /// The same with dot products of whole numbers (AVX-VNNI); processors with AVX-512 may lack it.
+    AvxVnni,
     /// AVX-512 F, BW, DQ, VL.
     Avx512,
     /// AVX-512 with dot products of bf16 and of bytes (VNNI).
@@ -23,8 +25,8 @@ pub enum Isa {
 
 impl Isa {
     /// Every level of every architecture, lowest first.
-    pub const ALL: [Isa; 7] =
-        [Isa::Portable, Isa::Neon, Isa::NeonBf16, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx];
+    pub const ALL: [Isa; 8] =
+        [Isa::Portable, Isa::Neon, Isa::NeonBf16, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx];
 
     /// The name that `DLLM_ISA`, options and reports use.
     pub const fn name(self) -> &'static str {
@@ -33,6 +35,7 @@ impl Isa {
             Isa::Neon => "neon",
             Isa::NeonBf16 => "neonbf16",
             Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avxvnni",
             Isa::Avx512 => "avx512",
             Isa::Avx512Bf16 => "avx512bf16",
             Isa::Amx => "amx",
@@ -62,11 +65,12 @@ impl Isa {
 #[cfg(target_arch = "x86_64")]
 fn detect() -> Vec<Isa> {
     let mut levels = vec![Isa::Portable];
+    if !has_avx2() {
+        return levels;
+    }
+    levels.push(Isa::Avx2);
+    levels.extend(is_x86_feature_detected!("avxvnni").then_some(Isa::AvxVnni));
     let has = [
-        (
-            Isa::Avx2,
-            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c"),
-        ),
         (Isa::Avx512, has_avx512()),
         (
             Isa::Avx512Bf16,
@@ -76,9 +80,14 @@ fn detect() -> Vec<Isa> {
         ),
         (Isa::Amx, amx::allowed()),
     ];
-    // A level needs all those below it: a machine with a gap stops at the gap.
+    // Each of these needs all those below it: a machine with a gap stops at the gap.
     levels.extend(has.into_iter().take_while(|(_, has)| *has).map(|(isa, _)| isa));
     levels
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_avx2() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -70,8 +70,9 @@ mod loops {
                 (Isa::Avx512Bf16, "bf16" | "int4") => dot(rounds),
                 (Isa::Avx512Bf16, "int8") => bytes(rounds),
                 (Isa::Avx2 | Isa::Avx512, "int8" | "int4") => whole(rounds),
+                (Isa::AvxVnni, "int8" | "int4") => bytes256(rounds),
                 (Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx, _) => fma512(rounds),
-                (Isa::Avx2, _) => fma256(rounds),
+                (Isa::Avx2 | Isa::AvxVnni, _) => fma256(rounds),
                 _ => sse(rounds),
             }
         };
@@ -82,6 +83,7 @@ mod loops {
     registers!(fma512, "avx512f", 16, _mm512_setzero_ps(), |c, a, b| _mm512_fmadd_ps(a, b, c));
     // of the sum itself, lest the product be made once for all rounds
     registers!(whole, "avx2", 16, _mm256_setzero_si256(), |c, _, b| _mm256_add_epi32(c, _mm256_madd_epi16(c, b)));
+    registers!(bytes256, "avxvnni", 32, _mm256_setzero_si256(), |c, a, b| _mm256_dpbusd_avx_epi32(c, a, b));
     registers!(bytes, "avx512f,avx512vnni", 64, _mm512_setzero_si512(), |c, a, b| _mm512_dpbusd_epi32(c, a, b));
     registers!(sse, "sse2", 4, _mm_setzero_ps(), |c, a, b| _mm_add_ps(c, _mm_mul_ps(a, b)));
     registers!(dot, "avx512f,avx512bf16", 32, _mm512_setzero_ps(), |c, a, b| {

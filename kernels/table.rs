@@ -44,6 +44,7 @@ macro_rules! tables {
                 at(Isa::Neon),
                 at(Isa::NeonBf16),
                 at(Isa::Avx2),
+                at(Isa::AvxVnni),
                 at(Isa::Avx512),
                 at(Isa::Avx512Bf16),
                 at(Isa::Amx),

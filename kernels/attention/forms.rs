@@ -106,7 +106,7 @@ macro_rules! at {
                     #[cfg(target_arch = "aarch64")]
                     Isa::NeonBf16 => $neon_bf16,
                     #[cfg(target_arch = "x86_64")]
-                    Isa::Avx2 => avx2::forms::<$elem, Single, $avx2, $avx2>(),
+                    Isa::Avx2 | Isa::AvxVnni => avx2::forms::<$elem, Single, $avx2, $avx2>(),
                     #[cfg(target_arch = "x86_64")]
                     Isa::Avx512Bf16 => $avx512bf16,
                     #[cfg(target_arch = "x86_64")]

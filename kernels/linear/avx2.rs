@@ -1,19 +1,25 @@
-//! AVX2 with FMA: vectors of eight f32, tiles of 6 rows by 2 vectors in 15 of 16 registers.
+//! AVX2 with FMA: vectors of eight f32, tiles of 6 rows by 2 vectors in 15 of 16 registers. With AVX-VNNI whole numbers are
+//! multiplied by it, and all else is the same.
 
 use super::pack::{self as packing, Transpose};
 use super::tile::{Pairs, Simd, Sums};
-use super::{Forms, Out, PANEL, Sum, Term, Whole, gemv_avx2, tile, tn, whole};
+use super::{Forms, Out, PANEL, Sum, Term, Whole, gemv_avx2, tile, tn, whole, whole_dot};
 use crate::quantize::packed::{self, Packed};
 use crate::{Bits, Elem, Matrix, bf16};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 pub(super) struct Avx2;
+pub(super) struct AvxVnni;
 
 pub(super) const F32: Forms<f32> = forms();
-pub(super) const BF16: Forms<bf16> = Forms { gemv: Some(gemv_avx2::gemv), whole: Some(WHOLE), ..forms() };
+pub(super) const BF16: Forms<bf16> = Forms { gemv: Some(gemv_avx2::gemv::<Avx2>), whole: Some(WHOLE), ..forms() };
+pub(super) const BF16_VNNI: Forms<bf16> =
+    Forms { gemm: gemm_vnni, gemv: Some(gemv_avx2::gemv::<AvxVnni>), whole: Some(WHOLE_VNNI), ..BF16 };
 pub(super) const WHOLE: Whole<bf16> =
     Whole { run: whole::RUN, rounded_len: whole::ROUNDED_LEN, round: whole::round, turn };
+const WHOLE_VNNI: Whole<bf16> =
+    Whole { run: whole_dot::RUN, rounded_len: whole_dot::ROUNDED_LEN, round: whole_dot::round256, turn };
 
 const fn forms<E: Elem<Real = f32>>() -> Forms<E>
 where
@@ -59,6 +65,12 @@ unsafe fn gemm<E: Elem<Real = f32>>(
     unsafe { tile::gemm::<Pairs<E, Avx2>>(out, ldc, rows, n, terms, bias) }
 }
 
+#[target_feature(enable = "avxvnni,avx2,fma,f16c")]
+unsafe fn gemm_vnni(out: Out<bf16>, ldc: usize, rows: usize, n: usize, terms: &[Term<bf16>], bias: Option<&[f32]>) {
+    // SAFETY: see `pack`.
+    unsafe { tile::gemm::<Pairs<bf16, AvxVnni>>(out, ldc, rows, n, terms, bias) }
+}
+
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn gemm_tn<E: Elem<Real = f32>>(
     c: &mut [f32],
@@ -77,8 +89,8 @@ unsafe fn gemm_tn<E: Elem<Real = f32>>(
 }
 
 macro_rules! simd {
-    ($elem:ty, $load:expr $(, $whole:item)?) => {
-        impl Simd<$elem> for Avx2 {
+    ($level:ty, $elem:ty, $load:expr $(, $whole:item)?) => {
+        impl Simd<$elem> for $level {
             type V = __m256;
             const LANES: usize = 8;
             const ROWS: usize = 6;
@@ -134,21 +146,33 @@ macro_rules! simd {
         }
     };
 }
-simd!(f32, |p: *const f32| _mm256_loadu_ps(p));
+simd!(Avx2, f32, |p: *const f32| _mm256_loadu_ps(p));
 simd!(
+    Avx2,
     bf16,
     |p: *const bf16| widen(_mm_loadu_si128(p.cast())),
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn whole(c: Sums<__m256>, term: &Term<bf16>, w: &Packed, rows: Range<usize>, panels: Range<usize>) {
         // SAFETY: the caller's.
-        unsafe { whole::add(c, term, w, rows, panels) }
+        unsafe { whole::add::<Avx2, _>(c, term, w, rows, panels) }
+    }
+);
+simd!(
+    AvxVnni,
+    bf16,
+    |p: *const bf16| widen(_mm_loadu_si128(p.cast())),
+    #[inline]
+    #[target_feature(enable = "avxvnni,avx2,fma,f16c")]
+    unsafe fn whole(c: Sums<__m256>, term: &Term<bf16>, w: &Packed, rows: Range<usize>, panels: Range<usize>) {
+        // SAFETY: the caller's.
+        unsafe { whole::add::<AvxVnni, _>(c, term, w, rows, panels) }
     }
 );
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn widen(x: __m128i) -> __m256 {
+pub(super) fn widen(x: __m128i) -> __m256 {
     _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x)))
 }
 

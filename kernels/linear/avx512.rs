@@ -14,7 +14,7 @@ pub(super) struct Avx512;
 pub(super) struct Dot;
 
 pub(super) const F32: Forms<f32> = forms();
-pub(super) const BF16: Forms<bf16> = Forms { gemv: Some(gemv_avx2::gemv), whole: Some(avx2::WHOLE), ..forms() };
+pub(super) const BF16: Forms<bf16> = Forms { gemv: Some(gemv_avx2::gemv::<Avx2>), whole: Some(avx2::WHOLE), ..forms() };
 pub(super) const BF16_DOT: Forms<bf16> = Forms {
     rows: Dot::ROWS,
     pack: pack_dot,
@@ -153,7 +153,7 @@ simd!(
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     unsafe fn whole(c: Sums<__m512>, term: &Term<bf16>, w: &Packed, rows: Range<usize>, panels: Range<usize>) {
         // SAFETY: the caller's.
-        unsafe { whole::add(c, term, w, rows, panels) }
+        unsafe { whole::add::<Avx2, _>(c, term, w, rows, panels) }
     }
 );
 

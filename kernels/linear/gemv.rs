@@ -176,10 +176,10 @@ unsafe fn widened<const M: usize>(sums: &mut Sums<M>, term: &InPlace<bf16>, pack
 #[inline]
 #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 unsafe fn whole<const M: usize>(sums: &mut Sums<M>, term: &InPlace<bf16>, w: &Packed, j: usize) -> usize {
-    let (k, panel, sums) = (term.w.cols(), (term.n0 + j) / PANEL, sums.as_mut_ptr());
+    let (k, panel) = (term.w.cols(), (term.n0 + j) / PANEL);
     let term = Term { a: term.a, lda: term.lda, b: Columns::Whole(*w), k };
-    // SAFETY: the caller's; a table with this form exists only where VNNI is there; M rows of two sums.
-    unsafe { whole_dot::products(&term, w, 0..M, panel..panel + 1, sums) };
+    // SAFETY: the caller's; a table with this form exists only where VNNI is there.
+    unsafe { whole_dot::add_few(sums, &term, w, panel) };
     k
 }
 

@@ -6,7 +6,8 @@ use super::avx2::{Avx2, halves};
 use super::gemv::ahead;
 use super::pack::{self, BLOCK, PAIRS, Transpose};
 use super::tile::add_bias;
-use super::{Columns, GEMV_ROWS, InPlace, Out, PANEL, Sum, Term, whole};
+use super::whole::Eights;
+use super::{Columns, GEMV_ROWS, InPlace, Out, PANEL, Sum, Term};
 use crate::matrix::Encoding;
 use crate::quantize::packed::Packed;
 use crate::{Dtype, Elem, bf16};
@@ -20,9 +21,9 @@ pub(super) const GROUPS: usize = PANEL / LANES;
 type Sums<const M: usize> = [[[__m256; 2]; GROUPS]; M];
 
 /// # Safety
-/// AVX2 with FMA must be there, and lengths as [`crate::Kernels::gemv`] checks them.
+/// AVX2 with FMA and the level of `W` must be there, and lengths as [`crate::Kernels::gemv`] checks them.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn gemv(
+pub(super) unsafe fn gemv<W: Eights>(
     out: Out<bf16>,
     ldc: usize,
     rows: usize,
@@ -34,7 +35,7 @@ pub(super) unsafe fn gemv(
         ($($m:literal)*) => {
             match rows {
                 // SAFETY: the caller's.
-                $($m => unsafe { panels::<$m>(out, ldc, n, terms, bias) },)*
+                $($m => unsafe { panels::<$m, W>(out, ldc, n, terms, bias) },)*
                 _ => unreachable!("1 to {GEMV_ROWS} rows, not {rows}"),
             }
         };
@@ -44,7 +45,7 @@ pub(super) unsafe fn gemv(
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn panels<const M: usize>(
+unsafe fn panels<const M: usize, W: Eights>(
     mut out: Out<bf16>,
     ldc: usize,
     n: usize,
@@ -59,7 +60,7 @@ unsafe fn panels<const M: usize>(
             unsafe {
                 let done = match term.w.encoding() {
                     _ if term.sum == Sum::OverRows || term.scale != 1.0 => 0,
-                    Encoding::Packed(packed) => whole(&mut sums, term, &packed, j),
+                    Encoding::Packed(packed) if packed.runs_by(W::RUN) => whole::<M, W>(&mut sums, term, &packed, j),
                     Encoding::Plain(Dtype::Bf16) if cols == PANEL => numbers(&mut sums, term, j),
                     _ => 0,
                 };
@@ -165,15 +166,20 @@ unsafe fn transposed(rows: *const u8, stride: usize) -> [__m256i; 4] {
 /// Multiplies a panel of whole numbers where it lies; how much of the sum is done.
 ///
 /// # Safety
-/// As [`gemv`].
+/// As [`gemv`], and runs of `W::RUN`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn whole<const M: usize>(sums: &mut Sums<M>, term: &InPlace<bf16>, packed: &Packed, j: usize) -> usize {
+unsafe fn whole<const M: usize, W: Eights>(
+    sums: &mut Sums<M>,
+    term: &InPlace<bf16>,
+    packed: &Packed,
+    j: usize,
+) -> usize {
     let (k, panel) = (term.w.cols(), (term.n0 + j) / PANEL);
     let term = Term { a: term.a, lda: term.lda, b: Columns::Whole(*packed), k };
     // SAFETY: the caller's.
     unsafe {
-        whole::products(&term, packed, 0..M, panel..panel + 1, |_, r, g, [sum, scale]| {
+        W::products(&term, packed, 0..M, panel..panel + 1, |_, r, g, [sum, scale]| {
             let even = &mut sums[r][g][0];
             *even = _mm256_fmadd_ps(sum, scale, *even);
         });

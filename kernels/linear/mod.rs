@@ -295,7 +295,7 @@ impl Forms<f32> {
             #[cfg(target_arch = "aarch64")]
             Isa::Neon | Isa::NeonBf16 => neon::F32,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => avx2::F32,
+            Isa::Avx2 | Isa::AvxVnni => avx2::F32,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => avx512::F32,
             _ => Self::portable(),
@@ -312,6 +312,8 @@ impl Forms<bf16> {
             Isa::NeonBf16 => neon_bf16::BF16,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2::BF16,
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => avx2::BF16_VNNI,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => avx512::BF16,
             #[cfg(target_arch = "x86_64")]

@@ -490,7 +490,7 @@ fn gradients_keep_within_their_bounds<E: Elem>() {
 /// touches; all outputs, or those from a panel on.
 #[test]
 fn few_rows_have_the_bits_of_packed_panels() {
-    let levels = [Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+    let levels = [Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Avx512Bf16];
     if !levels.iter().any(|isa| Isa::available().contains(isa)) {
         let _ = std::io::stderr().write_all(b"SKIPPED few_rows_have_the_bits_of_packed_panels: needs AVX2\n");
     }

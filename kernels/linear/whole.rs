@@ -36,16 +36,40 @@ pub(super) const ROUNDED_LEN: usize = HEAD + CHUNK;
 #[derive(Clone, Copy)]
 struct Rows(*const i16);
 
+/// How a level multiplies whole numbers, eight outputs at a time.
+pub(super) trait Eights {
+    /// Columns of W that must share a scale, or a multiple of so many.
+    const RUN: usize;
+    /// Rows `rows` of the term, which are rounded, times panels `panels` of `w`: `add(panel, row, group, [sums, scale])` for all sums in
+    /// order, the panel, the row and the eight outputs counted from the first; to these, sums scale is to be added.
+    ///
+    /// # Safety
+    /// The level must be there, lengths as [`crate::Kernels::gemm`] checks them, and runs of RUN.
+    unsafe fn products(
+        term: &Term<bf16>,
+        w: &Packed,
+        rows: Range<usize>,
+        panels: Range<usize>,
+        add: impl FnMut(usize, usize, usize, [__m256; 2]),
+    );
+}
+
 /// Adds rows `rows` of the term times panels `panels` of `w` to their sums, those over even k.
 ///
 /// # Safety
-/// AVX2 and FMA must be there, lengths as [`crate::Kernels::gemm`] checks them, and `c` sums of even and odd k in neighbouring
-/// lanes of so many rows and panels.
+/// AVX2, FMA and the level of `W` must be there, lengths as [`crate::Kernels::gemm`] checks them, and `c` sums of even and odd k in
+/// neighbouring lanes of so many rows and panels.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn add<V>(c: Sums<V>, term: &Term<bf16>, w: &Packed, rows: Range<usize>, panels: Range<usize>) {
+pub(super) unsafe fn add<W: Eights, V>(
+    c: Sums<V>,
+    term: &Term<bf16>,
+    w: &Packed,
+    rows: Range<usize>,
+    panels: Range<usize>,
+) {
     // SAFETY: the caller's; the vectors of eight columns lie together.
-    unsafe { products(term, w, rows, panels, |p, r, g, sums| add_to_even(c.eight(p, r, g).cast(), sums)) }
+    unsafe { W::products(term, w, rows, panels, |p, r, g, sums| add_to_even(c.eight(p, r, g).cast(), sums)) }
 }
 
 /// Of eight sums over even and over odd k, one after the other, those over even k += sum scale.
@@ -54,42 +78,39 @@ pub(super) unsafe fn add<V>(c: Sums<V>, term: &Term<bf16>, w: &Packed, rows: Ran
 /// AVX2 and FMA must be there, and the sixteen sums.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn add_to_even(c: *mut f32, [sums, scale]: [__m256; 2]) {
-    let halves = [_mm256_castps256_ps128(sums), _mm256_extractf128_ps::<1>(sums)];
-    for (i, half) in halves.into_iter().enumerate() {
-        let even = _mm256_castsi256_ps(_mm256_cvtepu32_epi64(_mm_castps_si128(half))); // zeros for the odd ones
+unsafe fn add_to_even(c: *mut f32, [sums, scales]: [__m256; 2]) {
+    let halves = |x| [_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x)];
+    let even = |half| _mm256_castsi256_ps(_mm256_cvtepu32_epi64(_mm_castps_si128(half))); // zeros for the odd ones
+    for (i, (sums, scales)) in halves(sums).into_iter().zip(halves(scales)).enumerate() {
         // SAFETY: the caller's.
         unsafe {
             let c = c.add(8 * i);
-            _mm256_storeu_ps(c, _mm256_fmadd_ps(even, scale, _mm256_loadu_ps(c)));
+            _mm256_storeu_ps(c, _mm256_fmadd_ps(even(sums), even(scales), _mm256_loadu_ps(c)));
         }
     }
 }
 
-/// Rows `rows` of the term, which are rounded, times panels `panels` of `w`: `add(panel, row, group, [sums, scale])` for every chunk in order, the
-/// panel, the row and the eight outputs counted from the first; to these, sums scale is to be added.
-///
-/// # Safety
-/// AVX2 and FMA must be there, and lengths as [`crate::Kernels::gemm`] checks them.
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn products(
-    term: &Term<bf16>,
-    w: &Packed,
-    rows: Range<usize>,
-    panels: Range<usize>,
-    mut add: impl FnMut(usize, usize, usize, [__m256; 2]),
-) {
-    for first in rows.clone().step_by(ROWS) {
-        let some = first..rows.end.min(first + ROWS);
-        for from in (0..term.k).step_by(CHUNK) {
-            let k = from..term.k.min(from + CHUNK);
-            let a = term.a[from / CHUNK * term.lda + first * ROUNDED_LEN..].as_ptr();
-            // SAFETY: the caller's rows, each of which begins with an f32.
-            let scale = |r: usize| unsafe { _mm256_set1_ps(a.add(r * ROUNDED_LEN).cast::<f32>().read_unaligned()) };
-            let a = Rows(a.wrapping_add(HEAD).cast());
-            for (p, panel) in panels.clone().enumerate() {
-                macro_rules! rows {
+impl Eights for Avx2 {
+    const RUN: usize = RUN;
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn products(
+        term: &Term<bf16>,
+        w: &Packed,
+        rows: Range<usize>,
+        panels: Range<usize>,
+        mut add: impl FnMut(usize, usize, usize, [__m256; 2]),
+    ) {
+        for first in rows.clone().step_by(ROWS) {
+            let some = first..rows.end.min(first + ROWS);
+            for from in (0..term.k).step_by(CHUNK) {
+                let k = from..term.k.min(from + CHUNK);
+                let a = term.a[from / CHUNK * term.lda + first * ROUNDED_LEN..].as_ptr();
+                // SAFETY: the caller's rows, each of which begins with an f32.
+                let scale = |r: usize| unsafe { _mm256_set1_ps(a.add(r * ROUNDED_LEN).cast::<f32>().read_unaligned()) };
+                let a = Rows(a.wrapping_add(HEAD).cast());
+                for (p, panel) in panels.clone().enumerate() {
+                    macro_rules! rows {
                     ($($m:literal $v:literal)*) => {
                         match some.len() {
                             $($m => {
@@ -107,7 +128,8 @@ pub(super) unsafe fn products(
                         }
                     };
                 }
-                rows!(1 4  2 4  3 4  4 2  5 2  6 2)
+                    rows!(1 4  2 4  3 4  4 2  5 2  6 2)
+                }
             }
         }
     }

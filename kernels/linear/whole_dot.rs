@@ -1,5 +1,5 @@
-//! Packed whole numbers times rows that are rounded to whole numbers, by vpdpbusd: twice the products of vdpbf16ps, and nothing is
-//! widened or packed first.
+//! Packed whole numbers times rows that are rounded to whole numbers, by vpdpbusd: twice the products of vdpbf16ps, four times
+//! those of vpmaddwd, and nothing is widened or packed first.
 //!
 //! rounding CHUNK values of a row share a step, a 32nd of their mean magnitude (a fortieth of the deviation, if they are normal), or a
 //!          16th if they are a gradient.
@@ -9,14 +9,17 @@
 //!          after the other, low before high, and a chunk after the other
 //!
 //! The instruction wants W without signs: it gets w + 128, or w + 8 of 4 bits, and the sums begin with what that is too much.
-//! A row with a NaN or an infinity gives NaN.
+//! A row with a NaN or an infinity gives NaN. Written once for vectors of 512 bits (AVX-512 VNNI) and of 256 (AVX-VNNI).
 
+use super::avx2::{Avx2, AvxVnni, widen};
 use super::avx512::{AHEAD, Dot};
 use super::pack::Transpose;
 use super::tile::Sums;
+use super::whole::Eights;
 use super::{CHUNK, GEMV_ROWS, PANEL, Term};
 use crate::quantize::packed::{self, Packed};
 use crate::{Bits, bf16};
+use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -30,15 +33,14 @@ const STEPS: f32 = 32.0;
 const GRADIENT_STEPS: f32 = 16.0;
 /// The largest value in steps, below 127 256 + 127.
 const MOST: f32 = 32_000.0;
-/// The most rows that registers hold: 24 sums, 2 of W and what makes them.
-const ROWS: usize = 12;
-/// Rows whose outliers are multiplied together: each of them pays for the others' quads.
-const HIGH_ROWS: usize = 4;
 /// Values of a row that are rounded at once.
 const BLOCK: usize = 32;
+/// Rows that are multiplied together fall into so many groups; the outliers of a group's rows are multiplied together, so that each
+/// of them pays for the others' quads.
+const GROUPS: usize = 3;
 
 /// A bit for every quad of a chunk.
-type Outliers = [u8; CHUNK / BLOCK];
+type Outliers = [u32; CHUNK / QUAD / 32];
 
 /// What precedes the bytes of a row's chunk: low ones, then high ones, zeros behind both up to a multiple of BLOCK.
 #[repr(C)]
@@ -67,7 +69,7 @@ pub(super) const ROUNDED_LEN: usize = STRIDE / 2;
 struct Rows(*const u8);
 
 /// Quads of a chunk, rising.
-struct Quads {
+pub(super) struct Quads {
     len: usize,
     /// Behind them anything: room for all of a vector.
     quads: [u32; CHUNK / QUAD + 16],
@@ -79,30 +81,21 @@ impl Quads {
     /// Becomes those that have a high part in any of the first so many rows.
     ///
     /// # Safety
-    /// AVX-512, POPCNT and the rows must be there.
-    #[inline]
-    #[target_feature(enable = "avx512f,popcnt")]
-    unsafe fn find_high(&mut self, a: Rows, rows: usize) {
-        let mut all: Outliers = [0; CHUNK / BLOCK];
+    /// The level of `B` and the rows must be there.
+    #[inline(always)]
+    unsafe fn find_high<B: Bytes>(&mut self, a: Rows, rows: usize) {
+        let mut all: Outliers = [0; CHUNK / QUAD / 32];
         for r in 0..rows {
             // SAFETY: the caller's.
             let row = unsafe { a.head(r) }.outliers;
             all.iter_mut().zip(row).for_each(|(all, row)| *all |= row);
         }
-        self.len = 0;
-        let mut quads = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-        for bits in all.as_chunks().0 {
-            let bits = u16::from_le_bytes(*bits);
-            let some = _mm512_maskz_compress_epi32(bits, quads);
-            // SAFETY: at most as many as there are quads precede, and there is room for sixteen more.
-            unsafe { _mm512_storeu_si512(self.quads.as_mut_ptr().add(self.len).cast(), some) };
-            self.len += bits.count_ones() as usize;
-            quads = _mm512_add_epi32(quads, _mm512_set1_epi32(16));
-        }
+        // SAFETY: the caller's.
+        unsafe { B::list(self, &all) };
     }
 
     /// Those in `run`.
-    #[inline]
+    #[inline(always)]
     fn of(&self, run: &Range<usize>) -> &[u32] {
         let all = &self.quads[..self.len];
         if run.start == 0 && all.last().is_none_or(|last| (*last as usize) < run.end) {
@@ -129,39 +122,96 @@ impl Rows {
     }
 }
 
-/// Adds rows `rows` of the term, which are rounded, times panels `panels` of `w` to the sums from `c` on, a panel's rows after the
-/// other's.
+/// How a level multiplies bytes. All functions need its instructions.
+pub(super) trait Bytes {
+    /// A vector of sums of whole numbers, and one of f32.
+    type Sum: Copy;
+    type Real: Copy;
+    /// Outputs of two vectors.
+    const OUTPUTS: usize;
+    /// The most rows that registers hold, two vectors each, and those of a group.
+    const ROWS: usize;
+    const GROUP: usize = Self::ROWS / GROUPS;
+    /// The quads of these bits.
+    unsafe fn list(to: &mut Quads, outliers: &Outliers);
+    unsafe fn splat(x: i32) -> Self::Sum;
+    /// Adds four products in each place, of numbers of w without sign and of `a` with sign.
+    unsafe fn add(sum: Self::Sum, w: Self::Sum, a: i32) -> Self::Sum;
+    /// What [`Self::quad`] needs of numbers of so many bits, kept from the compiler, which would load it anew for every quad.
+    unsafe fn mask<const BITS: usize>() -> Self::Sum;
+    /// A quad of OUTPUTS outputs, each number of so many bits with what makes it one without sign, in any order: their pairs of two
+    /// columns from `even` on, and of the next two from `odd` on.
+    unsafe fn quad<const BITS: usize>(even: *const u8, odd: *const u8, mask: Self::Sum) -> [Self::Sum; 2];
+    /// Sums of [`Self::quad`] in order of outputs.
+    unsafe fn real(sums: [Self::Sum; 2]) -> [Self::Real; 2];
+    /// OUTPUTS scales, widened.
+    unsafe fn scales(scales: *const bf16) -> [Self::Real; 2];
+    unsafe fn scaled(scales: Self::Real, by: f32) -> Self::Real;
+}
+
+/// Sums of f32, by panels, rows and vectors of outputs, each counted from the first.
+pub(super) trait Totals<B: Bytes> {
+    /// Adds sums scale.
+    ///
+    /// # Safety
+    /// The level of `B` must be there, and so many sums.
+    unsafe fn add(&mut self, panel: usize, row: usize, vector: usize, sums: B::Real, scale: B::Real);
+}
+
+/// Sums of so many rows, panel after panel.
+struct Panels {
+    first: *mut [__m512; 2],
+    rows: usize,
+}
+
+impl Totals<Dot> for Panels {
+    #[inline(always)]
+    unsafe fn add(&mut self, panel: usize, row: usize, vector: usize, sums: __m512, scale: __m512) {
+        // SAFETY: the caller's.
+        unsafe {
+            let to = &mut (*self.first.add(panel * self.rows + row))[vector];
+            *to = _mm512_fmadd_ps(sums, scale, *to);
+        }
+    }
+}
+
+impl<F: FnMut(usize, usize, usize, [__m256; 2])> Totals<AvxVnni> for F {
+    #[inline(always)]
+    unsafe fn add(&mut self, panel: usize, row: usize, vector: usize, sums: __m256, scale: __m256) {
+        self(panel, row, vector, [sums, scale]);
+    }
+}
+
+/// Adds rows `rows` of the term, which are rounded, times panels `panels` of `w`, a run after the other.
 ///
 /// # Safety
-/// AVX-512 with VNNI and BF16, and POPCNT, must be there, lengths as [`crate::Kernels::gemm`] checks them, runs of [`RUN`], and
-/// the sums.
-#[inline]
-#[target_feature(enable = "avx512vnni,avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,popcnt")]
-pub(super) unsafe fn products(
+/// The level of `B` must be there, lengths as [`crate::Kernels::gemm`] checks them, runs of [`RUN`], and so many sums.
+#[inline(always)]
+unsafe fn products<B: Bytes>(
+    mut to: impl Totals<B>,
     term: &Term<bf16>,
     w: &Packed,
     rows: Range<usize>,
     panels: Range<usize>,
-    c: *mut [__m512; 2],
 ) {
-    let mut with_high = [Quads::NONE; ROWS / HIGH_ROWS];
-    for first in rows.clone().step_by(ROWS) {
-        let some = first..rows.end.min(first + ROWS);
+    let mut with_high = [Quads::NONE; GROUPS];
+    for first in rows.clone().step_by(B::ROWS) {
+        let some = first..rows.end.min(first + B::ROWS);
         for from in (0..term.k).step_by(CHUNK) {
             let k = from..term.k.min(from + CHUNK);
             let a = Rows(term.a[from / CHUNK * term.lda + first * ROUNDED_LEN..].as_ptr().cast());
-            for (group, high) in (0..some.len()).step_by(HIGH_ROWS).zip(&mut with_high) {
+            for (group, high) in (0..some.len()).step_by(B::GROUP).zip(&mut with_high) {
                 // SAFETY: the caller's rows.
-                unsafe { high.find_high(a.from(group), HIGH_ROWS.min(some.len() - group)) };
+                unsafe { high.find_high::<B>(a.from(group), B::GROUP.min(some.len() - group)) };
             }
-            for (p, panel) in panels.clone().enumerate() {
-                let c = c.wrapping_add(p * rows.len() + first - rows.start);
+            for panel in panels.clone() {
+                let at = [panel - panels.start, first - rows.start];
                 macro_rules! rows {
                     ($($m:literal)*) => {
                         match some.len() {
                             // SAFETY: the caller's; so many rows, each over k.
-                            $($m => unsafe { chunk::<$m>(a, &with_high, w, panel, k.clone(), c) },)*
-                            m => unreachable!("1 to {ROWS} rows, not {m}"),
+                            $($m if $m <= B::ROWS => unsafe { chunk::<B, $m>(&mut to, at, a, &with_high, w, panel, k.clone()) },)*
+                            m => unreachable!("1 to {} rows, not {m}", B::ROWS),
                         }
                     };
                 }
@@ -174,11 +224,22 @@ pub(super) unsafe fn products(
 /// As [`products`], to the sums of a tile.
 ///
 /// # Safety
-/// As [`products`], and `c` sums of so many rows and panels.
-#[target_feature(enable = "avx512vnni,avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+/// AVX-512 with VNNI and BF16 and POPCNT must be there, else as [`products`].
+#[target_feature(enable = "avx512vnni,avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,popcnt")]
 pub(super) unsafe fn add(c: Sums<__m512>, term: &Term<bf16>, w: &Packed, rows: Range<usize>, panels: Range<usize>) {
-    // SAFETY: the caller's; a panel's two vectors are one section.
-    unsafe { products(term, w, rows, panels, c.eight(0, 0, 0).cast()) }
+    let to = Panels { first: c.eight(0, 0, 0).cast(), rows: rows.len() }; // a panel's two vectors are one section
+    // SAFETY: the caller's.
+    unsafe { products(to, term, w, rows, panels) }
+}
+
+/// As [`products`], to sums of M rows of one panel.
+///
+/// # Safety
+/// As [`add`].
+#[target_feature(enable = "avx512vnni,avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,popcnt")]
+pub(super) unsafe fn add_few<const M: usize>(c: &mut [[__m512; 2]; M], term: &Term<bf16>, w: &Packed, panel: usize) {
+    // SAFETY: the caller's.
+    unsafe { products(Panels { first: c.as_mut_ptr(), rows: M }, term, w, 0..M, panel..panel + 1) }
 }
 
 /// Thirty-two values from `x` on, zeros in place of those behind the row.
@@ -203,8 +264,8 @@ pub(super) unsafe fn round(to: &mut [bf16], row: &[bf16], gradient: bool) {
     assert!(row.len() <= CHUNK && to.len() == ROUNDED_LEN);
     // SAFETY: so many values of the row are there.
     let values = |at: usize| unsafe { load(row.as_ptr().add(at), row.len() - at) };
-    // by 2^-11, so that no sum of finite values overflows
-    let (small, mut sum) = (_mm512_set1_epi16(0x3a00), _mm512_setzero_ps());
+    let (small, mut sum) =
+        (_mm512_set1_epi16(bf16::from_f32_const(SMALL).to_bits().cast_signed()), _mm512_setzero_ps());
     let mut most = _mm512_setzero_si512();
     // SAFETY: vectors of the same size; every bit pattern is a vector of bf16.
     let bits = |x: __m512i| unsafe { std::mem::transmute::<__m512i, __m512bh>(x) };
@@ -216,14 +277,10 @@ pub(super) unsafe fn round(to: &mut [bf16], row: &[bf16], gradient: bool) {
     // as numbers of 32 bits those without the lower half lie in order, too
     let most = _mm512_max_epu32(most, _mm512_slli_epi32::<16>(most));
     let most = f32::from_bits(_mm512_reduce_max_epu32(most) & 0xffff_0000);
-    let mean = _mm512_reduce_add_ps(sum) * (2048.0 / row.len() as f32);
-    // from 2^-100 up, so that its inverse is a normal number
-    let steps = if gradient { GRADIENT_STEPS } else { STEPS };
-    let step = (mean / steps).max(most / MOST).max(2f32.powi(-100));
+    let step = step(_mm512_reduce_add_ps(sum) / row.len() as f32, most, gradient);
     let by = _mm512_set1_ps(1.0 / step);
     let (mut before, mut outliers) = ([[0; CHUNK / RUN + 1]; 2], [0; CHUNK / BLOCK]);
-    let parts = to[HEAD / 2..].split_at_mut(CHUNK / 2);
-    let parts = [parts.0.as_mut_ptr().cast::<u8>(), parts.1.as_mut_ptr().cast()];
+    let parts = parts(to);
     for from in (0..row.len()).step_by(RUN) {
         let mut sums = [_mm512_setzero_si512(); 2];
         for at in (from..row.len().min(from + RUN)).step_by(BLOCK) {
@@ -245,9 +302,110 @@ pub(super) unsafe fn round(to: &mut [bf16], row: &[bf16], gradient: bool) {
             before[from / RUN + 1] = before[from / RUN] + _mm512_reduce_add_epi32(sum);
         }
     }
-    let head = Head { step: if most.is_finite() { step } else { f32::NAN }, before, outliers, _rest: [0; 20] };
-    // SAFETY: room for it precedes the bytes; any alignment will do.
-    unsafe { to.as_mut_ptr().cast::<Head>().write_unaligned(head) };
+    Head::write(to, if most.is_finite() { step } else { f32::NAN }, before, outliers);
+}
+
+/// As [`round`], by vectors of 256 bits.
+///
+/// # Safety
+/// AVX2 with FMA and AVX-VNNI must be there.
+#[target_feature(enable = "avxvnni,avx2,fma")]
+pub(super) unsafe fn round256(to: &mut [bf16], row: &[bf16], gradient: bool) {
+    assert!(row.len() <= CHUNK && to.len() == ROUNDED_LEN);
+    let (whole, rest) = row.as_chunks::<BLOCK>();
+    let mut last = [bf16::ZERO; BLOCK];
+    last[..rest.len()].copy_from_slice(rest);
+    let blocks = || whole.iter().chain((!rest.is_empty()).then_some(&last));
+    // SAFETY: sixteen values a vector.
+    let halves = |block: &[bf16; BLOCK]| [0, 16].map(|at| unsafe { _mm256_loadu_si256(block.as_ptr().add(at).cast()) });
+    let zero = _mm256_setzero_si256();
+    let widened = |x| [_mm256_unpacklo_epi16(zero, x), _mm256_unpackhi_epi16(zero, x)].map(|x| _mm256_castsi256_ps(x));
+    let (mut most, mut sum) = (zero, _mm256_setzero_ps());
+    for x in blocks().flat_map(halves) {
+        let magnitude = _mm256_and_si256(x, _mm256_set1_epi16(0x7fff));
+        most = _mm256_max_epu16(most, magnitude);
+        sum = widened(magnitude).into_iter().fold(sum, |sum, x| _mm256_fmadd_ps(x, _mm256_set1_ps(SMALL), sum));
+    }
+    // SAFETY: vectors of the same size; every bit pattern is one of these numbers.
+    let (most, sum) =
+        unsafe { (std::mem::transmute::<__m256i, [u16; 16]>(most), std::mem::transmute::<__m256, [f32; 8]>(sum)) };
+    let most = f32::from_bits(u32::from(most.into_iter().fold(0, u16::max)) << 16);
+    let step = step(sum.iter().sum::<f32>() / row.len() as f32, most, gradient);
+    let by = _mm256_set1_ps(1.0 / step);
+    let (mut before, mut outliers) = ([[0; CHUNK / RUN + 1]; 2], [0; CHUNK / BLOCK]);
+    let parts = parts(to);
+    for (at, block) in blocks().enumerate() {
+        let low = halves(block).map(|x| {
+            let [first, second] = widened(x).map(|x| _mm256_cvtps_epi32(_mm256_mul_ps(x, by)));
+            _mm256_packs_epi32(first, second)
+        });
+        let high = low.map(|low| _mm256_srai_epi16::<8>(_mm256_add_epi16(low, _mm256_set1_epi16(128))));
+        let run = at * BLOCK / RUN;
+        for ((to, part), before) in parts.into_iter().zip([low, high]).zip(&mut before) {
+            let bytes = part.map(|part| _mm256_and_si256(part, _mm256_set1_epi16(255)));
+            let bytes = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi16(bytes[0], bytes[1]));
+            // SAFETY: so many bytes.
+            unsafe { _mm256_storeu_si256(to.add(at * BLOCK).cast(), bytes) };
+            let sums = _mm256_dpbusd_avx_epi32(zero, _mm256_set1_epi8(1), bytes);
+            // SAFETY: as above.
+            let sums = unsafe { std::mem::transmute::<__m256i, [i32; 8]>(sums) };
+            if (at * BLOCK).is_multiple_of(RUN) {
+                before[run + 1] = before[run];
+            }
+            before[run + 1] += sums.iter().sum::<i32>();
+        }
+        let none = high.map(|high| {
+            let none = _mm256_cmpeq_epi64(high, zero); // four of 16 bits
+            _mm256_movemask_pd(_mm256_castsi256_pd(none))
+        });
+        outliers[at] = !(none[0] | none[1] << 4) as u8;
+    }
+    Head::write(to, if most.is_finite() { step } else { f32::NAN }, before, outliers);
+}
+
+/// What a chunk's magnitudes are multiplied by before they are summed, so that no sum of finite values overflows.
+const SMALL: f32 = 1.0 / 2048.0;
+
+/// Of the mean magnitude times [`SMALL`] and the largest one.
+#[inline(always)]
+fn step(mean: f32, most: f32, gradient: bool) -> f32 {
+    let steps = if gradient { GRADIENT_STEPS } else { STEPS };
+    // from 2^-100 up, so that its inverse is a normal number
+    (mean * (1.0 / SMALL / steps)).max(most / MOST).max(2f32.powi(-100))
+}
+
+/// Where the low and the high bytes of a row's chunk begin.
+#[inline(always)]
+fn parts(to: &mut [bf16]) -> [*mut u8; 2] {
+    let (low, high) = to[HEAD / 2..].split_at_mut(CHUNK / 2);
+    [low.as_mut_ptr().cast(), high.as_mut_ptr().cast()]
+}
+
+impl Head {
+    /// Writes what precedes the bytes; the outliers as bytes of eight quads.
+    #[inline(always)]
+    fn write(to: &mut [bf16], step: f32, before: [[i32; CHUNK / RUN + 1]; 2], outliers: [u8; CHUNK / BLOCK]) {
+        let outliers = std::array::from_fn(|i| u32::from_le_bytes(std::array::from_fn(|b| outliers[4 * i + b])));
+        let head = Head { step, before, outliers, _rest: [0; 20] };
+        let room = &mut to[..HEAD / 2];
+        // SAFETY: as many bytes; any alignment will do.
+        unsafe { room.as_mut_ptr().cast::<Head>().write_unaligned(head) };
+    }
+}
+
+impl Eights for AvxVnni {
+    const RUN: usize = RUN;
+    #[target_feature(enable = "avxvnni,avx2,fma")]
+    unsafe fn products(
+        term: &Term<bf16>,
+        w: &Packed,
+        rows: Range<usize>,
+        panels: Range<usize>,
+        add: impl FnMut(usize, usize, usize, [__m256; 2]),
+    ) {
+        // SAFETY: the caller's.
+        unsafe { products::<AvxVnni>(add, term, w, rows, panels) }
+    }
 }
 
 /// What makes numbers of so many bits numbers without sign.
@@ -258,47 +416,46 @@ const fn offset(bits: Bits) -> i32 {
     }
 }
 
-/// Adds the first M rows over columns `k` of a panel.
+/// Adds the first M rows over columns `k` of a panel to the sums of that panel and the rows from there on.
 ///
 /// # Safety
 /// As [`products`], with rows rounded over `k`.
-#[inline]
-#[target_feature(enable = "avx512vnni,avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn chunk<const M: usize>(
+#[inline(always)]
+unsafe fn chunk<B: Bytes, const M: usize>(
+    to: &mut impl Totals<B>,
+    [p, row]: [usize; 2],
     a: Rows,
-    with_high: &[Quads; ROWS / HIGH_ROWS],
+    with_high: &[Quads; GROUPS],
     w: &Packed,
     panel: usize,
     k: Range<usize>,
-    c: *mut [__m512; 2],
 ) {
     let mut first = 0;
     for (bits, q, scales) in w.panel(panel, k) {
         let quads = first..first + (q.len() / packed::pairs(bits)).div_ceil(2);
         first = quads.end;
-        // SAFETY: sixteen of the 32 scales.
-        let scales = [0, 16].map(|at| unsafe { _mm256_loadu_si256(scales.as_ptr().add(at).cast()) });
-        let scales = scales.map(|half| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half))));
-        let run = Run { bits, q, quads };
-        // SAFETY: the caller's; quads of the run, and of the rows.
-        unsafe {
-            for (r, low) in run.sums::<M>(a, LOW, run.quads.clone()).into_iter().enumerate() {
-                let (c, step) = (&mut *c.add(r), _mm512_set1_ps(a.head(r).step));
-                for ((c, low), scales) in c.iter_mut().zip(low).zip(scales) {
-                    *c = _mm512_fmadd_ps(_mm512_cvtepi32_ps(low), _mm512_mul_ps(scales, step), *c);
-                }
-            }
-            for (first, with_high) in (0..M).step_by(HIGH_ROWS).zip(with_high) {
-                let high = with_high.of(&run.quads);
-                if high.is_empty() {
-                    continue;
-                }
-                let (a, c) = (a.from(first), c.add(first));
-                match M - first {
-                    1 => run.add_high::<1>(a, high, scales, c),
-                    2 => run.add_high::<2>(a, high, scales, c),
-                    3 => run.add_high::<3>(a, high, scales, c),
-                    _ => run.add_high::<HIGH_ROWS>(a, high, scales, c),
+        for part in 0..PANEL / B::OUTPUTS {
+            let run = Run { bits, q, quads: quads.clone(), part };
+            // SAFETY: the caller's; scales of the part's outputs, quads of the run, and of the rows.
+            unsafe {
+                let scales = B::scales(scales.as_ptr().add(part * B::OUTPUTS));
+                run.add_low::<B, M>(to, [p, row], a, scales);
+                for (first, with_high) in (0..M).step_by(B::GROUP).zip(with_high) {
+                    let high = with_high.of(&run.quads);
+                    if high.is_empty() {
+                        continue;
+                    }
+                    let (a, at) = (a.from(first), [p, row + first]);
+                    macro_rules! rows {
+                        ($($m:literal)*) => {
+                            match M - first {
+                                $($m if $m < B::GROUP => run.add_high::<B, $m>(to, at, a, high, scales),)*
+                                _ if B::GROUP == 4 => run.add_high::<B, 4>(to, at, a, high, scales),
+                                _ => run.add_high::<B, 2>(to, at, a, high, scales),
+                            }
+                        };
+                    }
+                    rows!(1 2 3)
                 }
             }
         }
@@ -309,33 +466,81 @@ unsafe fn chunk<const M: usize>(
 const LOW: usize = 0;
 const HIGH: usize = 1;
 
-/// Columns of a panel that share their scales.
+/// Columns of a panel that share their scales, of some of its outputs.
 struct Run<'a> {
     bits: Bits,
     q: &'a [u8],
     /// Which of the chunk's they are.
     quads: Range<usize>,
+    /// Which OUTPUTS of the panel's.
+    part: usize,
 }
 
 impl Run<'_> {
-    /// Adds the high parts of the first M rows, which are in these quads.
+    /// Adds the low parts of the first M rows.
     ///
     /// # Safety
-    /// As [`Self::sums`], and the sums.
-    #[inline]
-    #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512vl,avx2")]
-    unsafe fn add_high<const M: usize>(&self, a: Rows, quads: &[u32], scales: [__m512; 2], c: *mut [__m512; 2]) {
+    /// As [`products`], with rows rounded over the run.
+    #[inline(always)]
+    unsafe fn add_low<B: Bytes, const M: usize>(
+        &self,
+        to: &mut impl Totals<B>,
+        at: [usize; 2],
+        a: Rows,
+        scales: [B::Real; 2],
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            let low = self.sums::<B, M>(a, LOW, self.quads.clone(), M < B::ROWS && M <= GEMV_ROWS);
+            for (r, low) in low.into_iter().enumerate() {
+                self.add(to, [at[0], at[1] + r], low, scales, a.head(r).step);
+            }
+        }
+    }
+
+    /// Adds the high parts of the first M rows, which are in these quads: not to rows that have none, which other rows must not touch,
+    /// whatever the scales are.
+    ///
+    /// # Safety
+    /// As [`Self::add_low`].
+    #[inline(always)]
+    unsafe fn add_high<B: Bytes, const M: usize>(
+        &self,
+        to: &mut impl Totals<B>,
+        at: [usize; 2],
+        a: Rows,
+        quads: &[u32],
+        scales: [B::Real; 2],
+    ) {
         let quads = quads.iter().map(|quad| *quad as usize);
         // SAFETY: the caller's.
         unsafe {
-            for (r, high) in self.sums::<M>(a, HIGH, quads).into_iter().enumerate() {
-                let (c, step) = (&mut *c.add(r), _mm512_set1_ps(a.head(r).step));
-                for ((c, high), scales) in c.iter_mut().zip(high).zip(scales) {
-                    let sum = _mm512_mul_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(256.0));
-                    // rows without outliers stay as they are, whatever the step is: others in the tile must not touch them
-                    let some = _mm512_test_epi32_mask(high, high);
-                    *c = _mm512_mask3_fmadd_ps(sum, _mm512_mul_ps(scales, step), *c, some);
+            for (r, high) in self.sums::<B, M>(a, HIGH, quads, false).into_iter().enumerate() {
+                let head = a.head(r);
+                if head.outliers[self.quads.start / 32..self.quads.end.div_ceil(32)].iter().any(|quads| *quads != 0) {
+                    self.add(to, [at[0], at[1] + r], high, scales, 256.0 * head.step);
                 }
+            }
+        }
+    }
+
+    /// Adds a row's sums, times scales and step.
+    ///
+    /// # Safety
+    /// As [`Self::add_low`].
+    #[inline(always)]
+    unsafe fn add<B: Bytes>(
+        &self,
+        to: &mut impl Totals<B>,
+        [panel, row]: [usize; 2],
+        sums: [B::Sum; 2],
+        scales: [B::Real; 2],
+        step: f32,
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            for (v, (sums, scales)) in B::real(sums).into_iter().zip(scales).enumerate() {
+                to.add(panel, row, 2 * self.part + v, sums, B::scaled(scales, step));
             }
         }
     }
@@ -343,97 +548,217 @@ impl Run<'_> {
     /// Sums of a part of the first M rows over `quads`, less what W's numbers are too much, times all of a row.
     ///
     /// # Safety
-    /// AVX-512 with VNNI must be there, the quads in the run, and the rows over them.
-    #[inline]
-    #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512vl,avx2")]
-    unsafe fn sums<const M: usize>(
+    /// As [`Self::add_low`], and the quads in the run.
+    #[inline(always)]
+    unsafe fn sums<B: Bytes, const M: usize>(
         &self,
         a: Rows,
         part: usize,
         quads: impl Iterator<Item = usize>,
-    ) -> [[__m512i; 2]; M] {
+        fetch: bool,
+    ) -> [[B::Sum; 2]; M] {
         let run = self.quads.start * QUAD / RUN..(self.quads.end * QUAD).div_ceil(RUN);
         let starts = std::array::from_fn(|r| {
             // SAFETY: the caller's.
             let before = unsafe { a.head(r) }.before[part];
             offset(self.bits) * (before[run.start] - before[run.end])
         });
-        let (a, first) = (Rows(a.0.wrapping_add(HEAD + part * CHUNK)), self.quads.start);
+        let a = Rows(a.0.wrapping_add(HEAD + part * CHUNK));
         // SAFETY: the caller's.
         unsafe {
             match self.bits {
-                Bits::Eight => sums::<M, 8>(a, self.q, first, quads, starts),
-                Bits::Four => sums::<M, 4>(a, self.q, first, quads, starts),
+                Bits::Eight => self.sums_of::<B, M, 8>(a, quads, starts, fetch),
+                Bits::Four => self.sums_of::<B, M, 4>(a, quads, starts, fetch),
             }
         }
     }
-}
 
-/// Sums from `starts` on over `quads` of the first M rows, a part of which `a` begins with, of numbers of so many bits that begin
-/// with quad `first`.
-///
-/// # Safety
-/// As [`Run::sums`].
-#[inline]
-#[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512vl,avx2")]
-unsafe fn sums<const M: usize, const BITS: usize>(
-    a: Rows,
-    q: &[u8],
-    first: usize,
-    quads: impl Iterator<Item = usize>,
-    starts: [i32; M],
-) -> [[__m512i; 2]; M] {
-    let pair = PANEL * BITS / 4;
-    let mut sums = starts.map(|start| [_mm512_set1_epi32(start); 2]);
-    for quad in quads {
-        let at = 2 * pair * (quad - first);
-        if M <= GEMV_ROWS {
-            <Dot as Transpose<bf16>>::fetch(q.as_ptr().wrapping_add(at + AHEAD));
-            if BITS == 8 {
-                <Dot as Transpose<bf16>>::fetch(q.as_ptr().wrapping_add(at + 64 + AHEAD));
-            }
-        }
-        // SAFETY: the quad's first pair is there, and its second if the run goes on; of every row four values.
+    /// As [`Self::sums`], from `starts` on, of bytes that `a` begins with and of numbers of so many bits.
+    ///
+    /// # Safety
+    /// As [`Self::sums`].
+    #[inline(always)]
+    unsafe fn sums_of<B: Bytes, const M: usize, const BITS: usize>(
+        &self,
+        a: Rows,
+        quads: impl Iterator<Item = usize>,
+        starts: [i32; M],
+        fetch: bool,
+    ) -> [[B::Sum; 2]; M] {
+        let pair = PANEL * BITS / 4;
+        let first = self.q.as_ptr().wrapping_add(self.part * B::OUTPUTS * BITS / 4);
+        // SAFETY: the caller's; pairs of the run, and of every row four values.
         unsafe {
-            let w = quad_of_all::<BITS>(q.as_ptr().add(at), at + pair < q.len());
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let a = a.0.add(r * STRIDE + QUAD * quad).cast::<i32>().read_unaligned();
-                for (sum, w) in sums.iter_mut().zip(w) {
-                    *sum = _mm512_dpbusd_epi32(*sum, w, _mm512_set1_epi32(a));
+            let mask = B::mask::<BITS>();
+            let mut sums = starts.map(|start| [B::splat(start); 2]);
+            for quad in quads {
+                let at = 2 * pair * (quad - self.quads.start);
+                if fetch {
+                    for line in (0..2 * pair).step_by(64) {
+                        <Avx2 as Transpose<bf16>>::fetch(self.q.as_ptr().wrapping_add(at + line + AHEAD));
+                    }
+                }
+                // where the run ends with half a quad the row has zeros, for anything
+                let [even, odd] = [at, if at + pair < self.q.len() { at + pair } else { at }];
+                let w = B::quad::<BITS>(first.add(even), first.add(odd), mask);
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let a = a.0.add(r * STRIDE + QUAD * quad).cast::<i32>().read_unaligned();
+                    for (sum, w) in sums.iter_mut().zip(w) {
+                        *sum = B::add(*sum, w, a);
+                    }
                 }
             }
+            sums
         }
     }
-    sums
 }
 
-/// A quad of all outputs without sign, the lower sixteen first.
-///
-/// # Safety
-/// A pair's bytes of all outputs are there, and a second one's where `both`.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
-unsafe fn quad_of_all<const BITS: usize>(q: *const u8, both: bool) -> [__m512i; 2] {
-    // SAFETY: the caller's bytes.
-    let pair = |there: bool, at: usize| unsafe {
-        if !there {
-            _mm512_setzero_si512()
-        } else if BITS == 8 {
-            _mm512_xor_si512(_mm512_loadu_si512(q.add(64 * at).cast()), _mm512_set1_epi8(-128))
-        } else {
-            let halves = _mm512_cvtepu8_epi16(_mm256_loadu_si256(q.add(32 * at).cast()));
-            let both = _mm512_or_si512(halves, _mm512_slli_epi16::<4>(halves)); // the low half below the high one
-            _mm512_and_si512(both, _mm512_set1_epi8(15))
+impl Bytes for Dot {
+    type Sum = __m512i;
+    type Real = __m512;
+    const OUTPUTS: usize = 32;
+    const ROWS: usize = 12; // 24 sums, 2 of W and what makes them
+    #[inline]
+    #[target_feature(enable = "avx512f,popcnt")]
+    unsafe fn list(to: &mut Quads, outliers: &Outliers) {
+        let mut quads = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        let mut len = 0;
+        for bits in outliers.iter().flat_map(|bits| [*bits as u16, (bits >> 16) as u16]) {
+            let some = _mm512_maskz_compress_epi32(bits, quads);
+            // SAFETY: at most as many as there are quads precede, and there is room for sixteen more.
+            unsafe { _mm512_storeu_si512(to.quads.as_mut_ptr().add(len).cast(), some) };
+            len += bits.count_ones() as usize;
+            quads = _mm512_add_epi32(quads, _mm512_set1_epi32(16));
         }
-    };
-    let (even, odd) = (pair(true, 0), pair(both, 1));
-    [0, 16].map(|first| {
-        // in every output's place its even pair, and behind it its odd one, which begin with number 32
-        let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-        let outputs = _mm512_add_epi32(lanes, _mm512_set1_epi32(first));
-        let order = _mm512_or_si512(outputs, _mm512_slli_epi32::<16>(_mm512_add_epi32(outputs, _mm512_set1_epi32(32))));
-        _mm512_permutex2var_epi16(even, order, odd)
-    })
+        to.len = len;
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn splat(x: i32) -> __m512i {
+        _mm512_set1_epi32(x)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    unsafe fn add(sum: __m512i, w: __m512i, a: i32) -> __m512i {
+        _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(a))
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn mask<const BITS: usize>() -> __m512i {
+        let mut mask = _mm512_set1_epi8(if BITS == 8 { -128 } else { 15 });
+        // SAFETY: nothing is done.
+        unsafe { asm!("/* {} */", inout(zmm_reg) mask, options(pure, nomem, nostack, preserves_flags)) };
+        mask
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
+    unsafe fn quad<const BITS: usize>(even: *const u8, odd: *const u8, mask: __m512i) -> [__m512i; 2] {
+        // SAFETY: the caller's bytes.
+        let pair = |q: *const u8| unsafe {
+            if BITS == 8 {
+                _mm512_xor_si512(_mm512_loadu_si512(q.cast()), mask)
+            } else {
+                let halves = _mm512_cvtepu8_epi16(_mm256_loadu_si256(q.cast()));
+                let both = _mm512_or_si512(halves, _mm512_slli_epi16::<4>(halves)); // the low half below the high one
+                _mm512_and_si512(both, mask)
+            }
+        };
+        let (even, odd) = (pair(even), pair(odd));
+        [0, 16].map(|first| {
+            // in every output's place its even pair, and behind it its odd one, which begin with number 32
+            let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+            let outputs = _mm512_add_epi32(lanes, _mm512_set1_epi32(first));
+            let order =
+                _mm512_or_si512(outputs, _mm512_slli_epi32::<16>(_mm512_add_epi32(outputs, _mm512_set1_epi32(32))));
+            _mm512_permutex2var_epi16(even, order, odd)
+        })
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn real(sums: [__m512i; 2]) -> [__m512; 2] {
+        sums.map(|sums| _mm512_cvtepi32_ps(sums))
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn scales(scales: *const bf16) -> [__m512; 2] {
+        // SAFETY: the caller's, sixteen a vector.
+        let halves = [0, 16].map(|at| unsafe { _mm256_loadu_si256(scales.add(at).cast()) });
+        halves.map(|half| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half))))
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn scaled(scales: __m512, by: f32) -> __m512 {
+        _mm512_mul_ps(scales, _mm512_set1_ps(by))
+    }
+}
+
+impl Bytes for AvxVnni {
+    type Sum = __m256i;
+    type Real = __m256;
+    const OUTPUTS: usize = 16;
+    const ROWS: usize = 6; // 12 sums, 2 of W, 1 of the row
+    #[inline(always)]
+    unsafe fn list(to: &mut Quads, outliers: &Outliers) {
+        to.len = 0;
+        for (first, mut bits) in (0..).step_by(32).zip(*outliers) {
+            while bits != 0 {
+                to.quads[to.len] = first + bits.trailing_zeros();
+                to.len += 1;
+                bits &= bits - 1;
+            }
+        }
+    }
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn splat(x: i32) -> __m256i {
+        _mm256_set1_epi32(x)
+    }
+    #[inline]
+    #[target_feature(enable = "avxvnni,avx2")]
+    unsafe fn add(sum: __m256i, w: __m256i, a: i32) -> __m256i {
+        _mm256_dpbusd_avx_epi32(sum, w, _mm256_set1_epi32(a))
+    }
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn mask<const BITS: usize>() -> __m256i {
+        let mut mask = _mm256_set1_epi8(if BITS == 8 { -128 } else { 15 });
+        // SAFETY: nothing is done.
+        unsafe { asm!("/* {} */", inout(ymm_reg) mask, options(pure, nomem, nostack, preserves_flags)) };
+        mask
+    }
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn quad<const BITS: usize>(even: *const u8, odd: *const u8, mask: __m256i) -> [__m256i; 2] {
+        // SAFETY: the caller's bytes.
+        let pair = |q: *const u8| unsafe {
+            if BITS == 8 {
+                _mm256_xor_si256(_mm256_loadu_si256(q.cast()), mask)
+            } else {
+                let halves = _mm256_cvtepu8_epi16(_mm_loadu_si128(q.cast()));
+                let both = _mm256_or_si256(halves, _mm256_slli_epi16::<4>(halves)); // the low half below the high one
+                _mm256_and_si256(both, mask)
+            }
+        };
+        let (even, odd) = (pair(even), pair(odd));
+        [_mm256_unpacklo_epi16(even, odd), _mm256_unpackhi_epi16(even, odd)] // by halves of 128 bits
+    }
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn real([low, high]: [__m256i; 2]) -> [__m256; 2] {
+        let ordered = [_mm256_permute2x128_si256::<0x20>(low, high), _mm256_permute2x128_si256::<0x31>(low, high)];
+        ordered.map(|sums| _mm256_cvtepi32_ps(sums))
+    }
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn scales(scales: *const bf16) -> [__m256; 2] {
+        // SAFETY: the caller's, eight a vector.
+        [0, 8].map(|at| unsafe { widen(_mm_loadu_si128(scales.add(at).cast())) })
+    }
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn scaled(scales: __m256, by: f32) -> __m256 {
+        _mm256_mul_ps(scales, _mm256_set1_ps(by))
+    }
 }
 
 #[cfg(test)]
