@@ -147,6 +147,8 @@ pub(super) trait Bytes {
     /// OUTPUTS scales, widened.
     unsafe fn scales(scales: *const bf16) -> [Self::Real; 2];
     unsafe fn scaled(scales: Self::Real, by: f32) -> Self::Real;
+    /// Zeros in place of the scales of sums that are zero.
+    unsafe fn scales_of_some(sums: Self::Real, scales: Self::Real) -> Self::Real;
 }
 
 /// Sums of f32, by panels, rows and vectors of outputs, each counted from the first.
@@ -434,28 +436,15 @@ unsafe fn chunk<B: Bytes, const M: usize>(
     for (bits, q, scales) in w.panel(panel, k) {
         let quads = first..first + (q.len() / packed::pairs(bits)).div_ceil(2);
         first = quads.end;
-        for part in 0..PANEL / B::OUTPUTS {
-            let run = Run { bits, q, quads: quads.clone(), part };
-            // SAFETY: the caller's; scales of the part's outputs, quads of the run, and of the rows.
-            unsafe {
-                let scales = B::scales(scales.as_ptr().add(part * B::OUTPUTS));
-                run.add_low::<B, M>(to, [p, row], a, scales);
-                for (first, with_high) in (0..M).step_by(B::GROUP).zip(with_high) {
-                    let high = with_high.of(&run.quads);
-                    if high.is_empty() {
-                        continue;
-                    }
-                    let (a, at) = (a.from(first), [p, row + first]);
-                    macro_rules! rows {
-                        ($($m:literal)*) => {
-                            match M - first {
-                                $($m if $m < B::GROUP => run.add_high::<B, $m>(to, at, a, high, scales),)*
-                                _ if B::GROUP == 4 => run.add_high::<B, 4>(to, at, a, high, scales),
-                                _ => run.add_high::<B, 2>(to, at, a, high, scales),
-                            }
-                        };
-                    }
-                    rows!(1 2 3)
+        let run = Run { bits, q, quads };
+        // SAFETY: the caller's; quads of the run, and of the rows.
+        unsafe {
+            if M <= B::ROWS / 2 && B::OUTPUTS < PANEL {
+                // all outputs at once: memory is read as it lies, and sums wait less for themselves
+                run.add::<B, M, 2>(to, [p, row], a, with_high, scales, 0);
+            } else {
+                for part in 0..PANEL / B::OUTPUTS {
+                    run.add::<B, M, 1>(to, [p, row], a, with_high, scales, part);
                 }
             }
         }
@@ -466,34 +455,56 @@ unsafe fn chunk<B: Bytes, const M: usize>(
 const LOW: usize = 0;
 const HIGH: usize = 1;
 
-/// Columns of a panel that share their scales, of some of its outputs.
+/// Columns of a panel that share their scales.
 struct Run<'a> {
     bits: Bits,
     q: &'a [u8],
     /// Which of the chunk's they are.
     quads: Range<usize>,
-    /// Which OUTPUTS of the panel's.
-    part: usize,
 }
 
+/// Sums of M rows and of P times OUTPUTS outputs.
+type Tile<B, const M: usize, const P: usize> = [[[<B as Bytes>::Sum; 2]; P]; M];
+
 impl Run<'_> {
-    /// Adds the low parts of the first M rows.
+    /// Adds the first M rows times P times OUTPUTS outputs from so many of them on.
     ///
     /// # Safety
     /// As [`products`], with rows rounded over the run.
     #[inline(always)]
-    unsafe fn add_low<B: Bytes, const M: usize>(
+    unsafe fn add<B: Bytes, const M: usize, const P: usize>(
         &self,
         to: &mut impl Totals<B>,
-        at: [usize; 2],
+        [panel, row]: [usize; 2],
         a: Rows,
-        scales: [B::Real; 2],
+        with_high: &[Quads; GROUPS],
+        scales: &[bf16; PANEL],
+        from: usize,
     ) {
         // SAFETY: the caller's.
         unsafe {
-            let low = self.sums::<B, M>(a, LOW, self.quads.clone(), M < B::ROWS && M <= GEMV_ROWS);
-            for (r, low) in low.into_iter().enumerate() {
-                self.add(to, [at[0], at[1] + r], low, scales, a.head(r).step);
+            let scales = std::array::from_fn(|p| B::scales(scales.as_ptr().add((from + p) * B::OUTPUTS)));
+            let low = self.sums::<B, M, P>(a, LOW, from, self.quads.clone(), M < B::ROWS && M <= GEMV_ROWS);
+            for (r, sums) in low.into_iter().enumerate() {
+                for (p, (sums, scales)) in sums.into_iter().zip::<[_; P]>(scales).enumerate() {
+                    for (v, (sums, scales)) in B::real(sums).into_iter().zip(scales).enumerate() {
+                        to.add(panel, row + r, 2 * (from + p) + v, sums, B::scaled(scales, a.head(r).step));
+                    }
+                }
+            }
+            for (first, with_high) in (0..M).step_by(B::GROUP).zip(with_high) {
+                let high = with_high.of(&self.quads);
+                if high.is_empty() {
+                    continue;
+                }
+                let (a, at) = (a.from(first), [panel, row + first]);
+                match B::GROUP.min(M - first) {
+                    1 => self.add_high::<B, 1, P>(to, at, a, high, scales, from),
+                    2 => self.add_high::<B, 2, P>(to, at, a, high, scales, from),
+                    3 if B::GROUP > 2 => self.add_high::<B, 3, P>(to, at, a, high, scales, from),
+                    4 if B::GROUP > 2 => self.add_high::<B, 4, P>(to, at, a, high, scales, from),
+                    m => unreachable!("1 to {} rows, not {m}", B::GROUP),
+                }
             }
         }
     }
@@ -502,45 +513,27 @@ impl Run<'_> {
     /// whatever the scales are.
     ///
     /// # Safety
-    /// As [`Self::add_low`].
+    /// As [`Self::add`].
     #[inline(always)]
-    unsafe fn add_high<B: Bytes, const M: usize>(
+    unsafe fn add_high<B: Bytes, const M: usize, const P: usize>(
         &self,
         to: &mut impl Totals<B>,
-        at: [usize; 2],
+        [panel, row]: [usize; 2],
         a: Rows,
         quads: &[u32],
-        scales: [B::Real; 2],
+        scales: [[B::Real; 2]; P],
+        from: usize,
     ) {
         let quads = quads.iter().map(|quad| *quad as usize);
         // SAFETY: the caller's.
         unsafe {
-            for (r, high) in self.sums::<B, M>(a, HIGH, quads, false).into_iter().enumerate() {
-                let head = a.head(r);
-                if head.outliers[self.quads.start / 32..self.quads.end.div_ceil(32)].iter().any(|quads| *quads != 0) {
-                    self.add(to, [at[0], at[1] + r], high, scales, 256.0 * head.step);
+            for (r, sums) in self.sums::<B, M, P>(a, HIGH, from, quads, false).into_iter().enumerate() {
+                for (p, (sums, scales)) in sums.into_iter().zip(scales).enumerate() {
+                    for (v, (sums, scales)) in B::real(sums).into_iter().zip(scales).enumerate() {
+                        let scales = B::scales_of_some(sums, B::scaled(scales, 256.0 * a.head(r).step));
+                        to.add(panel, row + r, 2 * (from + p) + v, sums, scales);
+                    }
                 }
-            }
-        }
-    }
-
-    /// Adds a row's sums, times scales and step.
-    ///
-    /// # Safety
-    /// As [`Self::add_low`].
-    #[inline(always)]
-    unsafe fn add<B: Bytes>(
-        &self,
-        to: &mut impl Totals<B>,
-        [panel, row]: [usize; 2],
-        sums: [B::Sum; 2],
-        scales: [B::Real; 2],
-        step: f32,
-    ) {
-        // SAFETY: the caller's.
-        unsafe {
-            for (v, (sums, scales)) in B::real(sums).into_iter().zip(scales).enumerate() {
-                to.add(panel, row, 2 * self.part + v, sums, B::scaled(scales, step));
             }
         }
     }
@@ -548,15 +541,16 @@ impl Run<'_> {
     /// Sums of a part of the first M rows over `quads`, less what W's numbers are too much, times all of a row.
     ///
     /// # Safety
-    /// As [`Self::add_low`], and the quads in the run.
+    /// As [`Self::add`], and the quads in the run.
     #[inline(always)]
-    unsafe fn sums<B: Bytes, const M: usize>(
+    unsafe fn sums<B: Bytes, const M: usize, const P: usize>(
         &self,
         a: Rows,
         part: usize,
+        from: usize,
         quads: impl Iterator<Item = usize>,
         fetch: bool,
-    ) -> [[B::Sum; 2]; M] {
+    ) -> Tile<B, M, P> {
         let run = self.quads.start * QUAD / RUN..(self.quads.end * QUAD).div_ceil(RUN);
         let starts = std::array::from_fn(|r| {
             // SAFETY: the caller's.
@@ -567,8 +561,8 @@ impl Run<'_> {
         // SAFETY: the caller's.
         unsafe {
             match self.bits {
-                Bits::Eight => self.sums_of::<B, M, 8>(a, quads, starts, fetch),
-                Bits::Four => self.sums_of::<B, M, 4>(a, quads, starts, fetch),
+                Bits::Eight => self.sums_of::<B, M, P, 8>(a, from, quads, starts, fetch),
+                Bits::Four => self.sums_of::<B, M, P, 4>(a, from, quads, starts, fetch),
             }
         }
     }
@@ -578,19 +572,20 @@ impl Run<'_> {
     /// # Safety
     /// As [`Self::sums`].
     #[inline(always)]
-    unsafe fn sums_of<B: Bytes, const M: usize, const BITS: usize>(
+    unsafe fn sums_of<B: Bytes, const M: usize, const P: usize, const BITS: usize>(
         &self,
         a: Rows,
+        from: usize,
         quads: impl Iterator<Item = usize>,
         starts: [i32; M],
         fetch: bool,
-    ) -> [[B::Sum; 2]; M] {
+    ) -> Tile<B, M, P> {
         let pair = PANEL * BITS / 4;
-        let first = self.q.as_ptr().wrapping_add(self.part * B::OUTPUTS * BITS / 4);
+        let part = B::OUTPUTS * BITS / 4; // bytes of a pair
         // SAFETY: the caller's; pairs of the run, and of every row four values.
         unsafe {
             let mask = B::mask::<BITS>();
-            let mut sums = starts.map(|start| [B::splat(start); 2]);
+            let mut sums = starts.map(|start| [[B::splat(start); 2]; P]);
             for quad in quads {
                 let at = 2 * pair * (quad - self.quads.start);
                 if fetch {
@@ -600,11 +595,14 @@ impl Run<'_> {
                 }
                 // where the run ends with half a quad the row has zeros, for anything
                 let [even, odd] = [at, if at + pair < self.q.len() { at + pair } else { at }];
-                let w = B::quad::<BITS>(first.add(even), first.add(odd), mask);
+                let w: [_; P] = std::array::from_fn(|p| {
+                    let first = self.q.as_ptr().add((from + p) * part);
+                    B::quad::<BITS>(first.add(even), first.add(odd), mask)
+                });
                 for (r, sums) in sums.iter_mut().enumerate() {
                     let a = a.0.add(r * STRIDE + QUAD * quad).cast::<i32>().read_unaligned();
-                    for (sum, w) in sums.iter_mut().zip(w) {
-                        *sum = B::add(*sum, w, a);
+                    for (sum, w) in sums.as_flattened_mut().iter_mut().zip(w.as_flattened()) {
+                        *sum = B::add(*sum, *w, a);
                     }
                 }
             }
@@ -623,12 +621,14 @@ impl Bytes for Dot {
     unsafe fn list(to: &mut Quads, outliers: &Outliers) {
         let mut quads = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         let mut len = 0;
-        for bits in outliers.iter().flat_map(|bits| [*bits as u16, (bits >> 16) as u16]) {
-            let some = _mm512_maskz_compress_epi32(bits, quads);
-            // SAFETY: at most as many as there are quads precede, and there is room for sixteen more.
-            unsafe { _mm512_storeu_si512(to.quads.as_mut_ptr().add(len).cast(), some) };
-            len += bits.count_ones() as usize;
-            quads = _mm512_add_epi32(quads, _mm512_set1_epi32(16));
+        for bits in outliers {
+            for bits in [*bits as u16, (bits >> 16) as u16] {
+                let some = _mm512_maskz_compress_epi32(bits, quads);
+                // SAFETY: at most as many as there are quads precede, and there is room for sixteen more.
+                unsafe { _mm512_storeu_si512(to.quads.as_mut_ptr().add(len).cast(), some) };
+                len += bits.count_ones() as usize;
+                quads = _mm512_add_epi32(quads, _mm512_set1_epi32(16));
+            }
         }
         to.len = len;
     }
@@ -689,6 +689,12 @@ impl Bytes for Dot {
     #[target_feature(enable = "avx512f")]
     unsafe fn scaled(scales: __m512, by: f32) -> __m512 {
         _mm512_mul_ps(scales, _mm512_set1_ps(by))
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn scales_of_some(sums: __m512, scales: __m512) -> __m512 {
+        let some = _mm512_cmp_ps_mask::<_CMP_NEQ_OQ>(sums, _mm512_setzero_ps());
+        _mm512_maskz_mov_ps(some, scales)
     }
 }
 
@@ -758,6 +764,11 @@ impl Bytes for AvxVnni {
     #[target_feature(enable = "avx2")]
     unsafe fn scaled(scales: __m256, by: f32) -> __m256 {
         _mm256_mul_ps(scales, _mm256_set1_ps(by))
+    }
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn scales_of_some(sums: __m256, scales: __m256) -> __m256 {
+        _mm256_and_ps(_mm256_cmp_ps::<_CMP_NEQ_OQ>(sums, _mm256_setzero_ps()), scales)
     }
 }
 
