@@ -279,7 +279,7 @@ pub(super) unsafe fn round(to: &mut [bf16], row: &[bf16], gradient: bool) {
     // as numbers of 32 bits those without the lower half lie in order, too
     let most = _mm512_max_epu32(most, _mm512_slli_epi32::<16>(most));
     let most = f32::from_bits(_mm512_reduce_max_epu32(most) & 0xffff_0000);
-    let step = step(_mm512_reduce_add_ps(sum) / row.len() as f32, most, gradient);
+    let step = step(_mm512_reduce_add_ps(sum), row.len(), most, gradient);
     let by = _mm512_set1_ps(1.0 / step);
     let (mut before, mut outliers) = ([[0; CHUNK / RUN + 1]; 2], [0; CHUNK / BLOCK]);
     let parts = parts(to);
@@ -332,7 +332,7 @@ pub(super) unsafe fn round256(to: &mut [bf16], row: &[bf16], gradient: bool) {
     let (most, sum) =
         unsafe { (std::mem::transmute::<__m256i, [u16; 16]>(most), std::mem::transmute::<__m256, [f32; 8]>(sum)) };
     let most = f32::from_bits(u32::from(most.into_iter().fold(0, u16::max)) << 16);
-    let step = step(sum.iter().sum::<f32>() / row.len() as f32, most, gradient);
+    let step = step(sum.iter().sum::<f32>(), row.len(), most, gradient);
     let by = _mm256_set1_ps(1.0 / step);
     let (mut before, mut outliers) = ([[0; CHUNK / RUN + 1]; 2], [0; CHUNK / BLOCK]);
     let parts = parts(to);
@@ -368,12 +368,13 @@ pub(super) unsafe fn round256(to: &mut [bf16], row: &[bf16], gradient: bool) {
 /// What a chunk's magnitudes are multiplied by before they are summed, so that no sum of finite values overflows.
 const SMALL: f32 = 1.0 / 2048.0;
 
-/// Of the mean magnitude times [`SMALL`] and the largest one.
+/// Of the sum of so many magnitudes times [`SMALL`] and the largest one.
 #[inline(always)]
-fn step(mean: f32, most: f32, gradient: bool) -> f32 {
+fn step(sum: f32, len: usize, most: f32, gradient: bool) -> f32 {
+    let mean = sum * (1.0 / SMALL / len as f32);
     let steps = if gradient { GRADIENT_STEPS } else { STEPS };
     // from 2^-100 up, so that its inverse is a normal number
-    (mean * (1.0 / SMALL / steps)).max(most / MOST).max(2f32.powi(-100))
+    (mean / steps).max(most / MOST).max(2f32.powi(-100))
 }
 
 /// Where the low and the high bytes of a row's chunk begin.
