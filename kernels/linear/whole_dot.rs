@@ -419,7 +419,7 @@ const fn offset(bits: Bits) -> i32 {
     }
 }
 
-/// Adds the first M rows over columns `k` of a panel to the sums of that panel and the rows from there on.
+/// Adds the first M rows over columns `k` of panel `panel` to the sums of the `p`th panel and the rows from `row` on.
 ///
 /// # Safety
 /// As [`products`], with rows rounded over `k`.
@@ -468,7 +468,7 @@ struct Run<'a> {
 type Tile<B, const M: usize, const P: usize> = [[[<B as Bytes>::Sum; 2]; P]; M];
 
 impl Run<'_> {
-    /// Adds the first M rows times P times OUTPUTS outputs from so many of them on.
+    /// Adds the first M rows for P times OUTPUTS outputs of the panel, from the `from`th OUTPUTS on.
     ///
     /// # Safety
     /// As [`products`], with rows rounded over the run.
@@ -647,7 +647,7 @@ impl Bytes for Dot {
     #[target_feature(enable = "avx512f")]
     unsafe fn mask<const BITS: usize>() -> __m512i {
         let mut mask = _mm512_set1_epi8(if BITS == 8 { -128 } else { 15 });
-        // SAFETY: nothing is done.
+        // SAFETY: a comment.
         unsafe { asm!("/* {} */", inout(zmm_reg) mask, options(pure, nomem, nostack, preserves_flags)) };
         mask
     }
@@ -729,7 +729,7 @@ impl Bytes for AvxVnni {
     #[target_feature(enable = "avx2")]
     unsafe fn mask<const BITS: usize>() -> __m256i {
         let mut mask = _mm256_set1_epi8(if BITS == 8 { -128 } else { 15 });
-        // SAFETY: nothing is done.
+        // SAFETY: a comment.
         unsafe { asm!("/* {} */", inout(ymm_reg) mask, options(pure, nomem, nostack, preserves_flags)) };
         mask
     }
