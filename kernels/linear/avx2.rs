@@ -15,7 +15,7 @@ pub(super) struct AvxVnni;
 pub(super) const F32: Forms<f32> = forms();
 pub(super) const BF16: Forms<bf16> = Forms { gemv: Some(gemv_avx2::gemv::<Avx2>), whole: Some(WHOLE), ..forms() };
 pub(super) const BF16_VNNI: Forms<bf16> =
-    Forms { gemm: gemm_vnni, gemv: Some(gemv_avx2::gemv::<AvxVnni>), whole: Some(WHOLE_VNNI), ..BF16 };
+    Forms { gemm: gemm::<bf16, AvxVnni>, gemv: Some(gemv_avx2::gemv::<AvxVnni>), whole: Some(WHOLE_VNNI), ..BF16 };
 pub(super) const WHOLE: Whole<bf16> =
     Whole { run: whole::RUN, rounded_len: whole::ROUNDED_LEN, round: whole::round, turn };
 const WHOLE_VNNI: Whole<bf16> =
@@ -28,7 +28,7 @@ where
     Forms {
         rows: <Avx2 as Simd<E>>::ROWS,
         pack: pack::<E>,
-        gemm: gemm::<E>,
+        gemm: gemm::<E, Avx2>,
         gemm_tn: gemm_tn::<E>,
         gemv: None,
         whole: None,
@@ -51,24 +51,16 @@ unsafe fn turn(panels: &mut [bf16], w: &Packed, n0: usize) {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn gemm<E: Elem<Real = f32>>(
+unsafe fn gemm<E: Elem<Real = f32>, L: Simd<E>>(
     out: Out<E>,
     ldc: usize,
     rows: usize,
     n: usize,
     terms: &[Term<E>],
     bias: Option<&[f32]>,
-) where
-    Avx2: Simd<E>,
-{
+) {
     // SAFETY: see `pack`.
-    unsafe { tile::gemm::<Pairs<E, Avx2>>(out, ldc, rows, n, terms, bias) }
-}
-
-#[target_feature(enable = "avxvnni,avx2,fma,f16c")]
-unsafe fn gemm_vnni(out: Out<bf16>, ldc: usize, rows: usize, n: usize, terms: &[Term<bf16>], bias: Option<&[f32]>) {
-    // SAFETY: see `pack`.
-    unsafe { tile::gemm::<Pairs<bf16, AvxVnni>>(out, ldc, rows, n, terms, bias) }
+    unsafe { tile::gemm::<Pairs<E, L>>(out, ldc, rows, n, terms, bias) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -147,28 +139,22 @@ macro_rules! simd {
     };
 }
 simd!(Avx2, f32, |p: *const f32| _mm256_loadu_ps(p));
-simd!(
-    Avx2,
-    bf16,
-    |p: *const bf16| widen(_mm_loadu_si128(p.cast())),
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn whole(c: Sums<__m256>, term: &Term<bf16>, w: &Packed, rows: Range<usize>, panels: Range<usize>) {
-        // SAFETY: the caller's.
-        unsafe { whole::add::<Avx2, _>(c, term, w, rows, panels) }
-    }
-);
-simd!(
-    AvxVnni,
-    bf16,
-    |p: *const bf16| widen(_mm_loadu_si128(p.cast())),
-    #[inline]
-    #[target_feature(enable = "avxvnni,avx2,fma,f16c")]
-    unsafe fn whole(c: Sums<__m256>, term: &Term<bf16>, w: &Packed, rows: Range<usize>, panels: Range<usize>) {
-        // SAFETY: the caller's.
-        unsafe { whole::add::<AvxVnni, _>(c, term, w, rows, panels) }
-    }
-);
+macro_rules! simd_bf16 {
+    ($($level:ty)+) => {$(
+        simd!(
+            $level,
+            bf16,
+            |p: *const bf16| widen(_mm_loadu_si128(p.cast())),
+            #[inline]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            unsafe fn whole(c: Sums<__m256>, term: &Term<bf16>, w: &Packed, rows: Range<usize>, panels: Range<usize>) {
+                // SAFETY: the caller's.
+                unsafe { whole::add::<$level, _>(c, term, w, rows, panels) }
+            }
+        );
+    )+};
+}
+simd_bf16!(Avx2 AvxVnni);
 
 #[inline]
 #[target_feature(enable = "avx2")]

@@ -111,23 +111,23 @@ impl Eights for Avx2 {
                 let a = Rows(a.wrapping_add(HEAD).cast());
                 for (p, panel) in panels.clone().enumerate() {
                     macro_rules! rows {
-                    ($($m:literal $v:literal)*) => {
-                        match some.len() {
-                            $($m => {
-                                for g in (0..GROUPS).step_by($v) {
-                                    // SAFETY: the caller's; so many rows, each over k.
-                                    let sums: [[__m256; $v]; $m] = unsafe { chunk(a, w, panel, k.clone(), g) };
-                                    for (r, sums) in sums.into_iter().enumerate() {
-                                        for (v, sums) in sums.into_iter().enumerate() {
-                                            add(p, first - rows.start + r, g + v, [sums, scale(r)]);
+                        ($($m:literal $v:literal)*) => {
+                            match some.len() {
+                                $($m => {
+                                    for g in (0..GROUPS).step_by($v) {
+                                        // SAFETY: the caller's; so many rows, each over k.
+                                        let sums: [[__m256; $v]; $m] = unsafe { chunk(a, w, panel, k.clone(), g) };
+                                        for (r, sums) in sums.into_iter().enumerate() {
+                                            for (v, sums) in sums.into_iter().enumerate() {
+                                                add(p, first - rows.start + r, g + v, [sums, scale(r)]);
+                                            }
                                         }
                                     }
-                                }
-                            })*
-                            m => unreachable!("1 to {ROWS} rows, not {m}"),
-                        }
-                    };
-                }
+                                })*
+                                m => unreachable!("1 to {ROWS} rows, not {m}"),
+                            }
+                        };
+                    }
                     rows!(1 4  2 4  3 4  4 2  5 2  6 2)
                 }
             }
