@@ -66,7 +66,7 @@ mod loops {
         // SAFETY: the caller's.
         let lanes = unsafe {
             match (isa, operands) {
-                (Isa::Amx, "bf16" | "int8" | "int4") => return Some(tiles(rounds)),
+                (Isa::Amx, "bf16" | "int8" | "int4") => return Some(tiles(operands, rounds)),
                 (Isa::Avx512Bf16, "bf16" | "int4") => dot(rounds),
                 (Isa::Avx512Bf16, "int8") => bytes(rounds),
                 (Isa::Avx2 | Isa::Avx512, "int8" | "int4") => whole(rounds),
@@ -99,45 +99,64 @@ mod loops {
     /// Pairs of tiles of either operand: 256 KiB, more than the first-level cache and far less than the second.
     const PAIRS: usize = 64;
 
-    /// Two tiles of rows by two of columns and what has to be loaded for them, three times a round.
+    /// Two tiles of rows by two of columns and what has to be loaded for them, three times a round; how many operations that is.
     ///
     /// # Safety
     /// AMX must be there.
-    pub unsafe fn tiles(rounds: usize) -> f64 {
-        let operands = vec![Tile([0; 1024]); 4 * PAIRS];
+    pub unsafe fn tiles(operands: &str, rounds: usize) -> f64 {
+        let tiles = vec![Tile([0; 1024]); 4 * PAIRS];
         let all = (3 * rounds).div_ceil(PAIRS);
-        // SAFETY: AMX is the caller's; every load is of a tile of `operands`, and every tile touched is named.
+        // SAFETY: the caller's.
         unsafe {
             Config::new([(16, 64); 8]).load();
             for _ in 0..all {
-                asm!(
-                    "2:",
-                    "tileloadd tmm6, [{b} + {row}*1]",
-                    "tileloadd tmm4, [{a} + {row}*1]",
-                    "tdpbf16ps tmm0, tmm4, tmm6",
-                    "tileloadd tmm7, [{b} + {row}*1 + 1024]",
-                    "tdpbf16ps tmm1, tmm4, tmm7",
-                    "tileloadd tmm5, [{a} + {row}*1 + 1024]",
-                    "tdpbf16ps tmm2, tmm5, tmm6",
-                    "tdpbf16ps tmm3, tmm5, tmm7",
-                    "add {a}, 2048",
-                    "add {b}, 2048",
-                    "dec {pairs}",
-                    "jnz 2b",
-                    a = inout(reg) operands.as_ptr() => _,
-                    b = inout(reg) operands[2 * PAIRS..].as_ptr() => _,
-                    pairs = inout(reg) PAIRS => _,
-                    row = in(reg) 64usize,
-                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                    options(nostack, readonly),
-                );
+                match operands {
+                    "int8" => pairs_of_bytes(&tiles),
+                    _ => pairs(&tiles),
+                }
             }
             release();
         }
-        let product = 2 * 16 * 16 * 32;
+        let product = 2 * 16 * 16 * if operands == "int8" { 64 } else { 32 };
         (all * PAIRS * 4 * product) as f64
     }
+
+    macro_rules! pairs {
+        ($name:ident, $dot:literal) => {
+            /// # Safety
+            /// AMX must be there, configured for whole tiles.
+            unsafe fn $name(operands: &[Tile]) {
+                assert!(operands.len() == 4 * PAIRS);
+                // SAFETY: AMX is the caller's; every load is of a tile of `operands`, and every tile touched is named.
+                unsafe {
+                    asm!(
+                        "2:",
+                        "tileloadd tmm6, [{b} + {row}*1]",
+                        "tileloadd tmm4, [{a} + {row}*1]",
+                        concat!($dot, " tmm0, tmm4, tmm6"),
+                        "tileloadd tmm7, [{b} + {row}*1 + 1024]",
+                        concat!($dot, " tmm1, tmm4, tmm7"),
+                        "tileloadd tmm5, [{a} + {row}*1 + 1024]",
+                        concat!($dot, " tmm2, tmm5, tmm6"),
+                        concat!($dot, " tmm3, tmm5, tmm7"),
+                        "add {a}, 2048",
+                        "add {b}, 2048",
+                        "dec {pairs}",
+                        "jnz 2b",
+                        a = inout(reg) operands.as_ptr() => _,
+                        b = inout(reg) operands[2 * PAIRS..].as_ptr() => _,
+                        pairs = inout(reg) PAIRS => _,
+                        row = in(reg) 64usize,
+                        out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                        out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                        options(nostack, readonly),
+                    );
+                }
+            }
+        };
+    }
+    pairs!(pairs, "tdpbf16ps");
+    pairs!(pairs_of_bytes, "tdpbssd");
 }
 
 #[cfg(target_arch = "aarch64")]

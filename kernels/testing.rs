@@ -152,14 +152,14 @@ pub unsafe fn amx() -> &'static Kernels<bf16> {
     Kernels::<bf16>::amx()
 }
 
-/// The loop that AMX's roof is measured by, likewise: how many operations it did.
+/// The loop that AMX's roof for those operands is measured by, likewise: how many operations it did.
 ///
 /// # Safety
 /// As [`amx`].
 #[cfg(target_arch = "x86_64")]
-pub unsafe fn amx_roof(rounds: usize) -> f64 {
+pub unsafe fn amx_roof(operands: &str, rounds: usize) -> f64 {
     // SAFETY: the caller's.
-    unsafe { crate::roof::tiles(rounds) }
+    unsafe { crate::roof::tiles(operands, rounds) }
 }
 
 #[cfg(test)]

@@ -3,13 +3,15 @@
 //! `asm!`, because the intrinsics are not stable (rust-lang/rust#126622). The tile configuration belongs to the thread:
 //! released before return, so that no thread keeps 8 KiB of state to be saved at every switch. A is read from where it
 //! lies, in steps of 32 values, the last rows in tiles of fewer rows. What a term has beyond whole steps (LoRA's rank, mostly)
-//! is laid side by side with that of the other terms, padded by zeros, and summed last.
+//! is laid side by side with that of the other terms, padded by zeros, and summed then. Terms of whole numbers follow.
 
 use super::tile::add_bias;
-use super::{Out, PANEL, Term, panel_len};
+use super::whole_amx::Wholes;
+use super::{Columns, Out, PANEL, Term, panel_len};
 use crate::bf16;
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 /// Rows of a block: two tiles.
 pub(super) const ROWS: usize = 32;
@@ -18,56 +20,65 @@ pub(super) const STEP: usize = 32;
 /// Bytes of `a` that stay in the second-level cache (2 MiB on every AMX machine) while all panels pass by.
 const BLOCK_BYTES: usize = 1 << 20;
 
-/// Sums of one panel.
+/// A row's sums of a panel.
+#[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Sums([[f32; PANEL]; ROWS]);
+pub(super) struct Row<T>(pub [T; PANEL]);
 
-impl Sums {
-    /// The first `m` rows of a panel's first `cols` columns, to rows of `out` that are `ldc` apart, from `at` on.
-    #[inline]
-    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    fn put(&mut self, out: &mut Out<bf16>, at: usize, ldc: usize, m: usize, cols: usize, bias: Option<&[f32]>) {
-        if bias.is_none() && cols == PANEL {
-            return match out {
-                Out::Store(c) => self.round(c.rows(at, ldc, m, PANEL), ldc, m),
-                Out::Real(c) => self.each(c.rows(at, ldc, m, PANEL), ldc, m, |_, sum| sum),
-                Out::Add(c) => self.each(c.rows(at, ldc, m, PANEL), ldc, m, |c, sum| _mm512_add_ps(c, sum)),
-            };
-        }
-        for (r, row) in self.0[..m].iter_mut().enumerate() {
-            add_bias(row, bias);
-            out.put(at + r * ldc, &row[..cols]);
+/// Sums of one panel.
+#[repr(C)]
+pub(super) struct Sums<T>(pub [Row<T>; ROWS]);
+
+impl<T: Copy + Default> Sums<T> {
+    pub fn zero() -> Self {
+        Self([Row([T::default(); PANEL]); ROWS])
+    }
+}
+
+/// Rows of a panel's first `cols` columns, to rows of `out` that are `ldc` apart, from `at` on.
+#[inline]
+#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn put(sums: &mut [Row<f32>], out: &mut Out<bf16>, at: usize, ldc: usize, cols: usize, bias: Option<&[f32]>) {
+    if bias.is_none() && cols == PANEL {
+        return match out {
+            Out::Store(c) => round(c.rows(at, ldc, sums.len(), PANEL), ldc, sums),
+            Out::Real(c) => each(c.rows(at, ldc, sums.len(), PANEL), ldc, sums, |_, sum| sum),
+            Out::Add(c) => each(c.rows(at, ldc, sums.len(), PANEL), ldc, sums, |c, sum| _mm512_add_ps(c, sum)),
+        };
+    }
+    for (r, row) in sums.iter_mut().enumerate() {
+        add_bias(&mut row.0, bias);
+        out.put(at + r * ldc, &row.0[..cols]);
+    }
+}
+
+/// Rounds rows of a panel, by an instruction that flushes denormals.
+///
+/// Little is done between the tiles of one block and of the next, so that the processor looks far enough ahead to
+/// multiply on meanwhile.
+#[inline]
+#[target_feature(enable = "avx512bf16,avx512f")]
+fn round(c: *mut bf16, ldc: usize, sums: &[Row<f32>]) {
+    for (r, row) in sums.iter().enumerate() {
+        // SAFETY: `c` begins as many rows of a panel's width, `ldc` apart, which are this product's own.
+        unsafe {
+            let [low, high] = [0, 16].map(|i| _mm512_load_ps(row.0[i..].as_ptr()));
+            let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+            _mm512_storeu_si512(c.add(r * ldc).cast(), both);
         }
     }
+}
 
-    /// Rounds `m` rows of a panel, by an instruction that flushes denormals.
-    ///
-    /// Little is done between the tiles of one block and of the next, so that the processor looks far enough ahead to
-    /// multiply on meanwhile.
-    #[inline]
-    #[target_feature(enable = "avx512bf16,avx512f")]
-    fn round(&self, c: *mut bf16, ldc: usize, m: usize) {
-        for (r, row) in self.0[..m].iter().enumerate() {
-            // SAFETY: `c` begins `m` rows of a panel's width, `ldc` apart, which are this product's own.
+/// c = f(c, sum) for rows of a panel.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn each(c: *mut f32, ldc: usize, sums: &[Row<f32>], f: impl Fn(__m512, __m512) -> __m512) {
+    for (r, row) in sums.iter().enumerate() {
+        for i in [0, 16] {
+            // SAFETY: as above.
             unsafe {
-                let [low, high] = [0, 16].map(|i| _mm512_load_ps(row[i..].as_ptr()));
-                let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
-                _mm512_storeu_si512(c.add(r * ldc).cast(), both);
-            }
-        }
-    }
-
-    /// c = f(c, sum) for `m` rows of a panel.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn each(&self, c: *mut f32, ldc: usize, m: usize, f: impl Fn(__m512, __m512) -> __m512) {
-        for (r, row) in self.0[..m].iter().enumerate() {
-            for i in [0, 16] {
-                // SAFETY: as above.
-                unsafe {
-                    let c = c.add(r * ldc + i);
-                    _mm512_storeu_ps(c, f(_mm512_loadu_ps(c), _mm512_load_ps(row[i..].as_ptr())));
-                }
+                let c = c.add(r * ldc + i);
+                _mm512_storeu_ps(c, f(_mm512_loadu_ps(c), _mm512_load_ps(row.0[i..].as_ptr())));
             }
         }
     }
@@ -119,17 +130,41 @@ impl Config {
     }
 }
 
+/// The configuration that is loaded: that for a block of so many rows, if any.
+pub(super) struct Loaded(usize);
+
+impl Loaded {
+    /// # Safety
+    /// AMX must be there.
+    pub unsafe fn be_for(&mut self, m: usize) {
+        if m != self.0 {
+            // SAFETY: the caller's.
+            unsafe { Config::of(m).load() };
+            self.0 = m;
+        }
+    }
+}
+
 /// A run of whole steps: of a term, or of all that is beyond.
 #[repr(C)]
-struct Run {
+pub(super) struct Run {
     /// The first row.
-    a: *const bf16,
-    /// Values from row to row.
-    lda: usize,
-    /// The first pair row of the panel.
-    b: *const bf16,
+    pub a: *const u8,
+    /// Bytes from row to row.
+    pub stride: usize,
+    /// The first line of the panel: pairs of bf16, or quads of bytes.
+    pub b: *const Line,
     /// At least one.
-    steps: usize,
+    pub steps: usize,
+}
+
+impl Run {
+    /// The whole steps of a term of at least one, from row `i` on.
+    fn of(term: &Term<bf16>, i: usize, panel: usize) -> Self {
+        let b = &term.b.panels()[panel * panel_len(term.k)..][..panel_len(term.k)];
+        let a = term.a[i * term.lda..].as_ptr().cast();
+        Self { a, stride: term.lda * size_of::<bf16>(), b: b.as_ptr().cast(), steps: term.k / STEP }
+    }
 }
 
 /// # Safety
@@ -143,36 +178,41 @@ pub(super) unsafe fn gemm(
     terms: &[Term<bf16>],
     bias: Option<&[f32]>,
 ) {
-    let mut sums = Sums([[0.0; PANEL]; ROWS]);
-    let mut tails = Tails::of(terms);
+    let mut sums = Sums::zero(); // as they stay where nothing is summed
+    let mut whole = Wholes::of(terms);
+    let terms: Vec<_> = terms.iter().filter(|term| matches!(term.b, Columns::Panels(_))).copied().collect();
+    let mut tails = Tails::of(&terms);
     let mut runs = Vec::with_capacity(terms.len() + 1);
-    let block = block_rows(terms);
-    let mut configured = 0;
+    let block = whole.block_rows(block_rows(&terms));
+    let mut loaded = Loaded(0);
     for first in (0..rows).step_by(block) {
-        let end = rows.min(first + block);
-        tails.lay_rows(terms, first, end);
-        for j in (0..n).step_by(PANEL) {
-            tails.lay_panel(terms, j / PANEL);
-            let bias = bias.map(|bias| &bias[j..n.min(j + PANEL)]);
+        let block = first..rows.min(first + block);
+        tails.lay_rows(&terms, block.clone());
+        for panel in 0..n.div_ceil(PANEL) {
+            // SAFETY: AMX is there, and so many panels are.
+            unsafe { whole.multiply(&mut loaded, block.clone(), panel..n.div_ceil(PANEL)) };
+            tails.lay_panel(&terms, panel);
             runs.clear();
-            runs.extend(terms.iter().filter(|term| term.k >= STEP).map(|term| {
-                let b = &term.b.panels()[j / PANEL * panel_len(term.k)..][..panel_len(term.k)];
-                Run { a: term.a[first * term.lda..].as_ptr(), lda: term.lda, b: b.as_ptr(), steps: term.k / STEP }
-            }));
+            runs.extend(terms.iter().filter(|term| term.k >= STEP).map(|term| Run::of(term, first, panel)));
             runs.extend(tails.run());
-            for i in (first..end).step_by(ROWS) {
-                let m = ROWS.min(end - i);
-                if m != configured {
+            let j = panel * PANEL;
+            let bias = bias.map(|bias| &bias[j..n.min(j + PANEL)]);
+            for i in block.clone().step_by(ROWS) {
+                let m = ROWS.min(block.end - i);
+                if !runs.is_empty() {
                     // SAFETY: AMX is there.
-                    unsafe { Config::of(m).load() };
-                    configured = m;
-                }
-                if runs.is_empty() {
-                    sums.0 = [[0.0; PANEL]; ROWS];
-                } else {
+                    unsafe { loaded.be_for(m) };
                     multiply(&mut sums, &runs, i - first, m);
                 }
-                sums.put(&mut out, i * ldc + j, ldc, m, PANEL.min(n - j), bias);
+                let sums = match whole.sums(panel, i..i + m) {
+                    Some(whole) if runs.is_empty() => whole,
+                    Some(whole) => {
+                        each(whole.as_mut_ptr().cast(), PANEL, &sums.0[..m], |whole, sum| _mm512_add_ps(whole, sum));
+                        whole
+                    }
+                    None => &mut sums.0[..m],
+                };
+                put(sums, &mut out, i * ldc + j, ldc, PANEL.min(n - j), bias);
             }
         }
     }
@@ -212,14 +252,14 @@ impl Tails {
     }
 
     #[target_feature(enable = "avx512bw,avx512f")]
-    fn lay_rows(&mut self, terms: &[Term<bf16>], first: usize, end: usize) {
+    fn lay_rows(&mut self, terms: &[Term<bf16>], rows: Range<usize>) {
         if self.steps == 0 {
             return;
         }
-        self.a.resize((end - first) * self.steps, Line::ZERO);
+        self.a.resize(rows.len() * self.steps, Line::ZERO);
         for (term, at, len) in tails(terms) {
             let (own, from) = (u32::MAX >> (STEP - len), term.k - len);
-            for (i, row) in (first..end).zip(self.a.chunks_exact_mut(self.steps)) {
+            for (i, row) in rows.clone().zip(self.a.chunks_exact_mut(self.steps)) {
                 let (from, to) = (&term.a[i * term.lda + from..][..len], &mut values_mut(row)[at..at + len]);
                 // SAFETY: the mask has `len` values, at most 32, and so have both slices.
                 unsafe {
@@ -239,8 +279,9 @@ impl Tails {
 
     /// The run of the block's first row.
     fn run(&self) -> Option<Run> {
-        let (a, b) = (self.a.as_ptr().cast(), self.b.as_ptr().cast());
-        (self.steps > 0).then_some(Run { a, lda: self.steps * STEP, b, steps: self.steps })
+        let Self { steps, a, b } = self;
+        let (a, b) = (a.as_ptr().cast(), b.as_ptr());
+        (*steps > 0).then_some(Run { a, stride: steps * size_of::<Line>(), b, steps: *steps })
     }
 }
 
@@ -259,64 +300,79 @@ fn values_mut(lines: &mut [Line]) -> &mut [bf16] {
     unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * STEP) }
 }
 
-/// sums = the sum over all runs, at least one, of the `m` rows from `i` on times a panel.
-///
-/// Only `gemm` calls it, between loading the configuration for `m` rows and releasing it, with runs whose values are there.
-#[inline(always)]
-fn multiply(sums: &mut Sums, runs: &[Run], i: usize, m: usize) {
-    // SAFETY: see above; every tile touched is named as clobbered. A `Run` is four words.
-    unsafe {
-        asm!(
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
-            "2:",
-            "mov {stride}, [{run} + 8]",
-            "add {stride}, {stride}", // bytes from row to row
-            "mov {a}, {i}",
-            "imul {a}, {stride}",
-            "add {a}, [{run}]",
-            "mov {lower}, {second}", // 16 rows on, or the first again where there are no more
-            "imul {lower}, {stride}",
-            "add {lower}, {a}",
-            "mov {b}, [{run} + 16]",
-            "mov {steps}, [{run} + 24]",
-            "3:",
-            "tileloadd tmm6, [{b} + {width}*1]",
-            "tileloadd tmm4, [{a} + {stride}*1]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloadd tmm7, [{b} + {width}*1 + 64]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tileloadd tmm5, [{lower} + {stride}*1]",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            "add {a}, 64",
-            "add {lower}, 64",
-            "add {b}, 2048",
-            "dec {steps}",
-            "jnz 3b",
-            "add {run}, 32",
-            "cmp {run}, {end}",
-            "jne 2b",
-            "tilestored [{c} + {width}*1], tmm0",
-            "tilestored [{c} + {width}*1 + 64], tmm1",
-            "tilestored [{c} + {width}*1 + 2048], tmm2",
-            "tilestored [{c} + {width}*1 + 2112], tmm3",
-            run = inout(reg) runs.as_ptr() => _,
-            end = in(reg) runs.as_ptr_range().end,
-            c = in(reg) sums,
-            width = in(reg) 128usize, // bytes of a row of sums, and of a pair row of a panel
-            i = in(reg) i,
-            second = in(reg) if m > 16 { 16usize } else { 0 },
-            a = out(reg) _,
-            lower = out(reg) _,
-            stride = out(reg) _,
-            b = out(reg) _,
-            steps = out(reg) _,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
-        );
-    }
+macro_rules! multiply {
+    ($(#[$doc:meta])* $name:ident, $dot:literal, $sum:ty) => {
+        $(#[$doc])*
+        #[inline(always)]
+        pub(super) fn $name(sums: &mut Sums<$sum>, runs: &[Run], i: usize, m: usize) {
+            // SAFETY: see above; every tile touched is named as clobbered. A `Run` is four words.
+            unsafe {
+                asm!(
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    "2:",
+                    "mov {stride}, [{run} + 8]",
+                    "mov {a}, {i}",
+                    "imul {a}, {stride}",
+                    "add {a}, [{run}]",
+                    "mov {lower}, {second}", // 16 rows on, or the first again where there are no more
+                    "imul {lower}, {stride}",
+                    "add {lower}, {a}",
+                    "mov {b}, [{run} + 16]",
+                    "mov {steps}, [{run} + 24]",
+                    "3:",
+                    "tileloadd tmm6, [{b} + {width}*1]",
+                    "tileloadd tmm4, [{a} + {stride}*1]",
+                    concat!($dot, " tmm0, tmm4, tmm6"),
+                    "tileloadd tmm7, [{b} + {width}*1 + 64]",
+                    concat!($dot, " tmm1, tmm4, tmm7"),
+                    "tileloadd tmm5, [{lower} + {stride}*1]",
+                    concat!($dot, " tmm2, tmm5, tmm6"),
+                    concat!($dot, " tmm3, tmm5, tmm7"),
+                    "add {a}, 64",
+                    "add {lower}, 64",
+                    "add {b}, 2048",
+                    "dec {steps}",
+                    "jnz 3b",
+                    "add {run}, 32",
+                    "cmp {run}, {end}",
+                    "jne 2b",
+                    "tilestored [{c} + {width}*1], tmm0",
+                    "tilestored [{c} + {width}*1 + 64], tmm1",
+                    "tilestored [{c} + {width}*1 + 2048], tmm2",
+                    "tilestored [{c} + {width}*1 + 2112], tmm3",
+                    run = inout(reg) runs.as_ptr() => _,
+                    end = in(reg) runs.as_ptr_range().end,
+                    c = in(reg) sums,
+                    width = in(reg) 128usize, // bytes of a row of sums, and of the lines of a pair or quad of a panel
+                    i = in(reg) i,
+                    second = in(reg) if m > 16 { 16usize } else { 0 },
+                    a = out(reg) _,
+                    lower = out(reg) _,
+                    stride = out(reg) _,
+                    b = out(reg) _,
+                    steps = out(reg) _,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                );
+            }
+        }
+    };
 }
+multiply!(
+    /// sums = the sum over all runs, at least one, of the `m` rows from `i` on times a panel, pairs of bf16.
+    ///
+    /// Its callers have loaded the configuration for `m` rows and release it later, and give runs whose values are there.
+    multiply,
+    "tdpbf16ps",
+    f32
+);
+multiply!(
+    /// As [`multiply`], quads of bytes with signs.
+    multiply_bytes,
+    "tdpbssd",
+    i32
+);

@@ -43,6 +43,8 @@ mod tn_dot;
 #[cfg(target_arch = "x86_64")]
 mod whole;
 #[cfg(target_arch = "x86_64")]
+mod whole_amx;
+#[cfg(target_arch = "x86_64")]
 mod whole_dot;
 
 #[cfg(test)]
@@ -319,14 +321,9 @@ impl Forms<bf16> {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 => avx512::BF16_DOT,
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx => Self {
-                rows: amx::ROWS,
-                gemm: amx::gemm,
-                gemm_tn: tn_amx::gemm_tn,
-                gemv: None,
-                whole: None,
-                ..avx512::BF16_DOT
-            },
+            Isa::Amx => {
+                Self { rows: amx::ROWS, gemm: amx::gemm, gemm_tn: tn_amx::gemm_tn, gemv: None, ..avx512::BF16_DOT }
+            }
             _ => Self::portable(),
         }
     }

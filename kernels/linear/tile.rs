@@ -79,6 +79,11 @@ pub(super) struct Sums<V> {
 }
 
 impl<V> Sums<V> {
+    /// Of so many rows and columns of a vector, from `first` on.
+    pub(super) fn new(first: *mut V, rows: usize, cols: usize) -> Self {
+        Self { first, rows, cols }
+    }
+
     /// Where the vectors of row `r` lie that hold eight columns of panel `p`, group `g` of them.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn eight(&self, p: usize, r: usize, g: usize) -> *mut V {
@@ -229,7 +234,7 @@ unsafe fn sum<T: Tile>(
     }
     for term in terms {
         if let Columns::Whole(w) = &term.b {
-            let c = Sums { first: c, rows: m, cols: T::COLS };
+            let c = Sums::new(c, m, T::COLS);
             // SAFETY: the caller's; the sums are written.
             unsafe { T::whole(c, term, w, i..i + m, panels.clone()) };
             continue;

@@ -24,7 +24,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 /// Values that vpdpbusd sums at once.
-const QUAD: usize = 4;
+pub(super) const QUAD: usize = 4;
 /// Columns of W that must share a scale, or a multiple of so many: the sums of shorter runs cost as much as their products.
 pub(super) const RUN: usize = 128;
 /// Steps of a row's mean magnitude. MELD's labels move no more than W's own rounding moves them; with 16 they move twice as much.
@@ -45,8 +45,8 @@ type Outliers = [u32; CHUNK / QUAD / 32];
 /// What precedes the bytes of a row's chunk: low ones, then high ones, zeros behind both up to a multiple of BLOCK.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Head {
-    step: f32,
+pub(super) struct Head {
+    pub step: f32,
     /// Sums of low and of high before every RUN values, and behind the last.
     before: [[i32; CHUNK / RUN + 1]; 2],
     /// The quads that have a high part.
@@ -59,14 +59,14 @@ const HEAD: usize = size_of::<Head>();
 const _: () = assert!(HEAD == 128);
 
 /// A row's chunk: what precedes it, low, high. One follows the other, which spreads them over cache sets.
-const STRIDE: usize = HEAD + 2 * CHUNK;
+pub(super) const STRIDE: usize = HEAD + 2 * CHUNK;
 
 /// Values of bf16 that a row's chunk becomes.
 pub(super) const ROUNDED_LEN: usize = STRIDE / 2;
 
 /// A chunk of some rows, each as [`round`] makes it.
 #[derive(Clone, Copy)]
-struct Rows(*const u8);
+pub(super) struct Rows(pub *const u8);
 
 /// Quads of a chunk, rising.
 pub(super) struct Quads {
@@ -76,14 +76,14 @@ pub(super) struct Quads {
 }
 
 impl Quads {
-    const NONE: Self = Self { len: 0, quads: [0; CHUNK / QUAD + 16] };
+    pub const NONE: Self = Self { len: 0, quads: [0; CHUNK / QUAD + 16] };
 
     /// Becomes those that have a high part in any of the first so many rows.
     ///
     /// # Safety
     /// The level of `B` and the rows must be there.
     #[inline(always)]
-    unsafe fn find_high<B: Bytes>(&mut self, a: Rows, rows: usize) {
+    pub unsafe fn find_high<B: Bytes>(&mut self, a: Rows, rows: usize) {
         let mut all: Outliers = [0; CHUNK / QUAD / 32];
         for r in 0..rows {
             // SAFETY: the caller's.
@@ -96,7 +96,7 @@ impl Quads {
 
     /// Those in `run`.
     #[inline(always)]
-    fn of(&self, run: &Range<usize>) -> &[u32] {
+    pub fn of(&self, run: &Range<usize>) -> &[u32] {
         let all = &self.quads[..self.len];
         if run.start == 0 && all.last().is_none_or(|last| (*last as usize) < run.end) {
             return all; // as in every run of a whole row
@@ -107,16 +107,28 @@ impl Quads {
 }
 
 impl Rows {
+    /// Those of a term from row `r` on, with the chunk that begins at value `k`.
+    #[inline(always)]
+    pub fn of(term: &Term<bf16>, r: usize, k: usize) -> Self {
+        Self(term.a[k / CHUNK * term.lda + r * ROUNDED_LEN..].as_ptr().cast())
+    }
+
     /// From row `r` on.
     #[inline(always)]
-    fn from(self, r: usize) -> Self {
+    pub fn from(self, r: usize) -> Self {
         Self(self.0.wrapping_add(r * STRIDE))
+    }
+
+    /// Where the first row's low or high parts begin.
+    #[inline(always)]
+    pub fn part(self, part: usize) -> *const u8 {
+        self.0.wrapping_add(HEAD + part * CHUNK)
     }
 
     /// # Safety
     /// Row `r` must be there.
     #[inline(always)]
-    unsafe fn head(self, r: usize) -> Head {
+    pub unsafe fn head(self, r: usize) -> Head {
         // SAFETY: the caller's; every bit pattern is a head.
         unsafe { self.0.add(r * STRIDE).cast::<Head>().read_unaligned() }
     }
@@ -201,7 +213,7 @@ unsafe fn products<B: Bytes>(
         let some = first..rows.end.min(first + B::ROWS);
         for from in (0..term.k).step_by(CHUNK) {
             let k = from..term.k.min(from + CHUNK);
-            let a = Rows(term.a[from / CHUNK * term.lda + first * ROUNDED_LEN..].as_ptr().cast());
+            let a = Rows::of(term, first, from);
             for (group, high) in (0..some.len()).step_by(B::GROUP).zip(&mut with_high) {
                 // SAFETY: the caller's rows.
                 unsafe { high.find_high::<B>(a.from(group), B::GROUP.min(some.len() - group)) };
@@ -433,11 +445,7 @@ unsafe fn chunk<B: Bytes, const M: usize>(
     panel: usize,
     k: Range<usize>,
 ) {
-    let mut first = 0;
-    for (bits, q, scales) in w.panel(panel, k) {
-        let quads = first..first + (q.len() / packed::pairs(bits)).div_ceil(2);
-        first = quads.end;
-        let run = Run { bits, q, quads };
+    for (run, scales) in runs(w, panel, k) {
         // SAFETY: the caller's; quads of the run, and of the rows.
         unsafe {
             if M <= B::ROWS / 2 && B::OUTPUTS < PANEL {
@@ -453,15 +461,31 @@ unsafe fn chunk<B: Bytes, const M: usize>(
 }
 
 /// Parts of a row's values.
-const LOW: usize = 0;
-const HIGH: usize = 1;
+pub(super) const LOW: usize = 0;
+pub(super) const HIGH: usize = 1;
 
 /// Columns of a panel that share their scales.
-struct Run<'a> {
-    bits: Bits,
-    q: &'a [u8],
+pub(super) struct Run<'a> {
+    pub bits: Bits,
+    /// Their pairs of all outputs.
+    pub q: &'a [u8],
     /// Which of the chunk's they are.
-    quads: Range<usize>,
+    pub quads: Range<usize>,
+}
+
+/// Columns `k` of panel `panel`, at most a chunk of them, and the outputs' scales.
+#[inline(always)]
+pub(super) fn runs<'a>(
+    w: &Packed<'a>,
+    panel: usize,
+    k: Range<usize>,
+) -> impl Iterator<Item = (Run<'a>, &'a [bf16; PANEL])> + use<'a> {
+    let mut first = 0;
+    w.panel(panel, k).map(move |(bits, q, scales)| {
+        let quads = first..first + (q.len() / packed::pairs(bits)).div_ceil(2);
+        first = quads.end;
+        (Run { bits, q, quads }, scales)
+    })
 }
 
 /// Sums of M rows and of P times OUTPUTS outputs.
@@ -558,7 +582,7 @@ impl Run<'_> {
             let before = unsafe { a.head(r) }.before[part];
             offset(self.bits) * (before[run.start] - before[run.end])
         });
-        let a = Rows(a.0.wrapping_add(HEAD + part * CHUNK));
+        let a = Rows(a.part(part));
         // SAFETY: the caller's.
         unsafe {
             match self.bits {

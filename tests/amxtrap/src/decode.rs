@@ -45,7 +45,18 @@ pub enum Instruction {
     Zero(usize),
     Load(usize, Address),
     Store(Address, usize),
-    Dot { sum: usize, a: usize, b: usize },
+    /// Products of bf16.
+    Dot {
+        sum: usize,
+        a: usize,
+        b: usize,
+    },
+    /// Products of bytes with signs.
+    DotBytes {
+        sum: usize,
+        a: usize,
+        b: usize,
+    },
 }
 
 /// The fields of a three-byte VEX prefix and the bytes behind it.
@@ -70,6 +81,7 @@ pub fn decode(byte: impl Fn(usize) -> u8) -> Option<(Instruction, usize)> {
         (3, 0x4b, 0..3) => memory().map(|(address, len)| (Instruction::Load(reg, address), len))?,
         (2, 0x4b, 0..3) => memory().map(|(address, len)| (Instruction::Store(address, reg), len))?,
         (2, 0x5c, 3) => (Instruction::Dot { sum: reg, a: rm, b: vex.register }, 5),
+        (3, 0x5e, 3) => (Instruction::DotBytes { sum: reg, a: rm, b: vex.register }, 5),
         _ => return None,
     })
 }
@@ -88,7 +100,7 @@ fn vex(byte: &impl Fn(usize) -> u8) -> Option<Vex> {
         opcode: byte(3),
         modrm: byte(4),
     };
-    (register < 8 || vex.opcode != 0x5c).then_some(vex)
+    (register < 8 || !matches!(vex.opcode, 0x5c | 0x5e)).then_some(vex)
 }
 
 /// The memory operand and the instruction's length; relative to the instruction pointer or without a base: `None`.
@@ -126,13 +138,14 @@ mod tests {
     /// Bytes as an assembler gives them.
     #[test]
     fn every_instruction_is_recognised() {
-        let cases: [(&[u8], Instruction); 6] = [
+        let cases: [(&[u8], Instruction); 7] = [
             (&[0xc4, 0xe2, 0x78, 0x49, 0x00], Instruction::LoadConfig(address(0, None, 0, 0))),
             (&[0xc4, 0xe2, 0x78, 0x49, 0xc0], Instruction::Release),
             (&[0xc4, 0xe2, 0x7b, 0x49, 0xd8], Instruction::Zero(3)),
             (&[0xc4, 0xa2, 0x7b, 0x4b, 0x64, 0x13, 0x40], Instruction::Load(4, address(3, Some(10), 1, 64))),
             (&[0xc4, 0xc2, 0x7a, 0x4b, 0x8c, 0xb1, 0, 8, 0, 0], Instruction::Store(address(9, Some(6), 4, 2048), 1)),
             (&[0xc4, 0xe2, 0x42, 0x5c, 0xcc], Instruction::Dot { sum: 1, a: 4, b: 7 }),
+            (&[0xc4, 0xe2, 0x43, 0x5e, 0xcc], Instruction::DotBytes { sum: 1, a: 4, b: 7 }),
         ];
         for (bytes, want) in cases {
             assert_eq!(decoded(bytes), Some((want, bytes.len())));
@@ -143,9 +156,9 @@ mod tests {
     fn other_instructions_are_left_alone() {
         let vmovaps = [0xc5, 0xf8, 0x28, 0xc1, 0x90];
         let ud2 = [0x0f, 0x0b, 0x90, 0x90, 0x90];
-        let tdpbssd = [0xc4, 0xe2, 0x43, 0x5e, 0xcc];
+        let tdpbusd = [0xc4, 0xe2, 0x41, 0x5e, 0xcc];
         let relative = [0xc4, 0xe2, 0x78, 0x49, 0x05];
-        for bytes in [vmovaps, ud2, tdpbssd, relative] {
+        for bytes in [vmovaps, ud2, tdpbusd, relative] {
             assert_eq!(decoded(&bytes), None);
         }
     }

@@ -1,7 +1,7 @@
 //! Emulates the AMX instructions that the kernels use, from the SIGILL that a processor without AMX raises.
 //!
-//! Written from Intel's SDM, volume 2 (LDTILECFG, TILERELEASE, TILEZERO, TILELOADD, TILESTORED, TDPBF16PS), and knowing
-//! nothing of the kernels: what the processor would refuse (an unconfigured tile, shapes that do not fit) stays a
+//! Written from Intel's SDM, volume 2 (LDTILECFG, TILERELEASE, TILEZERO, TILELOADD, TILESTORED, TDPBF16PS, TDPBSSD), and
+//! knowing nothing of the kernels: what the processor would refuse (an unconfigured tile, shapes that do not fit) stays a
 //! SIGILL. A product of two bf16 is exact in f32 unless it leaves f32's range, where this rounds once more than AMX.
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -90,6 +90,7 @@ fn run(tiles: &mut Tiles, instruction: Instruction, registers: &[i64; 23]) -> bo
             Instruction::Load(tile, address) => tiles.load(tile, at(&address).0 as *const u8, at(&address).1),
             Instruction::Store(address, tile) => tiles.store(at(&address).0 as *mut u8, at(&address).1, tile),
             Instruction::Dot { sum, a, b } => tiles.dot(sum, a, b),
+            Instruction::DotBytes { sum, a, b } => tiles.dot_bytes(sum, a, b),
         }
     }
 }

@@ -80,6 +80,39 @@ impl Tiles {
 
     /// TDPBF16PS: even and odd products are summed apart over the pairs, then together, then onto `sum`.
     pub fn dot(&mut self, sum: usize, a: usize, b: usize) -> bool {
+        self.each(sum, a, b, |old, row, column, n| {
+            let mut parts = [0.0; 2];
+            for (k, b) in column.iter().enumerate() {
+                for (odd, part) in parts.iter_mut().enumerate() {
+                    *part = flush(*part + bf16(row, 2 * k + odd) * bf16(b, 2 * n + odd));
+                }
+            }
+            flush(flush(f32::from_le_bytes(old)) + flush(parts[0] + parts[1])).to_le_bytes()
+        })
+    }
+
+    /// TDPBSSD: products of four bytes with signs are summed onto `sum`, which wraps.
+    pub fn dot_bytes(&mut self, sum: usize, a: usize, b: usize) -> bool {
+        self.each(sum, a, b, |old, row, column, n| {
+            let mut sum = i32::from_le_bytes(old);
+            for (k, b) in column.iter().enumerate() {
+                for i in 0..4 {
+                    let product = i32::from(row[4 * k + i] as i8) * i32::from(b[4 * n + i] as i8);
+                    sum = sum.wrapping_add(product);
+                }
+            }
+            sum.to_le_bytes()
+        })
+    }
+
+    /// Every element of `sum` becomes `dot(old, row of a, rows of b, column)`.
+    fn each(
+        &mut self,
+        sum: usize,
+        a: usize,
+        b: usize,
+        dot: impl Fn([u8; 4], &[u8; 64], &[[u8; 64]], usize) -> [u8; 4],
+    ) -> bool {
         let (Some(s), Some(sa), Some(sb)) = (self.shape(sum), self.shape(a), self.shape(b)) else { return false };
         let distinct = sum != a && sum != b && a != b;
         if !distinct || sa.rows != s.rows || sb.bytes != s.bytes || sa.bytes != 4 * sb.rows {
@@ -87,16 +120,9 @@ impl Tiles {
         }
         for m in 0..s.rows {
             for n in 0..s.bytes / 4 {
-                let mut parts = [0.0; 2];
-                for k in 0..sb.rows {
-                    for (odd, part) in parts.iter_mut().enumerate() {
-                        let product = bf16(&self.tiles[a][m], 2 * k + odd) * bf16(&self.tiles[b][k], 2 * n + odd);
-                        *part = flush(*part + product);
-                    }
-                }
-                let old = flush(f32::from_le_bytes(self.tiles[sum][m].as_chunks().0[n]));
-                let new = flush(old + flush(parts[0] + parts[1]));
-                self.tiles[sum][m].as_chunks_mut().0[n] = new.to_le_bytes();
+                let old = self.tiles[sum][m].as_chunks().0[n];
+                let new = dot(old, &self.tiles[a][m], &self.tiles[b][..sb.rows], n);
+                self.tiles[sum][m].as_chunks_mut().0[n] = new;
             }
         }
         true
@@ -154,6 +180,21 @@ mod tests {
     }
 
     #[test]
+    fn four_products_of_bytes_are_added_to_the_sum() {
+        let (a, b) = ([-128, 127, 3, -1], [-128, -127, 5, -7]);
+        let mut tiles = Tiles::NEW;
+        assert!(tiles.configure(config(1, 4)));
+        for (tile, quad) in [(1, a), (2, b)] {
+            tiles.tiles[tile][0][..4].copy_from_slice(&quad.map(|x: i8| x as u8));
+        }
+        for (sum, want) in [(1000, 1000 + 16_384 - 16_129 + 15 + 7), (i32::MAX, i32::MIN + 276)] {
+            tiles.tiles[0][0][..4].copy_from_slice(&i32::to_le_bytes(sum));
+            assert!(tiles.dot_bytes(0, 1, 2));
+            assert_eq!(i32::from_le_bytes(tiles.tiles[0][0].as_chunks().0[0]), want);
+        }
+    }
+
+    #[test]
     fn denormals_count_as_zero() {
         let tiny = f32::from_bits(0x0040_0000);
         assert_eq!(dot([tiny, 0.0], [1.0, 0.0], 0.0), 0.0);
@@ -175,7 +216,7 @@ mod tests {
     #[test]
     fn what_the_processor_refuses_is_refused() {
         let mut tiles = Tiles::NEW;
-        assert!(!tiles.zero(0) && !tiles.dot(0, 1, 2));
+        assert!(!tiles.zero(0) && !tiles.dot(0, 1, 2) && !tiles.dot_bytes(0, 1, 2));
         assert!(!tiles.configure([0; 64]) && !tiles.configure(config(17, 64)) && !tiles.configure(config(16, 65)));
         assert!(tiles.configure(config(2, 4)));
         assert!(!tiles.dot(0, 1, 2), "a has one pair a row, b two rows of pairs");

@@ -3,9 +3,10 @@
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
-use dialoguellm_kernels::linear::{self, Columns, Out, PANEL, Sum, Term, panel_len};
+use dialoguellm_kernels::linear::{self, CHUNK, Columns, Out, PANEL, Sum, Term, panel_len};
+use dialoguellm_kernels::quantize::packed::{Packed, panel_sizes};
 use dialoguellm_kernels::testing::{Random, amx, check, same_bits};
-use dialoguellm_kernels::{Dtype, Elem, Isa, Kernels, Matrix};
+use dialoguellm_kernels::{Bits, Dtype, Elem, Isa, Kernels, Matrix};
 use half::bf16;
 use std::io::Write;
 
@@ -223,11 +224,101 @@ fn emulated_amx_threads_have_tiles_of_their_own() {
     });
 }
 
+/// A product with whole numbers, some rows of which have outliers, and beside it one with bf16.
+struct WholeCase {
+    bits: Bits,
+    /// Columns that share a scale.
+    run: usize,
+    n: usize,
+    k: usize,
+    q: Vec<u8>,
+    scales: Vec<bf16>,
+    a: Vec<bf16>,
+    beside: Case,
+}
+
+impl WholeCase {
+    fn new(kernels: &Kernels<bf16>, bits: Bits, rows: usize, [n, k]: [usize; 2], run: usize) -> Self {
+        let (mut random, sizes) = (Random::new((rows + n * k) as u64), panel_sizes(bits, k, run));
+        let panels = n.div_ceil(PANEL);
+        let mut a: Vec<bf16> = random.vec(rows * k);
+        for i in (5..rows * k).step_by(97).filter(|i| i / k % 3 != 1) {
+            a[i] = bf16::from_f32(a[i].to_f32() * (i % 1000) as f32);
+        }
+        let q = (0..panels * sizes.0).map(|_| random.below(256) as u8).collect();
+        let scales = random.vec(panels * sizes.1);
+        Self { bits, run, n, k, q, scales, a, beside: Case::new(kernels, rows, n, &[40]) }
+    }
+
+    /// Rows `rows` of the product with whole numbers, with that of bf16, or of their sum.
+    fn run(&self, kernels: &Kernels<bf16>, rows: std::ops::Range<usize>, whole: bool, beside: bool) -> Vec<f32> {
+        let (k, len) = (self.k, kernels.rounded_len());
+        let w = Packed::new(self.bits, &self.q, &self.scales, [self.n, k], self.run).unwrap();
+        let b = kernels.whole(&Matrix::packed(w), Sum::OverCols, 0..self.n, 1.0).expect("long runs");
+        let a = &self.a[rows.start * k..rows.end * k];
+        let mut rounded = vec![bf16::NAN; k.div_ceil(CHUNK) * rows.len() * len];
+        for (at, to) in rounded.chunks_exact_mut(len).enumerate() {
+            let row = &a[at % rows.len() * k..][..k];
+            kernels.round(to, row.chunks(CHUNK).nth(at / rows.len()).unwrap(), None);
+        }
+        let mut terms = vec![];
+        if whole {
+            terms.push(Term { a: &rounded, lda: rows.len() * len, b: Columns::Whole(b), k });
+        }
+        if beside {
+            let b = Columns::Panels(&self.beside.panels[0]);
+            terms.push(Term { a: &self.beside.a[0][rows.start * 40..], lda: 40, b, k: 40 });
+        }
+        let mut y = vec![f32::NAN; rows.len() * self.n];
+        kernels.gemm(Out::real(&mut y), self.n, rows.len(), self.n, &terms, None);
+        y
+    }
+}
+
+#[test]
+fn emulated_amx_multiplies_whole_numbers_to_the_bits_of_avx512() {
+    let Some(kernels) = kernels() else { return };
+    let vectors = bf16::kernels(Isa::Avx512Bf16);
+    let before = amxtrap::emulated();
+    let sums = [1, 2, 3, 31, 63, 64, 65, 127, 128, 193, 1023, 1024, 1025, 1100];
+    let long = sums.map(|k| (11, 33, k, k));
+    let short = [(19, 65, 390, 128), (33, 70, 1300, 256), (40, 32, 1536, 384)];
+    let many = [1, 8, 9, 16, 17, 31, 32, 48, 63, 260, 300].map(|rows| (rows, 35, 150, 150));
+    let wide = [(260, 560, 20, 20)]; // more panels than share a block of rows
+    for (rows, n, k, run) in long.into_iter().chain(short).chain(many).chain(wide) {
+        for bits in [Bits::Eight, Bits::Four] {
+            let mut case = WholeCase::new(kernels, bits, rows, [n, k], run);
+            case.a[rows * k / 2] = bf16::NAN;
+            case.scales[0] = bf16::MAX; // products overflow
+            let [got, want] = [kernels, vectors].map(|kernels| case.run(kernels, 0..rows, true, false));
+            same_bits(&got, &want).unwrap_or_else(|e| panic!("{bits:?} {rows} {n} {k} {run}: {e}"));
+        }
+    }
+    assert!(amxtrap::emulated() > before || Isa::available().contains(&Isa::Amx), "nothing ran AMX instructions");
+    assert!(amxtrap::released(), "a thread kept its tiles");
+}
+
+#[test]
+fn emulated_amx_adds_whole_numbers_to_what_is_beside_them_for_any_rows() {
+    let Some(kernels) = kernels() else { return };
+    let case = WholeCase::new(kernels, Bits::Eight, 300, [70, 200], 128);
+    let [whole, beside, both] =
+        [(true, false), (false, true), (true, true)].map(|(whole, beside)| case.run(kernels, 0..300, whole, beside));
+    let want: Vec<f32> = whole.iter().zip(&beside).map(|(whole, beside)| beside + whole).collect();
+    same_bits(&both, &want).unwrap();
+    for rows in [0..1, 3..11, 4..13, 31..64, 250..262, 299..300] {
+        let part = case.run(kernels, rows.clone(), true, true);
+        same_bits(&part, &both[rows.start * 70..rows.end * 70]).unwrap();
+    }
+}
+
 #[test]
 fn the_roofs_loop_runs_and_counts_its_products() {
     if kernels().is_some() {
-        // SAFETY: `kernels` saw the level below, and what traps is emulated.
-        let all = unsafe { dialoguellm_kernels::testing::amx_roof(64) };
-        assert_eq!(all, 3.0 * 64.0 * 4.0 * (2 * 16 * 16 * 32) as f64);
+        for (operands, k) in [("bf16", 32), ("int8", 64)] {
+            // SAFETY: `kernels` saw the level below, and what traps is emulated.
+            let all = unsafe { dialoguellm_kernels::testing::amx_roof(operands, 64) };
+            assert_eq!(all, 3.0 * 64.0 * 4.0 * (2 * 16 * 16 * k) as f64);
+        }
     }
 }
