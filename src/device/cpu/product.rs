@@ -111,7 +111,8 @@ impl<E: Elem> Cpu<E> {
         }
         let Ready { factors, n, .. } = product;
         let rows_bytes: usize = factors.iter().map(|f| size_of_val(f.rows().values())).sum();
-        let panel_bytes: usize = factors.iter().map(|f| f.panel_len() * size_of::<E>()).sum();
+        let packed = factors.iter().filter(|f| f.rounded.is_none() || f.turned.is_some());
+        let panel_bytes = packed.map(|f| f.panel_len() * size_of::<E>()).sum::<usize>().max(1);
         if rows_bytes <= ROWS_BYTES {
             return self.by_columns(product, (PANELS_BYTES / panel_bytes).max(2));
         }
