@@ -191,11 +191,11 @@ fn gemm<E: Elem>(group: &mut Group, kernels: &Kernels<E>) {
 }
 
 /// Rows of `k` as whole numbers.
-fn round(kernels: &Kernels<bf16>, to: &mut [bf16], rows: &[bf16], k: usize, scales: Option<&[bf16]>) {
-    for (from, to) in (0..k).step_by(CHUNK).zip(to.chunks_mut(rows.len() / k * kernels.rounded_len())) {
+fn round(kernels: &Kernels<bf16>, to: &mut [bf16], rows: &[bf16], k: usize, w: &Packed, scales: Option<&[bf16]>) {
+    for (from, to) in (0..k).step_by(CHUNK).zip(to.chunks_mut(rows.len() / k * kernels.rounded_len(w))) {
         let chunk = from..k.min(from + CHUNK);
-        for (to, row) in to.chunks_mut(kernels.rounded_len()).zip(rows.chunks(k)) {
-            kernels.round(to, &row[chunk.clone()], scales.map(|scales| &scales[chunk.clone()]));
+        for (to, row) in to.chunks_mut(kernels.rounded_len(w)).zip(rows.chunks(k)) {
+            kernels.round(to, &row[chunk.clone()], w, scales.map(|scales| &scales[chunk.clone()]));
         }
     }
 }
@@ -210,30 +210,31 @@ fn whole_numbers(isa: Isa) {
         let (name, run, panels) = (format!("{}/int{}/gemm", isa.name(), bits.count()), bits.run(k), n.div_ceil(PANEL));
         let (bytes, scales) = panel_sizes(bits, k, run);
         let (q, scales) = (vec![0x5a; bytes * panels], vec![bf16::ONE; scales * panels]);
-        let w = Matrix::packed(Packed::new(bits, &q, &scales, [n, k], run).expect("sizes as above"));
+        let packed = Packed::new(bits, &q, &scales, [n, k], run).expect("sizes as above");
+        let w = Matrix::packed(packed);
         let rows = 256;
         lines!(x: rows * k, y: rows * n, panels: k.div_ceil(PANEL) * panel_len(n));
-        let lda = rows * kernels.rounded_len();
+        let lda = rows * kernels.rounded_len(&packed);
         lines!(rounded: k.max(n).div_ceil(CHUNK) * lda);
         let (operations, shape) = (2 * rows * n * k, format!("T {rows}, n {n}, k {k}"));
         if let Some(whole) = kernels.whole(&w, Sum::OverCols, 0..n, 1.0) {
-            group(multiplying(isa, "int8"), &name, |group| {
+            group(multiplying(isa, &format!("int{}", bits.count())), &name, |group| {
                 let rounded = &mut rounded[..k.div_ceil(CHUNK) * lda];
                 time(group, "round and multiply", shape.clone(), operations, || {
-                    round(kernels, rounded, x, k, None);
+                    round(kernels, rounded, x, k, &whole, None);
                     let term = Term { a: rounded, lda, b: Columns::Whole(whole), k };
                     kernels.gemm(Out::store(y), n, rows, n, &[term], None);
                 });
             });
         }
         if let Some((whole, scales)) = kernels.whole_rows(&w, Sum::OverRows, 1.0) {
-            group(multiplying(isa, "int8"), &name, |group| {
+            group(multiplying(isa, &format!("int{}", bits.count())), &name, |group| {
                 let len = kernels.turned_len(&whole);
                 let (rounded, panels) =
                     (&mut rounded[..n.div_ceil(CHUNK) * lda], &mut panels[..k.div_ceil(PANEL) * len]);
                 let ones = vec![bf16::ONE; k.next_multiple_of(PANEL)];
                 time(group, "round, turn and multiply, transposed", shape, operations, || {
-                    round(kernels, rounded, y, n, Some(scales));
+                    round(kernels, rounded, y, n, &whole, Some(scales));
                     for (p, panel) in panels.chunks_mut(8 * len).enumerate() {
                         kernels.turn(panel, &whole, 8 * p * PANEL);
                     }

@@ -17,7 +17,9 @@ pub enum Isa {
     AvxVnni,
     /// AVX-512 F, BW, DQ, VL.
     Avx512,
-    /// AVX-512 with dot products of bf16 and of bytes (VNNI).
+    /// AVX-512 with dot products of bytes (VNNI).
+    Avx512Vnni,
+    /// The same with dot products of bf16.
     Avx512Bf16,
     /// AMX tiles with bf16 products, and the operating system's permission to use them.
     Amx,
@@ -25,8 +27,17 @@ pub enum Isa {
 
 impl Isa {
     /// Every level of every architecture, lowest first.
-    pub const ALL: [Isa; 8] =
-        [Isa::Portable, Isa::Neon, Isa::NeonBf16, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx];
+    pub const ALL: [Isa; 9] = [
+        Isa::Portable,
+        Isa::Neon,
+        Isa::NeonBf16,
+        Isa::Avx2,
+        Isa::AvxVnni,
+        Isa::Avx512,
+        Isa::Avx512Vnni,
+        Isa::Avx512Bf16,
+        Isa::Amx,
+    ];
 
     /// The name that `DLLM_ISA`, options and reports use.
     pub const fn name(self) -> &'static str {
@@ -37,6 +48,7 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::AvxVnni => "avxvnni",
             Isa::Avx512 => "avx512",
+            Isa::Avx512Vnni => "avx512vnni",
             Isa::Avx512Bf16 => "avx512bf16",
             Isa::Amx => "amx",
         }
@@ -72,12 +84,8 @@ fn detect() -> Vec<Isa> {
     levels.extend(is_x86_feature_detected!("avxvnni").then_some(Isa::AvxVnni));
     let has = [
         (Isa::Avx512, has_avx512()),
-        (
-            Isa::Avx512Bf16,
-            is_x86_feature_detected!("avx512bf16")
-                && is_x86_feature_detected!("avx512vnni")
-                && is_x86_feature_detected!("popcnt"),
-        ),
+        (Isa::Avx512Vnni, is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("popcnt")),
+        (Isa::Avx512Bf16, is_x86_feature_detected!("avx512bf16")),
         (Isa::Amx, amx::allowed()),
     ];
     // Each of these needs all those below it: a machine with a gap stops at the gap.

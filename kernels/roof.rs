@@ -68,10 +68,10 @@ mod loops {
             match (isa, operands) {
                 (Isa::Amx, "bf16" | "int8" | "int4") => return Some(tiles(operands, rounds)),
                 (Isa::Avx512Bf16, "bf16" | "int4") => dot(rounds),
-                (Isa::Avx512Bf16, "int8") => bytes(rounds),
-                (Isa::Avx2 | Isa::Avx512, "int8" | "int4") => whole(rounds),
-                (Isa::AvxVnni, "int8" | "int4") => bytes256(rounds),
-                (Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx, _) => fma512(rounds),
+                (Isa::Avx512Vnni | Isa::Avx512Bf16, "int8") => bytes(rounds),
+                (Isa::AvxVnni, "int8") => bytes256(rounds),
+                (Isa::Avx2 | Isa::AvxVnni | Isa::Avx512 | Isa::Avx512Vnni, "int8" | "int4") => whole(rounds),
+                (Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 | Isa::Amx, _) => fma512(rounds),
                 (Isa::Avx2 | Isa::AvxVnni, _) => fma256(rounds),
                 _ => sse(rounds),
             }

@@ -25,7 +25,7 @@ macro_rules! stamp {
                     #[cfg(target_arch = "x86_64")]
                     $crate::Isa::Avx2 | $crate::Isa::AvxVnni => Self { $($name: avx2::$name::<E>),+ },
                     #[cfg(target_arch = "x86_64")]
-                    $crate::Isa::Avx512 | $crate::Isa::Avx512Bf16 | $crate::Isa::Amx => Self { $($name: avx512::$name::<E>),+ },
+                    $crate::Isa::Avx512 | $crate::Isa::Avx512Vnni | $crate::Isa::Avx512Bf16 | $crate::Isa::Amx => Self { $($name: avx512::$name::<E>),+ },
                     _ => Self { $($name: portable::$name::<E>),+ },
                 }
             }

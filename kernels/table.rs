@@ -46,6 +46,7 @@ macro_rules! tables {
                 at(Isa::Avx2),
                 at(Isa::AvxVnni),
                 at(Isa::Avx512),
+                at(Isa::Avx512Vnni),
                 at(Isa::Avx512Bf16),
                 at(Isa::Amx),
             ]

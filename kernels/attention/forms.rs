@@ -112,7 +112,7 @@ macro_rules! at {
                     #[cfg(target_arch = "x86_64")]
                     Isa::Amx => $amx,
                     #[cfg(target_arch = "x86_64")]
-                    Isa::Avx512 => avx512::forms::<$elem, Single, $avx512, $avx512>(),
+                    Isa::Avx512 | Isa::Avx512Vnni => avx512::forms::<$elem, Single, $avx512, $avx512>(),
                     _ => portable::forms::<$elem, Single, [$real; 4], [$real; 4]>(),
                 }
             }

@@ -1,5 +1,5 @@
-//! AVX2 with FMA: vectors of eight f32, tiles of 6 rows by 2 vectors in 15 of 16 registers. With AVX-VNNI whole numbers are
-//! multiplied by it, and all else is the same.
+//! AVX2 with FMA: vectors of eight f32, tiles of 6 rows by 2 vectors in 15 of 16 registers. With AVX-VNNI whole numbers of long
+//! runs are multiplied by it, and all else is the same.
 
 use super::pack::{self as packing, Transpose};
 use super::tile::{Pairs, Simd, Sums};
@@ -13,9 +13,9 @@ pub(super) struct Avx2;
 pub(super) struct AvxVnni;
 
 pub(super) const F32: Forms<f32> = forms();
-pub(super) const BF16: Forms<bf16> = Forms { gemv: Some(gemv_avx2::gemv::<Avx2>), whole: Some(WHOLE), ..forms() };
+pub(super) const BF16: Forms<bf16> = Forms { gemv: Some(gemv_avx2::gemv::<Avx2>), whole: &[WHOLE], ..forms() };
 pub(super) const BF16_VNNI: Forms<bf16> =
-    Forms { gemm: gemm::<bf16, AvxVnni>, gemv: Some(gemv_avx2::gemv::<AvxVnni>), whole: Some(WHOLE_VNNI), ..BF16 };
+    Forms { gemm: gemm::<bf16, AvxVnni>, gemv: Some(gemv_avx2::gemv::<AvxVnni>), whole: &[WHOLE_VNNI, WHOLE], ..BF16 };
 pub(super) const WHOLE: Whole<bf16> =
     Whole { run: whole::RUN, rounded_len: whole::ROUNDED_LEN, round: whole::round, turn };
 const WHOLE_VNNI: Whole<bf16> =
@@ -31,7 +31,7 @@ where
         gemm: gemm::<E, Avx2>,
         gemm_tn: gemm_tn::<E>,
         gemv: None,
-        whole: None,
+        whole: &[],
     }
 }
 
@@ -45,7 +45,7 @@ where
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn turn(panels: &mut [bf16], w: &Packed, n0: usize) {
+pub(super) unsafe fn turn(panels: &mut [bf16], w: &Packed, n0: usize) {
     // SAFETY: see `pack`.
     unsafe { packing::turn::<Avx2>(panels, w, n0) }
 }

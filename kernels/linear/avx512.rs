@@ -1,4 +1,4 @@
-//! AVX-512: vectors of sixteen f32, tiles of 12 rows by 2 vectors in 27 of 32 registers; bf16 widened, or by pairs
+//! AVX-512: vectors of sixteen f32, tiles of 12 rows by 2 vectors in 27 of 32 registers; whole numbers as bytes with VNNI; bf16 widened, or by pairs
 //! through vdpbf16ps, which multiplies twice as much and flushes denormals.
 
 use super::avx2::{self, Avx2};
@@ -11,23 +11,27 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 pub(super) struct Avx512;
+pub(super) struct Avx512Vnni;
 pub(super) struct Dot;
 
 pub(super) const F32: Forms<f32> = forms();
-pub(super) const BF16: Forms<bf16> = Forms { gemv: Some(gemv_avx2::gemv::<Avx2>), whole: Some(avx2::WHOLE), ..forms() };
+pub(super) const BF16: Forms<bf16> = Forms { gemv: Some(gemv_avx2::gemv::<Avx2>), whole: &[avx2::WHOLE], ..forms() };
+pub(super) const BF16_VNNI: Forms<bf16> = Forms {
+    gemm: gemm::<bf16, Avx512Vnni>,
+    gemv: Some(gemv_avx2::gemv::<Avx512Vnni>),
+    whole: &[Whole { round: whole_dot::round512, turn: avx2::turn, ..WHOLE_DOT }, avx2::WHOLE],
+    ..BF16
+};
 pub(super) const BF16_DOT: Forms<bf16> = Forms {
     rows: Dot::ROWS,
     pack: pack_dot,
     gemm: gemm_dot,
     gemm_tn: tn_dot::gemm_tn,
     gemv: Some(gemv::gemv),
-    whole: Some(Whole {
-        run: whole_dot::RUN,
-        rounded_len: whole_dot::ROUNDED_LEN,
-        round: whole_dot::round,
-        turn: turn_dot,
-    }),
+    whole: &[WHOLE_DOT],
 };
+const WHOLE_DOT: Whole<bf16> =
+    Whole { run: whole_dot::RUN, rounded_len: whole_dot::ROUNDED_LEN, round: whole_dot::round, turn: turn_dot };
 
 const fn forms<E: Elem<Real = f32>>() -> Forms<E>
 where
@@ -37,10 +41,10 @@ where
     Forms {
         rows: <Avx512 as Simd<E>>::ROWS,
         pack: pack::<E>,
-        gemm: gemm::<E>,
+        gemm: gemm::<E, Avx512>,
         gemm_tn: gemm_tn::<E>,
         gemv: None,
-        whole: None,
+        whole: &[],
     }
 }
 
@@ -54,18 +58,16 @@ where
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-unsafe fn gemm<E: Elem<Real = f32>>(
+unsafe fn gemm<E: Elem<Real = f32>, L: Simd<E>>(
     out: Out<E>,
     ldc: usize,
     rows: usize,
     n: usize,
     terms: &[Term<E>],
     bias: Option<&[f32]>,
-) where
-    Avx512: Simd<E>,
-{
+) {
     // SAFETY: see `pack`.
-    unsafe { tile::gemm::<Pairs<E, Avx512>>(out, ldc, rows, n, terms, bias) }
+    unsafe { tile::gemm::<Pairs<E, L>>(out, ldc, rows, n, terms, bias) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
@@ -86,8 +88,8 @@ unsafe fn gemm_tn<E: Elem<Real = f32>>(
 }
 
 macro_rules! simd {
-    ($elem:ty, $load:expr $(, $whole:item)?) => {
-        impl Simd<$elem> for Avx512 {
+    ($level:ty, $elem:ty, $load:expr $(, $whole:item)?) => {
+        impl Simd<$elem> for $level {
             type V = __m512;
             const LANES: usize = 16;
             const ROWS: usize = 12;
@@ -145,17 +147,23 @@ macro_rules! simd {
         }
     };
 }
-simd!(f32, |p: *const f32| _mm512_loadu_ps(p));
-simd!(
-    bf16,
-    |p: *const bf16| widen(_mm256_loadu_si256(p.cast())),
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn whole(c: Sums<__m512>, term: &Term<bf16>, w: &Packed, rows: Range<usize>, panels: Range<usize>) {
-        // SAFETY: the caller's.
-        unsafe { whole::add::<Avx2, _>(c, term, w, rows, panels) }
-    }
-);
+simd!(Avx512, f32, |p: *const f32| _mm512_loadu_ps(p));
+macro_rules! simd_bf16 {
+    ($($level:ty, $eights:ty;)+) => {$(
+        simd!(
+            $level,
+            bf16,
+            |p: *const bf16| widen(_mm256_loadu_si256(p.cast())),
+            #[inline]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+            unsafe fn whole(c: Sums<__m512>, term: &Term<bf16>, w: &Packed, rows: Range<usize>, panels: Range<usize>) {
+                // SAFETY: the caller's.
+                unsafe { whole::add::<$eights, _>(c, term, w, rows, panels) }
+            }
+        );
+    )+};
+}
+simd_bf16!(Avx512, Avx2; Avx512Vnni, Avx512Vnni;);
 
 #[inline]
 #[target_feature(enable = "avx512f")]

@@ -6,7 +6,7 @@ use super::avx2::{Avx2, halves};
 use super::gemv::ahead;
 use super::pack::{self, BLOCK, PAIRS, Transpose};
 use super::tile::add_bias;
-use super::whole::Eights;
+use super::whole::{Eights, RUN};
 use super::{Columns, GEMV_ROWS, InPlace, Out, PANEL, Sum, Term};
 use crate::matrix::Encoding;
 use crate::quantize::packed::Packed;
@@ -60,7 +60,7 @@ unsafe fn panels<const M: usize, W: Eights>(
             unsafe {
                 let done = match term.w.encoding() {
                     _ if term.sum == Sum::OverRows || term.scale != 1.0 => 0,
-                    Encoding::Packed(packed) if packed.runs_by(W::RUN) => whole::<M, W>(&mut sums, term, &packed, j),
+                    Encoding::Packed(packed) if packed.runs_by(RUN) => whole::<M, W>(&mut sums, term, &packed, j),
                     Encoding::Plain(Dtype::Bf16) if cols == PANEL => numbers(&mut sums, term, j),
                     _ => 0,
                 };
@@ -166,7 +166,7 @@ unsafe fn transposed(rows: *const u8, stride: usize) -> [__m256i; 4] {
 /// Multiplies a panel of whole numbers where it lies; how much of the sum is done.
 ///
 /// # Safety
-/// As [`gemv`], and runs of `W::RUN`.
+/// As [`gemv`], and runs of [`RUN`].
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn whole<const M: usize, W: Eights>(

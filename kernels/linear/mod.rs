@@ -2,7 +2,7 @@
 //!
 //! shapes   `x [T, k]`, `y [T, n]`, rows of any stride; W as the file has it, any of three types, any alignment
 //! types    x, W packed as E; sums and bias E::Real; y as E, or as E::Real stored or added. W of whole numbers as it is where
-//!          the level multiplies such (AVX2 and AVX-512, for x of bf16), see `whole.rs` and `whole_dot.rs`
+//!          the level multiplies such (AVX2 and above, for x of bf16), see `whole.rs`, `whole_dot.rs` and `whole_amx.rs`
 //! rounding W once at packing (none from bf16 to bf16), y once at the end; sums in Real, in order of k, as two sums
 //!          over even and odd k that are added at the end, or as pairs (vdpbf16ps, which flushes denormals, and AMX), or
 //!          by fours (bfmmla, which flushes them too and rounds to odd), or by sixteen (CUDA)
@@ -263,8 +263,8 @@ pub(crate) struct Forms<E: Elem> {
     gemm_tn: GemmTn<E, E::Real>,
     /// Where reading a matrix in place is faster than packing it; for at most GEMV_ROWS rows.
     gemv: Option<Gemv<E, E::Real>>,
-    /// Where gemm and gemv multiply whole numbers as such.
-    whole: Option<Whole<E>>,
+    /// How gemm and gemv multiply whole numbers as such; of a matrix by the first that takes it.
+    whole: &'static [Whole<E>],
 }
 
 /// How a level multiplies whole numbers as such.
@@ -286,7 +286,7 @@ impl<E: Elem> Forms<E> {
             gemm: tile::gemm::<tile::Pairs<E, Portable>>,
             gemm_tn: tn::gemm_tn::<E, Portable>,
             gemv: None,
-            whole: None,
+            whole: &[],
         }
     }
 }
@@ -299,7 +299,7 @@ impl Forms<f32> {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 | Isa::AvxVnni => avx2::F32,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => avx512::F32,
+            Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 | Isa::Amx => avx512::F32,
             _ => Self::portable(),
         }
     }
@@ -318,6 +318,8 @@ impl Forms<bf16> {
             Isa::AvxVnni => avx2::BF16_VNNI,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => avx512::BF16,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => avx512::BF16_VNNI,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 => avx512::BF16_DOT,
             #[cfg(target_arch = "x86_64")]
@@ -355,22 +357,23 @@ impl<E: Elem> Kernels<E> {
     /// in the order of a product, at levels that multiply them as such. Anything else is packed.
     pub fn whole<'a>(&self, w: &Matrix<'a>, sum: Sum, outputs: Range<usize>, scale: f32) -> Option<Packed<'a>> {
         match w.encoding() {
-            Encoding::Packed(q) if sum == Sum::OverCols && scale == 1.0 && self.multiplies(&q) => {
+            Encoding::Packed(q) if sum == Sum::OverCols && scale == 1.0 && self.form(&q).is_some() => {
                 Some(q.slice_rows(outputs))
             }
             _ => None,
         }
     }
 
-    fn multiplies(&self, w: &Packed) -> bool {
-        self.linear.whole.as_ref().is_some_and(|whole| w.runs_by(whole.run))
+    /// How this level multiplies those whole numbers as such.
+    fn form(&self, w: &Packed) -> Option<&'static Whole<E>> {
+        self.linear.whole.iter().find(|whole| w.runs_by(whole.run))
     }
 
     /// The whole numbers of `w` that [`Self::turn`] transposes for a product with W^T, and the scale of each of its rows, which
     /// [`Self::round`] takes: numbers of 8 bits with one scale a row, at levels that multiply them as such.
     pub fn whole_rows<'a>(&self, w: &Matrix<'a>, sum: Sum, scale: f32) -> Option<(Packed<'a>, &'a [bf16])> {
         match w.encoding() {
-            Encoding::Packed(q) if sum == Sum::OverRows && scale == 1.0 && self.multiplies(&q) => {
+            Encoding::Packed(q) if sum == Sum::OverRows && scale == 1.0 && self.form(&q).is_some() => {
                 Some((q, q.row_scales().filter(|_| q.bits() == Bits::Eight)?))
             }
             _ => None,
@@ -385,7 +388,7 @@ impl<E: Elem> Kernels<E> {
     /// Transposes whole numbers of 8 bits: panels of W^T as the rows of a [`Packed`] matrix, from its row `n0` on, a multiple of
     /// [`PANEL`]. Two panels take little longer than one.
     pub fn turn(&self, panels: &mut [E], w: &Packed, n0: usize) {
-        let whole = self.linear.whole.as_ref().filter(|_| w.bits() == Bits::Eight);
+        let whole = self.form(w).filter(|_| w.bits() == Bits::Eight);
         let whole = whole.unwrap_or_else(|| panic!("turning {:?} at {}", w.bits(), self.isa.name()));
         let (len, count) = (self.turned_len(w), panels.len() / self.turned_len(w).max(1));
         assert!(
@@ -412,16 +415,22 @@ impl<E: Elem> Kernels<E> {
         packed.unwrap_or_else(|| panic!("{} bytes and {} scales for {outputs} outputs", bytes.len(), ones.len()))
     }
 
-    /// Values that [`Self::round`] makes of a row's chunk; 0 where this level multiplies no whole numbers.
-    pub fn rounded_len(&self) -> usize {
-        self.linear.whole.as_ref().map_or(0, |whole| whole.rounded_len)
+    /// Values that [`Self::round`] makes of a row's chunk for `w`; 0 where this level does not multiply it as it is.
+    pub fn rounded_len(&self, w: &Packed) -> usize {
+        self.form(w).map_or(0, |whole| whole.rounded_len)
     }
 
-    /// Makes at most [`CHUNK`] values of a row the whole numbers that this level multiplies with those of a matrix, as
+    /// Whether rows that are rounded for one of these matrices are so for the other, too.
+    pub fn rounds_alike(&self, v: &Packed, w: &Packed) -> bool {
+        let run = |w| self.form(w).map(|whole| whole.run);
+        run(v) == run(w)
+    }
+
+    /// Makes at most [`CHUNK`] values of a row the whole numbers that this level multiplies with those of `w`, as
     /// [`Self::rounded_len`] values of no meaning of their own. Those of a gradient are multiplied by `scales` first, each by its own,
     /// and rounded.
-    pub fn round(&self, to: &mut [E], chunk: &[E], scales: Option<&[bf16]>) {
-        let whole = self.linear.whole.as_ref();
+    pub fn round(&self, to: &mut [E], chunk: &[E], w: &Packed, scales: Option<&[bf16]>) {
+        let whole = self.form(w);
         let whole = whole.unwrap_or_else(|| panic!("rows of whole numbers at {}", self.isa.name()));
         assert!(to.len() == whole.rounded_len && chunk.len() <= CHUNK, "{} values as {}", chunk.len(), to.len());
         // SAFETY: as in `pack`.
@@ -435,9 +444,9 @@ impl<E: Elem> Kernels<E> {
         round(&scaled[..chunk.len()]);
     }
 
-    /// Do `rows` rows of k values lie in `a`, as they are or as whole numbers?
-    fn check_input(&self, a: &[E], lda: usize, rows: usize, k: usize, whole: bool) {
-        let (rows, width) = if whole { (k.div_ceil(CHUNK), rows * self.rounded_len()) } else { (rows, k) };
+    /// Do `rows` rows of k values lie in `a`, as they are or as whole numbers for a matrix of such?
+    fn check_input(&self, a: &[E], lda: usize, rows: usize, k: usize, whole: Option<&Packed>) {
+        let (rows, width) = whole.map_or((rows, k), |w| (k.div_ceil(CHUNK), rows * self.rounded_len(w)));
         assert!(
             rows == 0 || strided(a.len(), rows, lda, width),
             "input of {}: {rows} rows of {width}, stride {lda}",
@@ -460,13 +469,14 @@ impl<E: Elem> Kernels<E> {
         }
         check_output(&out, ldc, rows, n, bias);
         for Term { a, lda, b, k } in terms.iter().copied() {
-            self.check_input(a, lda, rows, k, matches!(b, Columns::Whole(_)));
             match b {
                 Columns::Panels(b) => {
+                    self.check_input(a, lda, rows, k, None);
                     assert!(b.len() >= n.div_ceil(PANEL) * panel_len(k), "{} packed values for {n} of {k}", b.len());
                 }
                 Columns::Whole(w) => {
-                    assert!(self.multiplies(&w), "such whole numbers at {}", self.isa.name());
+                    self.check_input(a, lda, rows, k, Some(&w));
+                    assert!(self.form(&w).is_some(), "such whole numbers at {}", self.isa.name());
                     assert!(w.shape()[0] >= n && w.shape()[1] == k, "whole numbers of {:?} for {n} of {k}", w.shape());
                 }
             }
@@ -514,7 +524,7 @@ impl<E: Elem> Kernels<E> {
         check_output(&out, ldc, rows, n, bias);
         for InPlace { a, lda, w, sum, n0, scale } in terms {
             let (outputs, k) = sum.shape(w);
-            self.check_input(a, *lda, rows, k, self.whole(w, *sum, 0..0, *scale).is_some());
+            self.check_input(a, *lda, rows, k, self.whole(w, *sum, 0..0, *scale).as_ref());
             let inside = n0.is_multiple_of(PANEL) && *n0 <= outputs && n <= outputs - n0;
             assert!(inside, "outputs {n0} + {n} of {outputs}");
         }

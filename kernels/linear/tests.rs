@@ -490,7 +490,7 @@ fn gradients_keep_within_their_bounds<E: Elem>() {
 /// touches; all outputs, or those from a panel on.
 #[test]
 fn few_rows_have_the_bits_of_packed_panels() {
-    let levels = [Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Avx512Bf16];
+    let levels = [Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Avx512Vnni, Isa::Avx512Bf16];
     if !levels.iter().any(|isa| Isa::available().contains(isa)) {
         let _ = std::io::stderr().write_all(b"SKIPPED few_rows_have_the_bits_of_packed_panels: needs AVX2\n");
     }
@@ -541,7 +541,7 @@ fn few_rows(kernels: &Kernels<bf16>, case: &Case<bf16>) {
             .zip(&columns)
             .map(|((a, &k), b)| match b {
                 Columns::Panels(_) => (a.clone(), k + gap),
-                Columns::Whole(_) => rounded(kernels, a, k + gap, k, None),
+                Columns::Whole(w) => rounded(kernels, a, k + gap, k, w, None),
             })
             .collect();
         let each = || rows_of.iter().zip(&case.ks);
@@ -601,6 +601,7 @@ pub(super) fn rounded<E: Elem>(
     a: &[E],
     lda: usize,
     k: usize,
+    w: &packed::Packed,
     scales: Option<&[bf16]>,
 ) -> (Vec<E>, usize) {
     let rows = a.chunks(lda).map(|row| &row[..k]);
@@ -609,11 +610,11 @@ pub(super) fn rounded<E: Elem>(
         rows.clone().map(move |row| (&row[chunk.clone()], scales.map(|scales| &scales[chunk.clone()])))
     });
     let whole = each.flat_map(|(chunk, scales)| {
-        let mut to = vec![E::default(); kernels.rounded_len()];
-        kernels.round(&mut to, chunk, scales);
+        let mut to = vec![E::default(); kernels.rounded_len(w)];
+        kernels.round(&mut to, chunk, w, scales);
         to
     });
-    (whole.collect(), rows.len() * kernels.rounded_len())
+    (whole.collect(), rows.len() * kernels.rounded_len(w))
 }
 
 #[test]

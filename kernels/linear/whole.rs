@@ -38,13 +38,11 @@ struct Rows(*const i16);
 
 /// How a level multiplies whole numbers, eight outputs at a time.
 pub(super) trait Eights {
-    /// Columns of W that must share a scale, or a multiple of so many.
-    const RUN: usize;
     /// Rows `rows` of the term, which are rounded, times panels `panels` of `w`: `add(panel, row, group, [sums, scale])` for all sums in
     /// order, the panel, the row and the eight outputs counted from the first; to these, sums scale is to be added.
     ///
     /// # Safety
-    /// The level must be there, lengths as [`crate::Kernels::gemm`] checks them, and runs of RUN.
+    /// The level must be there, lengths as [`crate::Kernels::gemm`] checks them, and runs of [`RUN`].
     unsafe fn products(
         term: &Term<bf16>,
         w: &Packed,
@@ -91,7 +89,6 @@ unsafe fn add_to_even(c: *mut f32, [sums, scales]: [__m256; 2]) {
 }
 
 impl Eights for Avx2 {
-    const RUN: usize = RUN;
     #[inline]
     #[target_feature(enable = "avx2,fma")]
     unsafe fn products(
@@ -265,7 +262,7 @@ mod tests {
 
     fn each_level(test: impl Fn(&Kernels<bf16>)) {
         each_whole_level(|kernels| {
-            if kernels.linear.whole.as_ref().is_some_and(|whole| whole.run == RUN) {
+            if kernels.linear.whole.first().is_some_and(|whole| whole.run == RUN) {
                 test(kernels);
             }
         });
@@ -274,18 +271,19 @@ mod tests {
     /// The same, and those that multiply whole numbers as `whole_dot.rs` does.
     fn each_whole_level(test: impl Fn(&Kernels<bf16>)) {
         let levels = Isa::available().iter().map(|isa| bf16::kernels(*isa));
-        levels.filter(|kernels| kernels.linear.whole.is_some()).for_each(test);
+        levels.filter(|kernels| !kernels.linear.whole.is_empty()).for_each(test);
     }
 
     /// Outputs `n` of rows `rows`, as f32.
     fn run(kernels: &Kernels<bf16>, case: &Case<bf16>, rows: Range<usize>, n: Range<usize>) -> Vec<f32> {
         let matrices: Vec<_> = case.w.iter().map(|w| w.matrix()).collect();
-        let a = case.a.iter().zip(&case.ks);
-        let a: Vec<_> = a.map(|(a, &k)| rounded(kernels, &a[rows.start * k..rows.end * k], k, k, None)).collect();
-        let terms = matrices.iter().zip(&a).zip(&case.ks).map(|((w, (a, lda)), &k)| {
-            let b = kernels.whole(w, Sum::OverCols, n.clone(), 1.0).expect("whole numbers");
-            Term { a, lda: *lda, b: Columns::Whole(b), k }
-        });
+        let whole = matrices.iter().map(|w| kernels.whole(w, Sum::OverCols, n.clone(), 1.0).expect("whole numbers"));
+        let whole: Vec<_> = whole.collect();
+        let a = case.a.iter().zip(&case.ks).zip(&whole);
+        let a = a.map(|((a, &k), w)| rounded(kernels, &a[rows.start * k..rows.end * k], k, k, w, None));
+        let a: Vec<_> = a.collect();
+        let terms = whole.iter().zip(&a).zip(&case.ks);
+        let terms = terms.map(|((w, (a, lda)), &k)| Term { a, lda: *lda, b: Columns::Whole(*w), k });
         let bias = case.bias.as_ref().map(|bias| &bias[n.clone()]);
         let mut y = vec![f32::NAN; rows.len() * n.len()];
         kernels.gemm(Out::real(&mut y), n.len(), rows.len(), n.len(), &terms.collect::<Vec<_>>(), bias);
@@ -331,10 +329,10 @@ mod tests {
         let k = a.len();
         let (q, scales) = (vec![q; k.div_ceil(2) * 2 * PANEL], [bf16::from_f32(scale); PANEL]);
         let w = Matrix::packed(Packed::new(Bits::Eight, &q, &scales, [1, k], k).unwrap());
-        let b = Columns::Whole(kernels.whole(&w, Sum::OverCols, 0..1, 1.0).unwrap());
+        let b = kernels.whole(&w, Sum::OverCols, 0..1, 1.0).unwrap();
         let mut y = [f32::NAN];
-        let (a, lda) = rounded(kernels, a, k, k, None);
-        kernels.gemm(Out::real(&mut y), 1, 1, 1, &[Term { a: &a, lda, b, k }], None);
+        let (a, lda) = rounded(kernels, a, k, k, &b, None);
+        kernels.gemm(Out::real(&mut y), 1, 1, 1, &[Term { a: &a, lda, b: Columns::Whole(b), k }], None);
         y[0]
     }
 
@@ -411,11 +409,11 @@ mod tests {
             let mut a = vec![bf16::NAN; (rows - 1) * (k + gap) + k];
             case.a[0].chunks(k).enumerate().for_each(|(i, row)| a[i * (k + gap)..][..k].copy_from_slice(row));
             let matrix = case.w[0].matrix();
-            let b = Columns::Whole(kernels.whole(&matrix, Sum::OverCols, 0..n, 1.0).unwrap());
+            let b = kernels.whole(&matrix, Sum::OverCols, 0..n, 1.0).unwrap();
             let mut y = vec![-77.0; rows * (n + gap)];
-            let (mut a, lda) = rounded(kernels, &a, k + gap, k, None);
+            let (mut a, lda) = rounded(kernels, &a, k + gap, k, &b, None);
             a.extend([bf16::NAN; 64]);
-            let term = Term { a: &a, lda, b, k };
+            let term = Term { a: &a, lda, b: Columns::Whole(b), k };
             kernels.gemm(Out::real(&mut y), n + gap, rows, n, &[term], None);
             for (y, want) in y.chunks(n + gap).zip(run(kernels, &case, 0..rows, 0..n).chunks(n)) {
                 same_bits(&y[..n], want).unwrap();
@@ -457,13 +455,13 @@ mod tests {
     #[test]
     fn a_gradient_times_w_is_off_by_its_rounding() {
         each_whole_level(|kernels| {
-            let most = if kernels.linear.whole.as_ref().unwrap().run == RUN { 0.003 } else { 0.02 };
+            let most = if kernels.linear.whole[0].run == RUN { 0.003 } else { 0.02 };
             for (rows, n, k) in [(1, 70, 131), (14, 1025, 64), (7, 2049, 33), (13, 576, 192)] {
                 let file = super::super::tests::File::random(2, Kind::Packed(Bits::Eight), n, k);
                 let (matrix, dy) = (file.matrix(), crate::testing::Random::new(3).vec::<bf16>(rows * n));
                 let (w, scales) = kernels.whole_rows(&matrix, Sum::OverRows, 1.0).unwrap();
                 let (panels, ones) = turned(kernels, &w, 0);
-                let (a, lda) = rounded(kernels, &dy, n, n, Some(scales));
+                let (a, lda) = rounded(kernels, &dy, n, n, &w, Some(scales));
                 let b = Columns::Whole(kernels.turned(&panels, &ones, &w, k));
                 let mut dx = vec![f32::NAN; rows * k];
                 kernels.gemm(Out::real(&mut dx), k, rows, k, &[Term { a: &a, lda, b, k: n }], None);
@@ -488,7 +486,7 @@ mod tests {
                 let (q, scales) = ([1; 2 * PANEL], [scale; PANEL]);
                 let w = Packed::new(Bits::Eight, &q, &scales, [1, 1], 1).unwrap();
                 let (panels, ones) = turned(kernels, &w, 0);
-                let (a, lda) = rounded(kernels, &[dy], 1, 1, Some(&scales));
+                let (a, lda) = rounded(kernels, &[dy], 1, 1, &w, Some(&scales));
                 let b = Columns::Whole(kernels.turned(&panels, &ones, &w, 1));
                 let mut dx = [0.0];
                 kernels.gemm(Out::real(&mut dx), 1, 1, 1, &[Term { a: &a, lda, b, k: 1 }], None);

@@ -9,10 +9,11 @@
 //!          after the other, low before high, and a chunk after the other
 //!
 //! The instruction wants W without signs: it gets w + 128, or w + 8 of 4 bits, and the sums begin with what that is too much.
-//! A row with a NaN or an infinity gives NaN. Written once for vectors of 512 bits (AVX-512 VNNI) and of 256 (AVX-VNNI).
+//! A row with a NaN or an infinity gives NaN. Written once for vectors of 512 bits (AVX-512 VNNI) and of 256 (AVX-VNNI);
+//! AMX has the same sums, see `whole_amx.rs`.
 
 use super::avx2::{Avx2, AvxVnni, widen};
-use super::avx512::{AHEAD, Dot};
+use super::avx512::{AHEAD, Avx512Vnni, Dot};
 use super::pack::Transpose;
 use super::tile::Sums;
 use super::whole::Eights;
@@ -189,10 +190,24 @@ impl Totals<Dot> for Panels {
     }
 }
 
-impl<F: FnMut(usize, usize, usize, [__m256; 2])> Totals<AvxVnni> for F {
+/// Whatever takes the sums of eight outputs and their scales.
+struct ByEight<F>(F);
+
+impl<F: FnMut(usize, usize, usize, [__m256; 2])> Totals<AvxVnni> for ByEight<F> {
     #[inline(always)]
     unsafe fn add(&mut self, panel: usize, row: usize, vector: usize, sums: __m256, scale: __m256) {
-        self(panel, row, vector, [sums, scale]);
+        self.0(panel, row, vector, [sums, scale]);
+    }
+}
+
+impl<F: FnMut(usize, usize, usize, [__m256; 2])> Totals<Dot> for ByEight<F> {
+    #[inline(always)]
+    unsafe fn add(&mut self, panel: usize, row: usize, vector: usize, sums: __m512, scale: __m512) {
+        // SAFETY: the caller's level.
+        unsafe {
+            self.0(panel, row, 2 * vector, [sums, scale].map(|x| _mm512_castps512_ps256(x)));
+            self.0(panel, row, 2 * vector + 1, [sums, scale].map(|x| _mm512_extractf32x8_ps::<1>(x)));
+        }
     }
 }
 
@@ -269,54 +284,89 @@ unsafe fn load(x: *const bf16, len: usize) -> __m512i {
     }
 }
 
-/// A chunk of a row in steps, of a gradient in larger ones, as [`ROUNDED_LEN`] values.
-///
-/// # Safety
-/// AVX-512 with VNNI and BF16 must be there.
-#[target_feature(enable = "avx512vnni,avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2")]
-pub(super) unsafe fn round(to: &mut [bf16], row: &[bf16], gradient: bool) {
-    assert!(row.len() <= CHUNK && to.len() == ROUNDED_LEN);
-    // SAFETY: so many values of the row are there.
-    let values = |at: usize| unsafe { load(row.as_ptr().add(at), row.len() - at) };
-    let (small, mut sum) =
-        (_mm512_set1_epi16(bf16::from_f32_const(SMALL).to_bits().cast_signed()), _mm512_setzero_ps());
-    let mut most = _mm512_setzero_si512();
+macro_rules! round {
+    ($(#[$doc:meta])* $name:ident, $features:literal, $add_small:ident) => {
+        $(#[$doc])*
+        #[target_feature(enable = $features)]
+        pub(super) unsafe fn $name(to: &mut [bf16], row: &[bf16], gradient: bool) {
+            assert!(row.len() <= CHUNK && to.len() == ROUNDED_LEN);
+            // SAFETY: so many values of the row are there.
+            let values = |at: usize| unsafe { load(row.as_ptr().add(at), row.len() - at) };
+            let (mut most, mut sum) = (_mm512_setzero_si512(), _mm512_setzero_ps());
+            for at in (0..row.len()).step_by(BLOCK) {
+                let magnitude = _mm512_and_si512(values(at), _mm512_set1_epi16(0x7fff));
+                most = _mm512_max_epu16(most, magnitude);
+                sum = $add_small(sum, magnitude);
+            }
+            // as numbers of 32 bits those without the lower half lie in order, too
+            let most = _mm512_max_epu32(most, _mm512_slli_epi32::<16>(most));
+            let most = f32::from_bits(_mm512_reduce_max_epu32(most) & 0xffff_0000);
+            let step = step(_mm512_reduce_add_ps(sum), row.len(), most, gradient);
+            let by = _mm512_set1_ps(1.0 / step);
+            let (mut before, mut outliers) = ([[0; CHUNK / RUN + 1]; 2], [0; CHUNK / BLOCK]);
+            let parts = parts(to);
+            for from in (0..row.len()).step_by(RUN) {
+                let mut sums = [_mm512_setzero_si512(); 2];
+                for at in (from..row.len().min(from + RUN)).step_by(BLOCK) {
+                    let (zero, x) = (_mm512_setzero_si512(), values(at));
+                    let [first, second] =
+                        [_mm512_unpacklo_epi16(zero, x), _mm512_unpackhi_epi16(zero, x)] // bf16 widened
+                            .map(|half| _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_castsi512_ps(half), by)));
+                    let low = _mm512_packs_epi32(first, second);
+                    let high = _mm512_srai_epi16::<8>(_mm512_add_epi16(low, _mm512_set1_epi16(128)));
+                    for ((to, part), sum) in parts.into_iter().zip([low, high]).zip(&mut sums) {
+                        let part = _mm512_cvtepi16_epi8(part);
+                        // SAFETY: so many bytes.
+                        unsafe { _mm256_storeu_si256(to.add(at).cast(), part) };
+                        *sum = _mm512_dpbusd_epi32(*sum, _mm512_set1_epi8(1), _mm512_zextsi256_si512(part));
+                    }
+                    outliers[at / BLOCK] = _mm512_test_epi64_mask(high, high); // four of 16 bits
+                }
+                for (before, sum) in before.iter_mut().zip(sums) {
+                    before[from / RUN + 1] = before[from / RUN] + _mm512_reduce_add_epi32(sum);
+                }
+            }
+            Head::write(to, if most.is_finite() { step } else { f32::NAN }, before, outliers);
+        }
+    };
+}
+round!(
+    /// A chunk of a row in steps, of a gradient in larger ones, as [`ROUNDED_LEN`] values.
+    ///
+    /// # Safety
+    /// AVX-512 with VNNI and BF16 must be there.
+    round,
+    "avx512vnni,avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2",
+    add_small_pairs
+);
+round!(
+    /// As [`round`], whose sums it has in another order.
+    ///
+    /// # Safety
+    /// AVX-512 with VNNI must be there.
+    round512,
+    "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2",
+    add_small
+);
+
+/// Adds magnitudes times [`SMALL`].
+#[inline]
+#[target_feature(enable = "avx512bf16,avx512f")]
+fn add_small_pairs(sum: __m512, magnitudes: __m512i) -> __m512 {
     // SAFETY: vectors of the same size; every bit pattern is a vector of bf16.
     let bits = |x: __m512i| unsafe { std::mem::transmute::<__m512i, __m512bh>(x) };
-    for at in (0..row.len()).step_by(BLOCK) {
-        let magnitude = _mm512_and_si512(values(at), _mm512_set1_epi16(0x7fff));
-        most = _mm512_max_epu16(most, magnitude);
-        sum = _mm512_dpbf16_ps(sum, bits(magnitude), bits(small));
-    }
-    // as numbers of 32 bits those without the lower half lie in order, too
-    let most = _mm512_max_epu32(most, _mm512_slli_epi32::<16>(most));
-    let most = f32::from_bits(_mm512_reduce_max_epu32(most) & 0xffff_0000);
-    let step = step(_mm512_reduce_add_ps(sum), row.len(), most, gradient);
-    let by = _mm512_set1_ps(1.0 / step);
-    let (mut before, mut outliers) = ([[0; CHUNK / RUN + 1]; 2], [0; CHUNK / BLOCK]);
-    let parts = parts(to);
-    for from in (0..row.len()).step_by(RUN) {
-        let mut sums = [_mm512_setzero_si512(); 2];
-        for at in (from..row.len().min(from + RUN)).step_by(BLOCK) {
-            let (zero, x) = (_mm512_setzero_si512(), values(at));
-            let [first, second] =
-                [_mm512_unpacklo_epi16(zero, x), _mm512_unpackhi_epi16(zero, x)] // bf16 widened
-                    .map(|half| _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_castsi512_ps(half), by)));
-            let low = _mm512_packs_epi32(first, second);
-            let high = _mm512_srai_epi16::<8>(_mm512_add_epi16(low, _mm512_set1_epi16(128)));
-            for ((to, part), sum) in parts.into_iter().zip([low, high]).zip(&mut sums) {
-                let part = _mm512_cvtepi16_epi8(part);
-                // SAFETY: so many bytes.
-                unsafe { _mm256_storeu_si256(to.add(at).cast(), part) };
-                *sum = _mm512_dpbusd_epi32(*sum, _mm512_set1_epi8(1), _mm512_zextsi256_si512(part));
-            }
-            outliers[at / BLOCK] = _mm512_test_epi64_mask(high, high); // four of 16 bits
-        }
-        for (before, sum) in before.iter_mut().zip(sums) {
-            before[from / RUN + 1] = before[from / RUN] + _mm512_reduce_add_epi32(sum);
-        }
-    }
-    Head::write(to, if most.is_finite() { step } else { f32::NAN }, before, outliers);
+    let small = _mm512_set1_epi16(bf16::from_f32_const(SMALL).to_bits().cast_signed());
+    _mm512_dpbf16_ps(sum, bits(magnitudes), bits(small))
+}
+
+/// The same, one after the other.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn add_small(sum: __m512, magnitudes: __m512i) -> __m512 {
+    let (zero, small) = (_mm512_setzero_si512(), _mm512_set1_ps(SMALL));
+    let [low, high] = [_mm512_unpacklo_epi16(zero, magnitudes), _mm512_unpackhi_epi16(zero, magnitudes)]; // bf16 widened
+    let sum = _mm512_fmadd_ps(_mm512_castsi512_ps(low), small, sum);
+    _mm512_fmadd_ps(_mm512_castsi512_ps(high), small, sum)
 }
 
 /// As [`round`], by vectors of 256 bits.
@@ -408,20 +458,32 @@ impl Head {
     }
 }
 
-impl Eights for AvxVnni {
-    const RUN: usize = RUN;
-    #[target_feature(enable = "avxvnni,avx2,fma")]
-    unsafe fn products(
-        term: &Term<bf16>,
-        w: &Packed,
-        rows: Range<usize>,
-        panels: Range<usize>,
-        add: impl FnMut(usize, usize, usize, [__m256; 2]),
-    ) {
-        // SAFETY: the caller's.
-        unsafe { products::<AvxVnni>(add, term, w, rows, panels) }
-    }
+/// Short runs are left to AVX2: their sums cost as much as their products, which are half as many by it.
+macro_rules! eights {
+    ($level:ty, $bytes:ty, $features:literal) => {
+        impl Eights for $level {
+            #[target_feature(enable = $features)]
+            unsafe fn products(
+                term: &Term<bf16>,
+                w: &Packed,
+                rows: Range<usize>,
+                panels: Range<usize>,
+                add: impl FnMut(usize, usize, usize, [__m256; 2]),
+            ) {
+                // SAFETY: the caller's.
+                unsafe {
+                    if w.runs_by(RUN) {
+                        products::<$bytes>(ByEight(add), term, w, rows, panels)
+                    } else {
+                        Avx2::products(term, w, rows, panels, add)
+                    }
+                }
+            }
+        }
+    };
 }
+eights!(AvxVnni, AvxVnni, "avxvnni,avx2,fma");
+eights!(Avx512Vnni, Dot, "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,popcnt");
 
 /// What makes numbers of so many bits numbers without sign.
 const fn offset(bits: Bits) -> i32 {
@@ -809,7 +871,7 @@ mod tests {
 
     fn each_level(test: impl Fn(&Kernels<bf16>)) {
         let levels = Isa::available().iter().map(|isa| bf16::kernels(*isa));
-        levels.filter(|kernels| kernels.linear.whole.as_ref().is_some_and(|whole| whole.run == RUN)).for_each(test);
+        levels.filter(|kernels| kernels.linear.whole.first().is_some_and(|whole| whole.run == RUN)).for_each(test);
     }
 
     /// A matrix of random numbers and scales, and what it is in f64.
@@ -833,8 +895,9 @@ mod tests {
         }
         fn times(&self, kernels: &Kernels<bf16>, a: &[bf16]) -> Vec<f32> {
             let ([n, k], w) = (self.shape, self.matrix());
-            let b = Columns::Whole(kernels.whole(&w, Sum::OverCols, 0..n, 1.0).expect("long runs"));
-            let (rows, (a, lda)) = (a.len() / k, rounded(kernels, a, k, k, None));
+            let b = kernels.whole(&w, Sum::OverCols, 0..n, 1.0).expect("long runs");
+            let (rows, (a, lda)) = (a.len() / k, rounded(kernels, a, k, k, &b, None));
+            let b = Columns::Whole(b);
             let mut y = vec![f32::NAN; rows * n];
             kernels.gemm(Out::real(&mut y), n, rows, n, &[Term { a: &a, lda, b, k }], None);
             y
@@ -930,13 +993,20 @@ mod tests {
     }
 
     #[test]
-    fn short_runs_are_packed() {
+    fn short_runs_have_the_bits_of_avx2_or_are_packed() {
+        let avx2 = bf16::kernels(Isa::Avx2);
         each_level(|kernels| {
-            for (run, whole) in
+            let a: Vec<bf16> = Random::new(7).vec(13 * 600);
+            for (run, long) in
                 [(2, false), (32, false), (64, false), (128, true), (130, false), (256, true), (600, true)]
             {
                 let w = W::random(6, Bits::Four, [32, 600], run);
-                assert_eq!(kernels.whole(&w.matrix(), Sum::OverCols, 0..32, 1.0).is_some(), whole, "{run}");
+                let packed = kernels.whole(&w.matrix(), Sum::OverCols, 0..32, 1.0).is_none();
+                assert_eq!(packed, !long && kernels.isa >= Isa::Avx512Bf16, "{run}");
+                if !packed {
+                    let same = same_bits(&w.times(kernels, &a), &w.times(avx2, &a));
+                    assert_eq!(same.is_ok(), !long, "{run}: {same:?}");
+                }
             }
         });
     }

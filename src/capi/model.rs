@@ -23,12 +23,11 @@ pub const DLLM_PRECISION_BF16: u32 = 0;
 pub const DLLM_PRECISION_F32: u32 = 1;
 /// As DLLM_PRECISION_BF16, of weights that are whole numbers of 8 bits with a scale for each output: half the memory. They
 /// are made when the model is opened, unless its folder has them. Where x86-64 multiplies such
-/// (AVX2 and above, without AMX), inputs of products are rounded to whole numbers too: to 14 bits of a row's largest or, with
-/// BF16 and VNNI, to steps of a 32nd of a row's mean magnitude; so are gradients that are propagated through them, to 14 bits
-/// or to steps of a 16th.
+/// (AVX2 and above), inputs of products are rounded to whole numbers too: to 14 bits of a row's largest or, with VNNI, to steps
+/// of a 32nd of a row's mean magnitude; so are gradients that are propagated through them, to 14 bits or to steps of a 16th.
 pub const DLLM_PRECISION_INT8: u32 = 2;
-/// The same with linear maps of 4 bits and a scale for every 32 inputs, whose inputs stay bf16 with BF16 and VNNI; embedding and
-/// head have 8 bits.
+/// The same with linear maps of 4 bits and a scale for every 32 inputs, whose inputs stay bf16 with AVX-512 BF16 and else have 14
+/// bits; embedding and head have 8 bits.
 pub const DLLM_PRECISION_INT4: u32 = 3;
 /// In the order of their numbers.
 const PRECISIONS: [Precision; 4] = [Precision::Bf16, Precision::F32, Precision::Int8, Precision::Int4];

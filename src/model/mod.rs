@@ -39,12 +39,12 @@ pub enum Precision {
     /// Operands rounded to bf16, sums in f32.
     Bf16,
     /// The same, of weights that are whole numbers of 8 bits with a scale for each output: half the memory of bf16. Where
-    /// x86-64 multiplies such (AVX2 and above, without AMX), inputs of products are rounded to whole numbers too: to 14 bits of a
-    /// row's largest or, with BF16 and VNNI, to steps of a 32nd of a row's mean magnitude; so are gradients that are propagated
-    /// through them, to 14 bits or to steps of a 16th.
+    /// x86-64 multiplies such (AVX2 and above), inputs of products are rounded to whole numbers too: to 14 bits of a row's
+    /// largest or, with VNNI, to steps of a 32nd of a row's mean magnitude; so are gradients that are propagated through them, to
+    /// 14 bits or to steps of a 16th.
     Int8,
-    /// The same with linear maps of 4 bits and a scale for every 32 inputs, whose inputs stay bf16 with BF16 and VNNI, embedding
-    /// and head of 8 bits.
+    /// The same with linear maps of 4 bits and a scale for every 32 inputs, whose inputs stay bf16 with AVX-512 BF16 and else have
+    /// 14 bits, embedding and head of 8 bits.
     Int4,
 }
 

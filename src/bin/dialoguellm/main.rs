@@ -36,7 +36,7 @@ Exit codes: 0 fine, 1 wrong argument or option, 2 not found, 3 refused by the sy
 context holds, 9 stopped as asked (Ctrl-C), 10 the GPU is lost, 11 a weight, loss or gradient is NaN or infinite,
 13 an error of this program: please report it.
 
-DLLM_ISA=portable|neon|neonbf16|avx2|avxvnni|avx512|avx512bf16|amx keeps to that level of instructions or below.
+DLLM_ISA=portable|neon|neonbf16|avx2|avxvnni|avx512|avx512vnni|avx512bf16|amx keeps to that level of instructions or below.
 DLLM_CUDA_TOOLKIT=DIR is where the CUDA compiler and cuBLASLt are, if the system does not find them;
 DLLM_CUBLASLT=0 multiplies with own kernels alone.";
 

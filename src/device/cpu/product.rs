@@ -57,22 +57,23 @@ impl<E: Elem> Cpu<E> {
 
     /// Every factor as this level multiplies it. Rows that are made whole numbers for a matrix as it lies are kept in `rounded` for
     /// the next product with them.
-    fn take<'a>(
-        &self,
-        factors: &'a [Factor<'a, E>],
-        rounded: &mut Vec<(&'a Buffer<E>, Arc<Buffer<E>>)>,
-    ) -> Vec<Taken<'a, E>> {
+    fn take<'a>(&self, factors: &'a [Factor<'a, E>], rounded: &mut Vec<Rounded<'a, E>>) -> Vec<Taken<'a, E>> {
         let each = factors.iter().map(|factor| {
             let Factor { x, w, sum, scale } = factor;
             if let Some((turned, scales)) = self.kernels.whole_rows(w, *sum, *scale) {
-                return Taken { factor, turned: Some(turned), rounded: Some(Arc::new(self.round(x, Some(scales)))) };
+                return Taken {
+                    factor,
+                    turned: Some(turned),
+                    rounded: Some(Arc::new(self.round(x, &turned, Some(scales)))),
+                };
             }
-            let whole = self.kernels.whole(w, *sum, 0..factor.n(), *scale).is_some();
-            let rounded = whole.then(|| {
-                let before = rounded.iter().find(|(of, _)| std::ptr::eq(*of, *x)).map(|(_, rounded)| rounded.clone());
-                before.unwrap_or_else(|| {
-                    let made = Arc::new(self.round(x, None));
-                    rounded.push((*x, made.clone()));
+            let rounded = self.kernels.whole(w, *sum, 0..factor.n(), *scale).map(|w| {
+                let mut before = rounded.iter();
+                let before =
+                    before.find(|before| std::ptr::eq(before.of, *x) && self.kernels.rounds_alike(&before.w, &w));
+                before.map(|before| before.rows.clone()).unwrap_or_else(|| {
+                    let made = Arc::new(self.round(x, &w, None));
+                    rounded.push(Rounded { of: x, w, rows: made.clone() });
                     made
                 })
             });
@@ -81,9 +82,9 @@ impl<E: Elem> Cpu<E> {
         each.collect()
     }
 
-    /// Rows as whole numbers, times a scale for every column: `[chunks, rows]`.
-    fn round(&self, x: &Buffer<E>, scales: Option<&[bf16]>) -> Buffer<E> {
-        let (len, chunks) = (self.kernels.rounded_len(), x.cols.div_ceil(linear::CHUNK));
+    /// Rows as whole numbers for `w`, times a scale for every column: `[chunks, rows]`.
+    fn round(&self, x: &Buffer<E>, w: &Packed, scales: Option<&[bf16]>) -> Buffer<E> {
+        let (len, chunks) = (self.kernels.rounded_len(w), x.cols.div_ceil(linear::CHUNK));
         let mut rounded = Buffer::new(&self.arena, chunks, x.rows * len);
         let tasks = Chunks::new(rounded.values_mut(), ROUNDED_ROWS * len);
         self.pool.run(tasks.count(), |task| {
@@ -93,7 +94,7 @@ impl<E: Elem> Cpu<E> {
                 let (from, row) = (at / x.rows * linear::CHUNK, at % x.rows * x.cols);
                 let chunk = from..x.cols.min(from + linear::CHUNK);
                 let scales = scales.map(|scales| &scales[chunk.clone()]);
-                self.kernels.round(to, &x.values()[row..][chunk], scales);
+                self.kernels.round(to, &x.values()[row..][chunk], w, scales);
             }
         });
         rounded
@@ -255,6 +256,13 @@ struct Ready<'a, E: Elem> {
     n: usize,
 }
 
+/// Rows that are made whole numbers for a matrix.
+struct Rounded<'a, E: Elem> {
+    of: &'a Buffer<E>,
+    w: Packed<'a>,
+    rows: Arc<Buffer<E>>,
+}
+
 /// A factor as a level multiplies it.
 struct Taken<'a, E: Elem> {
     factor: &'a Factor<'a, E>,
@@ -320,7 +328,7 @@ fn terms<'a, E: Elem>(
 ) -> Vec<linear::Term<'a, E>> {
     let term = |(factor, columns): (&'a Taken<E>, &'a Columns<'a, E>)| {
         let a = factor.rows();
-        let width = if factor.rounded.is_some() { kernels.rounded_len() } else { a.cols };
+        let width = if factor.rounded.is_some() { a.cols / factor.factor.x.rows } else { a.cols }; // of a row
         let b = match columns {
             Columns::Panels(panels) => linear::Columns::Panels(panels.values()),
             Columns::Whole(whole) => linear::Columns::Whole(*whole),

@@ -252,14 +252,14 @@ impl WholeCase {
 
     /// Rows `rows` of the product with whole numbers, with that of bf16, or of their sum.
     fn run(&self, kernels: &Kernels<bf16>, rows: std::ops::Range<usize>, whole: bool, beside: bool) -> Vec<f32> {
-        let (k, len) = (self.k, kernels.rounded_len());
+        let k = self.k;
         let w = Packed::new(self.bits, &self.q, &self.scales, [self.n, k], self.run).unwrap();
         let b = kernels.whole(&Matrix::packed(w), Sum::OverCols, 0..self.n, 1.0).expect("long runs");
-        let a = &self.a[rows.start * k..rows.end * k];
+        let (a, len) = (&self.a[rows.start * k..rows.end * k], kernels.rounded_len(&b));
         let mut rounded = vec![bf16::NAN; k.div_ceil(CHUNK) * rows.len() * len];
         for (at, to) in rounded.chunks_exact_mut(len).enumerate() {
             let row = &a[at % rows.len() * k..][..k];
-            kernels.round(to, row.chunks(CHUNK).nth(at / rows.len()).unwrap(), None);
+            kernels.round(to, row.chunks(CHUNK).nth(at / rows.len()).unwrap(), &b, None);
         }
         let mut terms = vec![];
         if whole {
