@@ -3,7 +3,8 @@
 //! `asm!`, because the intrinsics are not stable (rust-lang/rust#126622). The tile configuration belongs to the thread:
 //! released before return, so that no thread keeps 8 KiB of state to be saved at every switch. A is read from where it
 //! lies, in steps of 32 values, the last rows in tiles of fewer rows. What a term has beyond whole steps (LoRA's rank, mostly)
-//! is laid side by side with that of the other terms, padded by zeros, and summed then. Terms of whole numbers follow.
+//! is laid side by side with that of the other terms, padded by zeros, and summed then. Terms of whole
+//! numbers follow.
 
 use super::tile::add_bias;
 use super::whole_amx::Wholes;
@@ -178,7 +179,7 @@ pub(super) unsafe fn gemm(
     terms: &[Term<bf16>],
     bias: Option<&[f32]>,
 ) {
-    let mut sums = Sums::zero(); // as they stay where nothing is summed
+    let mut sums = Sums::zero();
     let mut whole = Wholes::of(terms);
     let terms: Vec<_> = terms.iter().filter(|term| matches!(term.b, Columns::Panels(_))).copied().collect();
     let mut tails = Tails::of(&terms);
@@ -209,6 +210,10 @@ pub(super) unsafe fn gemm(
                     Some(whole) => {
                         each(whole.as_mut_ptr().cast(), PANEL, &sums.0[..m], |whole, sum| _mm512_add_ps(whole, sum));
                         whole
+                    }
+                    None if runs.is_empty() => {
+                        sums = Sums::zero(); // a bias was added
+                        &mut sums.0[..m]
                     }
                     None => &mut sums.0[..m],
                 };

@@ -1,5 +1,5 @@
-//! AVX-512: vectors of sixteen f32, tiles of 12 rows by 2 vectors in 27 of 32 registers; whole numbers as bytes with VNNI; bf16 widened, or by pairs
-//! through vdpbf16ps, which multiplies twice as much and flushes denormals.
+//! AVX-512: vectors of sixteen f32, tiles of 12 rows by 2 vectors in 27 of 32 registers; bf16 widened, or by pairs
+//! through vdpbf16ps, which multiplies twice as much and flushes denormals. With VNNI whole numbers of long runs are multiplied as bytes.
 
 use super::avx2::{self, Avx2};
 use super::pack::{self as packing, Transpose};

@@ -60,7 +60,7 @@ impl<'t, 'a> Wholes<'t, 'a> {
         if self.terms.is_empty() { most } else { most.min(BLOCK_ROWS) }
     }
 
-    /// Has sums of these rows and of the first of `panels`; with it of some that follow, unless it had them.
+    /// Makes the sums of these rows and of the first of `panels`, with those of some that follow, unless it has them.
     ///
     /// # Safety
     /// AMX and AVX-512 with VNNI must be there, and lengths as [`crate::Kernels::gemm`] checks them.

@@ -458,7 +458,7 @@ impl Head {
     }
 }
 
-/// Short runs are left to AVX2: their sums cost as much as their products, which are half as many by it.
+/// Short runs are left to AVX2: their sums in f32 would cost as much as the products that are saved.
 macro_rules! eights {
     ($level:ty, $bytes:ty, $features:literal) => {
         impl Eights for $level {

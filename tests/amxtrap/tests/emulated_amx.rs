@@ -165,6 +165,15 @@ fn emulated_amx_whole_panels_are_stored_and_added_as_parts_are() {
 }
 
 #[test]
+fn emulated_amx_of_nothing_is_the_bias() {
+    let Some(kernels) = kernels() else { return };
+    let bias: Vec<f32> = Random::new(1).vec(70);
+    let mut y = vec![f32::NAN; 35 * 70];
+    kernels.gemm(Out::real(&mut y), 70, 35, 70, &[], Some(&bias));
+    same_bits(&y, &bias.repeat(35)).unwrap();
+}
+
+#[test]
 fn emulated_amx_gradients_are_sums_over_rows_of_outer_products() {
     let Some(kernels) = kernels() else { return };
     let (mut got, mut plain, mut want) = (vec![], vec![], vec![]);
