@@ -22,7 +22,7 @@ where
         gemm: tile::gemm::<Pairs<E, Neon>>,
         gemm_tn: tn::gemm_tn::<E, Neon>,
         gemv: None,
-        whole: None,
+        whole: &[],
     }
 }
 

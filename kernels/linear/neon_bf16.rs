@@ -28,7 +28,7 @@ pub(super) const BF16: Forms<bf16> = Forms {
     gemm,
     gemm_tn: tn::gemm_tn::<bf16, neon::Neon>,
     gemv: None,
-    whole: None,
+    whole: &[],
 };
 
 /// # Safety
