@@ -106,18 +106,19 @@ mod loops {
     pub unsafe fn tiles(operands: &str, rounds: usize) -> f64 {
         let tiles = vec![Tile([0; 1024]); 4 * PAIRS];
         let all = (3 * rounds).div_ceil(PAIRS);
+        let (multiply, k): (unsafe fn(&[Tile]), usize) = match operands {
+            "int8" => (pairs_of_bytes, 64),
+            _ => (pairs, 32),
+        };
         // SAFETY: the caller's.
         unsafe {
             Config::new([(16, 64); 8]).load();
             for _ in 0..all {
-                match operands {
-                    "int8" => pairs_of_bytes(&tiles),
-                    _ => pairs(&tiles),
-                }
+                multiply(&tiles);
             }
             release();
         }
-        let product = 2 * 16 * 16 * if operands == "int8" { 64 } else { 32 };
+        let product = 2 * 16 * 16 * k;
         (all * PAIRS * 4 * product) as f64
     }
 

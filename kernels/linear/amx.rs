@@ -7,7 +7,7 @@
 //! numbers follow.
 
 use super::tile::add_bias;
-use super::whole_amx::Wholes;
+use super::whole_amx::{self, Wholes};
 use super::{Columns, Out, PANEL, Term, panel_len};
 use crate::bf16;
 use std::arch::asm;
@@ -184,14 +184,16 @@ pub(super) unsafe fn gemm(
     let terms: Vec<_> = terms.iter().filter(|term| matches!(term.b, Columns::Panels(_))).copied().collect();
     let mut tails = Tails::of(&terms);
     let mut runs = Vec::with_capacity(terms.len() + 1);
-    let block = whole.block_rows(block_rows(&terms));
+    let block = block_rows(&terms).min(if whole.is_some() { whole_amx::BLOCK_ROWS } else { usize::MAX });
     let mut loaded = Loaded(0);
     for first in (0..rows).step_by(block) {
         let block = first..rows.min(first + block);
         tails.lay_rows(&terms, block.clone());
         for panel in 0..n.div_ceil(PANEL) {
-            // SAFETY: AMX is there, and so many panels are.
-            unsafe { whole.multiply(&mut loaded, block.clone(), panel..n.div_ceil(PANEL)) };
+            if let Some(whole) = &mut whole {
+                // SAFETY: AMX is there, and so many panels are.
+                unsafe { whole.multiply(&mut loaded, block.clone(), panel..n.div_ceil(PANEL)) };
+            }
             tails.lay_panel(&terms, panel);
             runs.clear();
             runs.extend(terms.iter().filter(|term| term.k >= STEP).map(|term| Run::of(term, first, panel)));
@@ -205,7 +207,7 @@ pub(super) unsafe fn gemm(
                     unsafe { loaded.be_for(m) };
                     multiply(&mut sums, &runs, i - first, m);
                 }
-                let sums = match whole.sums(panel, i..i + m) {
+                let sums = match whole.as_mut().map(|whole| whole.sums(panel, i..i + m)) {
                     Some(whole) if runs.is_empty() => whole,
                     Some(whole) => {
                         each(whole.as_mut_ptr().cast(), PANEL, &sums.0[..m], |whole, sum| _mm512_add_ps(whole, sum));

@@ -16,11 +16,11 @@ use std::ops::Range;
 /// Quads of a step.
 const STEP: usize = 16;
 /// Rows that pass by a chunk of a panel once it is laid out: their bytes, its own and SUMS_BYTES fit the second-level cache.
-const BLOCK_ROWS: usize = 256;
+pub(super) const BLOCK_ROWS: usize = 256;
 /// Bytes of sums of a block of rows and some panels, which share the laying out of high parts.
 const SUMS_BYTES: usize = 512 << 10;
 
-/// The terms of whole numbers, and their sums for a block of rows and some panels.
+/// The terms of whole numbers, at least one, and their sums for a block of rows and some panels.
 pub(super) struct Wholes<'t, 'a> {
     terms: Vec<(&'t Term<'a, bf16>, Packed<'a>)>,
     rows: Range<usize>,
@@ -37,13 +37,15 @@ pub(super) struct Wholes<'t, 'a> {
 }
 
 impl<'t, 'a> Wholes<'t, 'a> {
-    pub fn of(terms: &'t [Term<'a, bf16>]) -> Self {
+    /// Those among these, if there are any.
+    pub fn of(terms: &'t [Term<'a, bf16>]) -> Option<Self> {
         let whole = terms.iter().filter_map(|term| match term.b {
             Columns::Whole(w) => Some((term, w)),
             Columns::Panels(_) => None,
         });
-        Self {
-            terms: whole.collect(),
+        let terms: Vec<_> = whole.collect();
+        (!terms.is_empty()).then(|| Self {
+            terms,
             rows: 0..0,
             panels: 0..0,
             sums: vec![],
@@ -52,12 +54,7 @@ impl<'t, 'a> Wholes<'t, 'a> {
             high_w: vec![],
             low: Sums::zero(),
             of_high: Sums::zero(),
-        }
-    }
-
-    /// The rows of a block, of at most `most`.
-    pub fn block_rows(&self, most: usize) -> usize {
-        if self.terms.is_empty() { most } else { most.min(BLOCK_ROWS) }
+        })
     }
 
     /// Makes the sums of these rows and of the first of `panels`, with those of some that follow, unless it has them.
@@ -66,7 +63,7 @@ impl<'t, 'a> Wholes<'t, 'a> {
     /// AMX and AVX-512 with VNNI must be there, and lengths as [`crate::Kernels::gemm`] checks them.
     #[target_feature(enable = "avx512vnni,avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,popcnt")]
     pub unsafe fn multiply(&mut self, loaded: &mut Loaded, rows: Range<usize>, panels: Range<usize>) {
-        if self.terms.is_empty() || self.rows == rows && self.panels.contains(&panels.start) {
+        if self.rows == rows && self.panels.contains(&panels.start) {
             return;
         }
         let group = (SUMS_BYTES / size_of::<Row<f32>>() / rows.len()).max(1);
@@ -163,7 +160,7 @@ impl<'t, 'a> Wholes<'t, 'a> {
             let quads = high.quads.of(&run.quads);
             if quads.is_empty() {
                 // SAFETY: the caller's rows.
-                unsafe { add::<false>(sums, [&self.low, &self.low], a, scales) };
+                unsafe { add(sums, &self.low, None, a, scales) };
                 continue;
             }
             let steps = quads.len().div_ceil(STEP);
@@ -174,15 +171,15 @@ impl<'t, 'a> Wholes<'t, 'a> {
             let (a_high, stride) = (high.a[step..].as_ptr().cast(), high.steps * size_of::<Line>());
             multiply_bytes(&mut self.of_high, &[Run { a: a_high, stride, b: self.high_w.as_ptr(), steps }], 0, m);
             // SAFETY: the caller's rows.
-            unsafe { add::<true>(sums, [&self.low, &self.of_high], a, scales) };
+            unsafe { add(sums, &self.low, Some(&self.of_high), a, scales) };
             step += steps;
         }
     }
 
-    /// The sums of these rows of a panel that [`Self::multiply`] had, if there is any term.
-    pub fn sums(&mut self, panel: usize, rows: Range<usize>) -> Option<&mut [Row<f32>]> {
+    /// The sums of these rows of a panel that [`Self::multiply`] has made.
+    pub fn sums(&mut self, panel: usize, rows: Range<usize>) -> &mut [Row<f32>] {
         let first = (panel - self.panels.start) * self.rows.len() + rows.start - self.rows.start;
-        (!self.terms.is_empty()).then(|| &mut self.sums[first..][..rows.len()])
+        &mut self.sums[first..][..rows.len()]
     }
 }
 
@@ -210,26 +207,26 @@ unsafe fn lay_run<const BITS: usize>(to: &mut [Line], run: &whole_dot::Run) {
     }
 }
 
-/// Adds sums of low parts and, where that is said, of high parts, times what they count: not to rows that have no high ones, which other
+/// Adds sums of low parts and of high parts, if there are any, times what they count: not to rows that have no high ones, which other
 /// rows must not touch, whatever the scales are.
 ///
 /// # Safety
 /// AVX-512 must be there, and as many rows of `a`.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn add<const HIGH: bool>(to: &mut [Row<f32>], whole: [&Sums<i32>; 2], a: Rows, scales: [__m512; 2]) {
+unsafe fn add(to: &mut [Row<f32>], low: &Sums<i32>, high: Option<&Sums<i32>>, a: Rows, scales: [__m512; 2]) {
     for (r, to) in to.iter_mut().enumerate() {
         // SAFETY: the caller's; two vectors of a row's sums each.
         unsafe {
             let step = a.head(r).step;
-            let [low, high] =
-                whole.map(|sums| Dot::real([0, 16].map(|i| _mm512_load_si512(sums.0[r].0[i..].as_ptr().cast()))));
             for (i, scales) in scales.into_iter().enumerate() {
                 let at = to.0[16 * i..].as_mut_ptr();
-                let mut sum = _mm512_fmadd_ps(low[i], Dot::scaled(scales, step), _mm512_load_ps(at));
-                if HIGH {
-                    let scales = Dot::scales_of_some(high[i], Dot::scaled(scales, 256.0 * step));
-                    sum = _mm512_fmadd_ps(high[i], scales, sum);
+                let whole =
+                    |sums: &Sums<i32>| _mm512_cvtepi32_ps(_mm512_load_si512(sums.0[r].0[16 * i..].as_ptr().cast()));
+                let mut sum = _mm512_fmadd_ps(whole(low), Dot::scaled(scales, step), _mm512_load_ps(at));
+                if let Some(high) = high.map(whole) {
+                    let scales = Dot::scales_of_some(high, Dot::scaled(scales, 256.0 * step));
+                    sum = _mm512_fmadd_ps(high, scales, sum);
                 }
                 _mm512_store_ps(at, sum);
             }

@@ -328,12 +328,12 @@ fn terms<'a, E: Elem>(
 ) -> Vec<linear::Term<'a, E>> {
     let term = |(factor, columns): (&'a Taken<E>, &'a Columns<'a, E>)| {
         let a = factor.rows();
-        let width = if factor.rounded.is_some() { a.cols / factor.factor.x.rows } else { a.cols }; // of a row
-        let b = match columns {
-            Columns::Panels(panels) => linear::Columns::Panels(panels.values()),
-            Columns::Whole(whole) => linear::Columns::Whole(*whole),
+        let (b, width) = match columns {
+            Columns::Panels(panels) => (linear::Columns::Panels(panels.values()), a.cols),
+            Columns::Whole(whole) => (linear::Columns::Whole(*whole), kernels.rounded_len(whole)),
             Columns::Turned { panels, ones, of, outputs } => {
-                linear::Columns::Whole(kernels.turned(panels.values(), ones, of, *outputs))
+                let turned = kernels.turned(panels.values(), ones, of, *outputs);
+                (linear::Columns::Whole(turned), kernels.rounded_len(of))
             }
         };
         linear::Term { a: &a.values()[rows.start * width..], lda: a.cols, b, k: factor.factor.x.cols }
